@@ -1,0 +1,44 @@
+"""The one shape of everything this program refuses. Imports nothing of ours."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_INTERNAL = 1
+EXIT_USAGE = 2
+EXIT_NO_FIT = 3
+EXIT_PROBLEM_FOUND = 4
+
+
+class PlanLlamaError(Exception):
+    """A refusal: what is wrong and where, and what to do about it, in one line on standard error.
+
+    `exit_code` is what the process ends with (2 unless a subclass says otherwise).
+    """
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def line(self) -> str:
+        """The whole refusal as one printable line; control characters of foreign names are escaped."""
+        text = f"{self.message}; {self.hint}" if self.hint else self.message
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class UsageError(PlanLlamaError):
+    """The words of the command line do not make sense."""
+
+
+class InputError(PlanLlamaError):
+    """A file or value that was given cannot be used."""
+
+
+class ModelError(InputError):
+    """A model is unknown, or its file cannot be read."""
+
+
+class ProfileError(InputError):
+    """A TOML profile does not say what it must."""

@@ -1,0 +1,1 @@
+"""What a machine has: types, probes of this machine, described machines and overrides."""

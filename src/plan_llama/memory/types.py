@@ -1,0 +1,76 @@
+"""Frozen inputs and results of the memory model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Program = Literal["llama-server", "llama-cli", "llama-bench", "llama-fit-params"]
+LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
+SplitMode = Literal["none", "layer", "row", "tensor"]
+
+HOST = -1  # device index of system memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """One `-ot PATTERN=BUFFER` (also what --cpu-moe, --n-cpu-moe and --n-cpu-ffn turn into). First match wins."""
+
+    pattern: str
+    device: int  # index of the GPU, or HOST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides memory and speed in one llama.cpp process; all values are final (no auto)."""
+
+    program: Program = "llama-server"
+    context: int  # -c as the engine sees it: the pool when unified, else the total over slots (tokens)
+    parallel: int = 1  # -np
+    kv_unified: bool = False
+    batch: int = 2048
+    ubatch: int = 512
+    flash_attn: bool = True
+    kv_type_k: str = "f16"
+    kv_type_v: str = "f16"
+    gpu_layers: int = 0  # -ngl; more than all layers is all of them, the output layer included
+    split_mode: SplitMode = "layer"
+    tensor_split: tuple[float, ...] = ()  # empty: by free memory, as the engine does
+    main_gpu: int = 0
+    overrides: tuple[Override, ...] = ()
+    kv_offload: bool = True
+    op_offload: bool = True
+    repack: bool = True
+    swa_full: bool = False
+    load_mode: LoadMode = "mmap"
+    threads: int | None = None
+    cache_ram_bytes: int = 0
+    ctx_checkpoints: int = 0
+    draft_layers: bool = False  # load and run the model's own next-token-prediction block
+
+    @property
+    def context_per_slot(self) -> int:
+        """Tokens that one conversation can have."""
+        return self.context if self.kv_unified else self.context // self.parallel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBytes:
+    """One device's buffers, as llama.cpp's memory breakdown counts them."""
+
+    weights_bytes: int = 0
+    context_bytes: int = 0
+    compute_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the three."""
+        return self.weights_bytes + self.context_bytes + self.compute_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffers:
+    """llama.cpp's own buffers: one entry per GPU, and the host's."""
+
+    devices: tuple[DeviceBytes, ...]
+    host: DeviceBytes

@@ -1,0 +1,119 @@
+"""Frozen facts about a model: every tensor with its type and bytes, and the header's hyperparameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from plan_llama.hardware.types import Source
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """A ggml type: `block_bytes` bytes hold `block_elements` elements (ggml/src/ggml.c type_traits, b11434)."""
+
+    id: int
+    name: str  # ggml's lower-case name: "q4_K", "iq2_xs", "f16"
+    block_elements: int
+    block_bytes: int
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the type packs blocks (f32, f16, bf16 and the integers do not)."""
+        return self.block_elements > 1
+
+    def nbytes(self, elements: int) -> int:
+        """Bytes of a row of so many elements (whole blocks)."""
+        return elements // self.block_elements * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a model file. `shape` is in ggml's order: shape[0] is the row length (ne0)."""
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file, without padding."""
+        return self.type.nbytes(self.elements)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """How to get a file that is not on the machine."""
+
+    repo: str
+    quant: str
+    files: tuple[str, ...]  # paths inside the repo, first shard first
+    size_bytes: int
+    argv: tuple[str, ...]  # the command that downloads
+    path: str  # the file that `-m` names afterwards
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model that can be planned.
+
+    `hparams` holds the header's keys without the architecture prefix (`block_count`, `attention.head_count_kv`, …);
+    values are numbers, strings, bools or tuples of them (per layer). Tokenizer arrays are absent; `vocab_size` has
+    their length. `tensors` are in file order, over all shards.
+    """
+
+    name: str
+    architecture: str
+    quant: str
+    tensors: tuple[Tensor, ...]
+    hparams: Mapping[str, Any]
+    vocab_size: int
+    file_bytes: int
+    path: str | None = None  # first shard, when a file is there (or the path the download makes)
+    present: bool = False
+    source: Source = "file"
+    data_note: str | None = None  # what is short or sparse about the file, in one sentence
+    download: Download | None = None
+    catalog_id: str | None = None
+    licence: str | None = None
+    sampling: Mapping[str, float] = field(default=MappingProxyType({}))  # as the publisher states it
+    kv_quantisation_breaks: str | None = None  # why a quantised KV cache is not to be chosen, with its source
+    sources: Mapping[str, Source] = field(default=MappingProxyType({}))
+
+    @property
+    def parameters(self) -> int:
+        """All weights in the file, draft layers included (as llama.cpp counts n_params)."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def layers(self) -> int:
+        """Blocks that run for a token: block_count less the next-token-prediction blocks."""
+        return self.int_param("block_count") - self.int_param("nextn_predict_layers", 0)
+
+    @property
+    def context_train(self) -> int:
+        """The context that the model was trained for, in tokens."""
+        return self.int_param("context_length", 0)
+
+    def int_param(self, key: str, default: int | None = None, *, layer: int | None = None) -> int:
+        """An integer hyperparameter; a per-layer array needs `layer`. Raises ModelError where it is missing."""
+        value = self.hparams.get(key, default)
+        if isinstance(value, tuple):
+            if layer is None:
+                value = max(value, default=default)
+            else:
+                value = value[layer] if layer < len(value) else default
+        if not isinstance(value, int):
+            from plan_llama.errors import ModelError
+
+            raise ModelError(f"{self.name}: the header's '{self.architecture}.{key}' is missing or not a number")
+        return int(value)
