@@ -47,11 +47,13 @@ class Settings:
     cache_ram_bytes: int = 0
     ctx_checkpoints: int = 0
     draft_layers: bool = False  # load and run the model's own next-token-prediction block
+    slot_limit: int | None = None  # --kv-unified-per-slot: most tokens of one conversation in a shared pool
 
     @property
     def context_per_slot(self) -> int:
         """Tokens that one conversation can have."""
-        return self.context if self.kv_unified else self.context // self.parallel
+        tokens = self.context if self.kv_unified else self.context // self.parallel
+        return tokens if self.slot_limit is None else min(tokens, self.slot_limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

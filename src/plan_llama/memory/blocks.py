@@ -1,0 +1,372 @@
+"""llama.cpp's building blocks of a compute graph: inputs, norms, feed-forward, experts and attention.
+
+Mirrors the `llm_graph_context::build_*` functions of src/llama-graph.cpp and the cache views of
+src/llama-kv-cache.cpp, b11434. A block is described once; which tensors a layer has decides its branches, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from plan_llama.memory.ggml import F16, F32, I32, I64, Graph, Node, tensor
+from plan_llama.memory.types import HOST
+from plan_llama.models.types import ModelSpec, TensorType
+
+# llm_arch_supports_mixed_batch, src/llama-arch.cpp: batches of tokens and embeddings together are not for these
+_NO_MIXED_BATCH = frozenset(
+    {"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The batch that the engine reserves for, and the caches it reads (src/llama-context.cpp, graph_reserve).
+
+    `cells` is the KV cells of one stream; a unified cache has one stream.
+    """
+
+    tokens: int
+    outputs: int
+    sequences: int
+    streams: int
+    cells: int
+    flash_attn: bool
+    kv_type_k: TensorType
+    kv_type_v: TensorType
+    kv_offload: bool
+
+
+def padded(value: int, multiple: int) -> int:
+    """GGML_PAD."""
+    return -(-value // multiple) * multiple
+
+
+def hadamard_size(head: int) -> int:
+    """n_rot_k of llama_kv_cache: the largest power of two times 64 that divides the head size."""
+    size = 64
+    while head % (2 * size) == 0:
+        size *= 2
+    return size
+
+
+class Builder:
+    """Builds one model's graph. `device_of` and `layer_device` say where weights and caches lie (HOST = the CPU)."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        batch: Batch,
+        device_of: Mapping[str, int],
+        layer_device: Mapping[int, int],
+        devices: int,
+    ) -> None:
+        self.g = Graph()
+        self.spec = spec
+        self.batch = batch
+        self.cpu = devices
+        self._device_of = device_of
+        self._layer_device = layer_device
+        self._tensors = {tensor.name: tensor for tensor in spec.tensors}
+        self._weights: dict[str, Node] = {}
+        self._caches: dict[str, Node] = {}
+        self.output_device = HOST
+        self.constants: list[Node] = []
+
+    def backend(self, device: int) -> int:
+        """The scheduler's number of a device."""
+        return self.cpu if device == HOST else device
+
+    # -- weights and caches -------------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds a tensor."""
+        return name in self._tensors
+
+    def w(self, name: str) -> Node:
+        """A weight by its name in the file."""
+        if name not in self._weights:
+            fact = self._tensors[name]
+            full = (*fact.shape, *(1,) * (4 - len(fact.shape)))
+            node = Node("NONE", fact.type, (full[0], full[1], full[2], full[3]), [])
+            node.buffer = self.backend(self._device_of[name])
+            node.is_weight = True
+            self._weights[name] = node
+        return self._weights[name]
+
+    def output_weight(self, name: str) -> Node:
+        """The head's matrix: where embeddings are tied, the copy of the token table on the output's device."""
+        weight = self.w(name)
+        if name == "output.weight" or weight.buffer == self.backend(self.output_device):
+            return weight
+        copy = Node("NONE", weight.type, weight.ne, [])
+        copy.buffer = self.backend(self.output_device)
+        copy.is_weight = True
+        return copy
+
+    def maybe(self, name: str) -> Node | None:
+        """A weight, or None where the file has none of that name."""
+        return self.w(name) if self.has(name) else None
+
+    def cache(self, name: str, kind: TensorType, row: int, cells: int, layer: int) -> Node:
+        """A layer's K, V or index cache: [row, cells, streams], where the layer runs."""
+        key = f"{name}.{layer}"
+        if key not in self._caches:
+            node = Node("NONE", kind, (row, cells, self.batch.streams, 1), [])
+            node.buffer = self.backend(self._layer_device[layer]) if self.batch.kv_offload else self.cpu
+            self._caches[key] = node
+        return self._caches[key]
+
+    # -- inputs ---------------------------------------------------------------------------------------------------
+
+    def input_embedding(self) -> Node:
+        """build_inp_embd: rows of the token table, embeddings given directly, or both: all three are reserved."""
+        g, tokens = self.g, self.batch.tokens
+        ids = g.input(I32, tokens)
+        table = self.w("token_embd.weight")
+        rows = g.get_rows(table, ids)
+        given = g.input(F32, table.ne[0], tokens)
+        g.expand(rows, given)
+        if self.spec.architecture not in _NO_MIXED_BATCH:
+            mixed_ids, slots = g.input(I32, tokens), g.input(I64, tokens)
+            mixed = g.like("DUP", g.input(F32, table.ne[0], tokens))
+            g.expand(g.set_rows(mixed, g.get_rows(table, mixed_ids), slots))
+        return rows
+
+    def mask(self, cells: int, kind: TensorType | None = None) -> Node:
+        """build_attn_inp_kq_mask: [cells, tokens per stream, 1, streams]; f16 for flash attention."""
+        batch = self.batch
+        kind = kind or (F16 if batch.flash_attn else F32)
+        return self.g.input(kind, cells, batch.tokens // batch.streams, 1, batch.streams)
+
+    # -- norms and projections ------------------------------------------------------------------------------------
+
+    def mm(self, name: str, x: Node) -> Node:
+        """build_lora_mm with the tensor's bias and scale, where there are any."""
+        out = self.g.mul_mat(self.w(f"{name}.weight"), x)
+        for suffix, op in ((".scale", "MUL"), (".bias", "ADD")):
+            extra = self.maybe(name + suffix)
+            if extra is not None:
+                out = self.g.like(op, out, extra)
+        return out
+
+    def norm(self, x: Node, name: str, *, op: str = "RMS_NORM") -> Node:
+        """build_norm."""
+        weight, bias = self.maybe(f"{name}.weight"), self.maybe(f"{name}.bias")
+        x = self.g.like(op, x)
+        if weight is not None:
+            x = self.g.like("MUL", x, weight)
+        if bias is not None:
+            x = self.g.like("ADD", x, bias)
+        return x
+
+    def rope(self, x: Node, positions: Node, factors: Node | None = None) -> Node:
+        """ggml_rope_ext."""
+        return self.g.like("ROPE", x, positions, *([factors] if factors is not None else []))
+
+    # -- feed-forward -----------------------------------------------------------------------------------------------
+
+    def ffn(self, x: Node, prefix: str, suffix: str = "") -> Node:
+        """build_ffn: up, gate (parallel, where there is one), activation, down."""
+        up = self.mm(f"{prefix}.ffn_up{suffix}", x)
+        if self.has(f"{prefix}.ffn_gate{suffix}.weight"):
+            x = self.g.glu(self.mm(f"{prefix}.ffn_gate{suffix}", x), up)
+        elif up.ne[0] == 2 * self.w(f"{prefix}.ffn_down{suffix}.weight").ne[0]:
+            x = self.g.glu(up)  # gate and up in one matrix (phi-3, glm-4)
+        else:
+            x = self.g.like("UNARY", up)
+        return self.mm(f"{prefix}.ffn_down{suffix}", x)
+
+    def moe(
+        self,
+        x: Node,
+        prefix: str,
+        *,
+        used: int,
+        gating: str,
+        normalise: bool,
+        scale: bool,
+        groups: tuple[int, int] = (1, 1),
+    ) -> Node:
+        """build_moe_ffn: router, selection, weights, the experts' three products and their sum.
+
+        `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used).
+        """
+        g, tokens = self.g, x.ne[1]
+        logits = self.mm(f"{prefix}.ffn_gate_inp", x)
+        experts = logits.ne[0]
+        if gating == "softmax":
+            probs = g.soft_max(logits)
+        elif gating == "sigmoid":
+            probs = g.like("UNARY", logits)
+        else:
+            probs = logits
+        selection = probs
+        bias = self.maybe(f"{prefix}.exp_probs_b.bias")
+        if bias is not None:
+            selection = g.like("ADD", probs, bias)
+        if groups[0] > 1:
+            selection = self._grouped(selection, experts, tokens, groups)
+        selected = g.argsort_top_k(selection, used)
+        weights = g.get_rows(g.reshape(probs, 1, experts, tokens), selected)
+        if gating == "softmax-weight":
+            weights = g.soft_max(g.reshape(weights, used, tokens))
+            weights = g.reshape(weights, 1, used, tokens)
+        if normalise:
+            weights = g.reshape(weights, used, tokens)
+            total = g.like("CLAMP", g.sum_rows(weights))
+            weights = g.reshape(g.like("DIV", weights, total), 1, used, tokens)
+        if scale:
+            weights = g.like("SCALE", weights)
+        g.expand(weights)
+        x = g.reshape(x, x.ne[0], 1, tokens)
+        if self.has(f"{prefix}.ffn_gate_up_exps.weight"):
+            both = self._experts(f"{prefix}.ffn_gate_up_exps", x, selected)
+            half = (both.ne[0] // 2, both.ne[1], both.ne[2])
+            hidden = g.glu(g.view(both, half, both.nb[1:3]), g.view(both, half, both.nb[1:3]))
+        else:
+            up = self._experts(f"{prefix}.ffn_up_exps", x, selected)
+            if self.has(f"{prefix}.ffn_gate_exps.weight"):
+                hidden = g.glu(self._experts(f"{prefix}.ffn_gate_exps", x, selected), up)
+            else:
+                hidden = g.like("UNARY", up)
+        out = self._experts(f"{prefix}.ffn_down_exps", hidden, selected)
+        out = g.like("MUL", out, weights)
+        g.expand(out)
+        parts = [g.view(out, (out.ne[0], tokens), (out.nb[2],)) for _ in range(used)]
+        g.expand(*parts)
+        total = parts[0]
+        for part in parts[1:]:
+            total = g.like("ADD", total, part)
+            g.expand(total)
+        return g.cont(total) if used == 1 else total
+
+    def _experts(self, name: str, x: Node, ids: Node) -> Node:
+        out = self.g.mul_mat_id(self.w(f"{name}.weight"), x, ids)
+        bias = self.maybe(f"{name}.bias")
+        return out if bias is None else self.g.like("ADD_ID", out, bias, ids)
+
+    def _grouped(self, selection: Node, experts: int, tokens: int, groups: tuple[int, int]) -> Node:
+        """The choice of expert groups before experts (DeepSeek-V3)."""
+        g = self.g
+        count, used = groups
+        size = experts // count
+        grouped = g.reshape(selection, size, count, tokens)
+        best = g.argsort_top_k(grouped, 2)
+        scores = g.get_rows(g.reshape(grouped, 1, size, count, tokens), best)
+        scores = g.sum_rows(g.reshape(scores, 2, count, tokens))
+        scores = g.reshape(scores, count, tokens)
+        chosen = g.argsort_top_k(scores, used)
+        kept = g.get_rows(grouped, chosen)
+        masked = g.set_rows(g.like("FILL", grouped), kept, chosen)
+        return g.reshape(masked, experts, tokens)
+
+    # -- attention --------------------------------------------------------------------------------------------------
+
+    def rotate(self, x: Node, rotation: Node) -> Node:
+        """llama_mul_mat_hadamard: the rotation before a quantised cache."""
+        g, n = self.g, rotation.ne[0]
+        count = x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3]
+        flat = g.reshape(x, n, count // n) if x.contiguous() else g.cont(x, n, count // n)
+        out = g.mul_mat(rotation, flat)
+        return g.reshape(out, *x.ne)
+
+    def store(self, cache: Node, values: Node, rows: Node) -> None:
+        """cpy_k, and cpy_v under flash attention: whole rows into the cache."""
+        g = self.g
+        flat = g.view(values, (values.ne[0] * values.ne[1], values.ne[2]), (values.nb[2],))
+        if cache.ne[2] > 1:
+            cache = g.reshape(cache, cache.ne[0], cache.ne[1] * cache.ne[2])
+        g.expand(g.set_rows(cache, flat, rows))
+
+    def store_transposed(self, cache: Node, values: Node, rows: Node) -> None:
+        """cpy_v without flash attention: element by element, the cache being transposed."""
+        g = self.g
+        count = values.ne[0] * values.ne[1]
+        if values.nb[2] == values.type.nbytes(count):
+            flat = g.reshape(values, count, values.ne[2])
+        else:
+            flat = g.cont(values, count, values.ne[2])
+        whole = g.reshape(cache, 1, cache.ne[0] * cache.ne[1] * cache.ne[2])
+        g.expand(g.set_rows(whole, g.reshape(flat, 1, count * values.ne[2]), rows))
+
+    def read_k(self, cache: Node, head: int, heads: int, cells: int) -> Node:
+        """get_k: [head, heads, cells, streams]."""
+        kind = cache.type
+        return self.g.view(
+            cache,
+            (head, heads, cells, cache.ne[2]),
+            (kind.nbytes(head), kind.nbytes(cache.ne[0]), cache.nb[2]),
+        )
+
+    def read_v(self, cache: Node, head: int, heads: int, cells: int) -> Node:
+        """get_v: as get_k under flash attention, else transposed."""
+        if self.batch.flash_attn:
+            return self.read_k(cache, head, heads, cells)
+        kind = cache.type
+        size = cache.ne[1]
+        return self.g.view(
+            cache,
+            (cells, heads, head, cache.ne[2]),
+            (kind.nbytes(size * head), kind.nbytes(size), kind.nbytes(size * cache.ne[0])),
+        )
+
+    def attention(
+        self,
+        q: Node,
+        k: Node,
+        v: Node,
+        mask: Node,
+        *,
+        sinks: Node | None = None,
+        v_mla: Node | None = None,
+        soft_cap: bool = False,
+    ) -> Node:
+        """build_attn_mha."""
+        g = self.g
+        transposed = v.nb[1] > v.nb[2]
+        streams = k.ne[3]
+        per_stream = q.ne[2] // streams
+        q = g.view(q, (q.ne[0], q.ne[1], per_stream, streams), (q.nb[1], q.nb[2], q.nb[2] * per_stream))
+        q = g.permute(q, 0, 2, 1, 3)
+        k = g.permute(k, 0, 2, 1, 3)
+        v = g.permute(v, 0, 2, 1, 3)
+        if self.batch.flash_attn:
+            if transposed:
+                v = g.transpose(v)
+            out = g.flash_attn(q, k, v, mask, sinks)
+            if v_mla is not None:
+                out = g.mul_mat(v_mla, g.permute(out, 0, 2, 1, 3))
+                out = g.cont(g.permute(out, 0, 2, 1, 3))
+            out = g.reshape(out, out.ne[0] * out.ne[1], out.ne[2] * out.ne[3])
+        else:
+            scores = g.mul_mat(k, q)
+            if soft_cap:
+                for op in ("SCALE", "UNARY", "SCALE"):
+                    scores = g.like(op, scores)
+            scores = g.soft_max(scores, mask, sinks)
+            if not transposed:
+                v = g.cont(g.transpose(v))
+            out = g.mul_mat(v, scores)
+            if v_mla is not None:
+                out = g.mul_mat(v_mla, out)
+            out = g.permute(out, 0, 2, 1, 3)
+            out = g.cont(out, out.ne[0] * out.ne[1], out.ne[2] * out.ne[3])
+        g.expand(out)
+        return out
+
+    def filled(self, *ne: int) -> Node:
+        """ggml_fill of a new tensor: a leaf that the allocator places before everything else."""
+        node = self.g.like("FILL", tensor(F32, *ne))
+        self.constants.append(node)
+        return node
+
+    def skip(self, constants: list[Node]) -> None:
+        """Stands for a left-out layer that is like the one before it: only its constants take memory of their own."""
+        for constant in constants:
+            leaf = tensor(F32, *constant.ne)
+            leaf.visited = True
+            hold = Node("HOLD", F32, (0, 0, 0, 0), [leaf])
+            hold.twin = constant
+            self.g.leafs.append(leaf)
+            self.g.nodes.append(hold)

@@ -1,0 +1,92 @@
+"""The compute buffers: the model's graph for the reserved batch, walked by the scheduler and allocator.
+
+Layers that are like the one before are built twice and then left out, so that the work depends on the number of
+different layers, not on their count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plan_llama.memory.architectures import GRAPHS, Decoder
+from plan_llama.memory.blocks import Batch, Builder
+from plan_llama.memory.scheduler import (
+    CPU_KIND,
+    PIPELINE_COPIES,
+    BackendKind,
+    SchedulerOptions,
+    compute_sizes,
+)
+from plan_llama.memory.types import Settings
+from plan_llama.memory.weights import Placement
+from plan_llama.models.spec import block_of
+from plan_llama.models.types import ModelSpec
+
+_KEPT_ALIKE = 2  # layers of a run of equal ones that are built in full before the rest is left out
+
+
+def is_described(spec: ModelSpec) -> bool:
+    """Whether the architecture's own graph is known; if not, it is read off the tensors."""
+    return spec.architecture in GRAPHS
+
+
+def _signatures(spec: ModelSpec, placement: Placement) -> list[tuple[object, ...]]:
+    """What makes two layers alike: tensors, types, shapes and devices."""
+    found: list[list[object]] = [[placement.layer_device[il]] for il in range(spec.layers)]
+    for tensor, device in zip(spec.tensors, placement.device_of, strict=True):
+        block = block_of(tensor)
+        if block is not None and block < spec.layers:
+            tail = tensor.name.split(".", 2)[2]
+            found[block].append((tail, tensor.type.name, tensor.shape, device))
+    return [tuple(sorted(map(str, items))) for items in found]
+
+
+def compute_bytes(
+    spec: ModelSpec,
+    settings: Settings,
+    batch: Batch,
+    placement: Placement,
+    kinds: Sequence[BackendKind],
+) -> tuple[int, ...]:
+    """Bytes of the compute buffer of each GPU and, last, of the host."""
+    devices = len(kinds)
+    builder = Builder(
+        spec,
+        batch,
+        {
+            tensor.name: device
+            for tensor, device in zip(spec.tensors, placement.device_of, strict=True)
+            if device is not None
+        },
+        dict(enumerate(placement.layer_device)),
+        devices,
+    )
+    builder.output_device = placement.output_device
+    graph: Decoder = GRAPHS.get(spec.architecture, Decoder)(builder)
+    x = graph.inputs()
+    signatures = _signatures(spec, placement)
+    alike = 0
+    constants = []
+    for il in range(spec.layers):
+        last = il == spec.layers - 1
+        alike = alike + 1 if il and signatures[il] == signatures[il - 1] else 0
+        if alike >= _KEPT_ALIKE and not last:
+            builder.skip(constants)
+            continue
+        builder.constants = []
+        x = graph.block(x, il, last=last)
+        constants = builder.constants
+    graph.head(x)
+    pipelined = (
+        devices > 1
+        and settings.gpu_layers > spec.int_param("block_count")
+        and settings.split_mode == "layer"
+        and settings.kv_offload
+        and not placement.overridden
+    )
+    options = SchedulerOptions(
+        kinds=(*kinds, CPU_KIND),
+        op_offload=settings.op_offload,
+        copies=PIPELINE_COPIES if pipelined else 1,
+    )
+    return compute_sizes(builder.g, options)

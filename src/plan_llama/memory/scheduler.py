@@ -1,0 +1,367 @@
+"""ggml's backend scheduler and graph allocator, for the sizes of the compute buffers.
+
+Mirrors ggml_backend_sched_split_graph (ggml/src/ggml-backend.cpp) and ggml_gallocr (ggml/src/ggml-alloc.c) of
+llama.cpp b11434 under the assumption that every GPU supports every op. Like the engine's own dry run
+(ggml_backend_sched_reserve_size, which --fit and llama-fit-params use) it forgets the nodes that llama.cpp pins to a
+device; a real load may need up to one activation less per card boundary. Backends are numbered as llama.cpp orders
+them: the GPUs, then the CPU as the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node, same_layout
+from plan_llama.models.types import TensorType
+
+PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
+OFFLOAD_MIN_BATCH = 32  # ggml_backend_cuda_device_offload_op; GGML_OP_OFFLOAD_MIN_BATCH overrides it
+_CUDA_ROW_PADDING = 512  # MATRIX_ROW_PADDING
+_CUDA_F16_PADDING = 128
+
+
+@dataclass(frozen=True, slots=True)
+class BackendKind:
+    """How a backend sizes and aligns a tensor."""
+
+    alignment: int
+    cuda_sizes: bool
+
+
+CPU_KIND = BackendKind(alignment=32, cuda_sizes=False)  # TENSOR_ALIGNMENT of ggml-cpu
+CUDA_KIND = BackendKind(alignment=128, cuda_sizes=True)  # also HIP and MUSA: the same source
+OTHER_GPU_KIND = BackendKind(alignment=128, cuda_sizes=False)  # Vulkan, Metal: plain sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerOptions:
+    """What the scheduler is created with. `kinds` has one entry per backend, the CPU last."""
+
+    kinds: Sequence[BackendKind]
+    op_offload: bool = True
+    offload_min_batch: int = OFFLOAD_MIN_BATCH
+    copies: int = 1  # PIPELINE_COPIES under pipeline parallelism
+
+
+def alloc_size(node: Node, kind: BackendKind) -> int:
+    """ggml_backend_buft_get_alloc_size: on CUDA, quantised rows are padded and flash attention keeps f16 copies.
+
+    Source: ggml_backend_cuda_buffer_type_get_alloc_size, ggml/src/ggml-cuda/ggml-cuda.cu, b11434.
+    """
+    size = node.nbytes
+    if not kind.cuda_sizes:
+        return size
+    if node.op == "FLASH_ATTN_EXT":
+        k, v = node.src[1], node.src[2]
+        v_is_k = v.view_src is not None and (v.view_src is k or v.view_src is k.view_src)
+        if k.type.name != "f16":
+            size = -(-size // _CUDA_F16_PADDING) * _CUDA_F16_PADDING + 2 * _elements(k)
+        if v.type.name != "f16" and not v_is_k:
+            size = -(-size // _CUDA_F16_PADDING) * _CUDA_F16_PADDING + 2 * _elements(v)
+    return size + _row_padding(node.type, node.ne[0])
+
+
+def _row_padding(kind: TensorType, row: int) -> int:
+    """What CUDA adds once after a quantised tensor's last row, so that kernels may read whole 512s."""
+    return kind.nbytes(-row % _CUDA_ROW_PADDING) if kind.quantised else 0
+
+
+def padded_bytes(size: int, kind: TensorType, row: int, backend: BackendKind) -> int:
+    """What a weight or cache tensor of `size` bytes with rows of `row` elements takes in a backend's buffer."""
+    if backend.cuda_sizes:
+        size += _row_padding(kind, row)
+    return -(-size // backend.alignment) * backend.alignment
+
+
+def _elements(node: Node) -> int:
+    return node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3]
+
+
+class _Arena:
+    """ggml_dyn_tallocr with one chunk: best fit over the free blocks, the last of which has no end."""
+
+    def __init__(self, alignment: int) -> None:
+        self.alignment = alignment
+        self.blocks: list[list[int]] = [[0, 1 << 62]]
+        self.max_size = 0
+
+    def _aligned(self, size: int) -> int:
+        return -(-size // self.alignment) * self.alignment
+
+    def alloc(self, size: int) -> int:
+        size = self._aligned(size)
+        blocks = self.blocks
+        best = -1
+        best_size = 1 << 62
+        for i in range(len(blocks) - 1):
+            have = blocks[i][1]
+            if size <= have <= best_size:
+                best, best_size = i, have
+        if best < 0:
+            best = len(blocks) - 1
+        block = blocks[best]
+        offset = block[0]
+        block[0] += size
+        block[1] -= size
+        if block[1] == 0:
+            del blocks[best]
+        self.max_size = max(self.max_size, offset + size)
+        return offset
+
+    def free(self, offset: int, size: int) -> None:
+        size = self._aligned(size)
+        blocks = self.blocks
+        for i, block in enumerate(blocks):
+            if block[0] + block[1] == offset:
+                block[1] += size
+                if i + 1 < len(blocks) and block[0] + block[1] == blocks[i + 1][0]:
+                    block[1] += blocks[i + 1][1]
+                    del blocks[i + 1]
+                return
+            if offset + size == block[0]:
+                block[0] = offset
+                block[1] += size
+                if i and blocks[i - 1][0] + blocks[i - 1][1] == offset:
+                    blocks[i - 1][1] += block[1]
+                    del blocks[i]
+                return
+        position = next((i for i, block in enumerate(blocks) if block[0] >= offset), len(blocks))
+        blocks.insert(position, [offset, size])
+
+
+def compute_sizes(graph: Graph, options: SchedulerOptions) -> tuple[int, ...]:
+    """Bytes of each backend's compute buffer for this graph (ggml_backend_sched_reserve_size)."""
+    _assign(graph, options)
+    nodes, leafs = _split(graph, options)
+    return _Allocator(options).run(nodes, leafs)
+
+
+# -- which backend runs what ------------------------------------------------------------------------------------
+
+
+def _home(node: Node) -> int | None:
+    return node.view_src.buffer if node.view_src is not None else node.buffer
+
+
+def _wants_offload(node: Node, options: SchedulerOptions) -> bool:
+    """ggml_backend_cuda_device_offload_op with get_op_batch_size."""
+    if not options.op_offload or node.op == "GET_ROWS":
+        return False
+    if node.op == "MUL_MAT":
+        batch = node.ne[1]
+    elif node.op in ("MUL_MAT_ID", "ROPE"):
+        batch = node.ne[2]
+    else:
+        batch = node.ne[1] * node.ne[2] * node.ne[3]
+    return batch >= options.offload_min_batch
+
+
+def _from_current(node: Node, options: SchedulerOptions) -> int:
+    """ggml_backend_sched_backend_id_from_cur."""
+    cpu = len(options.kinds) - 1
+    home = _home(node)
+    if home is not None:
+        return home
+    if node.is_input:
+        return cpu
+    if node.op not in ("ROPE", "FLASH_ATTN_EXT"):
+        for source in node.src:
+            if source.is_weight and source.buffer is not None:
+                if source.buffer == cpu and cpu > 0 and _wants_offload(node, options):
+                    return 0
+                return source.buffer
+    return -1
+
+
+def _assign(graph: Graph, options: SchedulerOptions) -> None:
+    cpu = len(options.kinds) - 1
+    for node in (*graph.leafs, *graph.nodes):
+        node.backend = _from_current(node, options)
+    active = [node for node in graph.nodes if node.op not in VIEW_OPS]
+    for ordered in (active, active[::-1]):  # expand the GPUs down, then up; the CPU ends a run
+        current = -1
+        for node in ordered:
+            if node.backend != -1:
+                current = -1 if node.backend == cpu else node.backend
+            elif current != -1:
+                node.backend = current
+    for ordered in (active, active[::-1]):  # expand what is left
+        current = -1
+        for node in ordered:
+            if node.backend != -1:
+                current = node.backend
+            elif current != -1:
+                node.backend = current
+    for node in graph.nodes:
+        if node.twin is not None:
+            node.backend = node.twin.backend
+        if node.view_src is not None and node.backend == -1:
+            node.backend = node.view_src.backend
+        for source in node.src:
+            if source.backend == -1:
+                source.backend = source.view_src.backend if source.view_src is not None else node.backend
+        if node.backend == -1:
+            node.backend = 0
+
+
+def _copy_of(node: Node) -> Node:
+    """ggml_dup_tensor_layout: the same strides, so the same span of bytes."""
+    return Node("NONE", node.type, node.ne, [], nb=node.nb)
+
+
+def _readable(node: Node, backend: int) -> bool:
+    """Whether a backend can read where the tensor lies (ggml_backend_sched_buffer_supported)."""
+    home = _home(node)
+    if home is None:
+        home = node.backend
+        if home == -1 and node.view_src is not None:
+            home = node.view_src.backend
+    return home == backend
+
+
+def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[Node]]:
+    """Splits the graph by backend and inserts the copies; returns nodes and leafs as the allocator gets them."""
+    cpu = len(options.kinds) - 1
+    copies: dict[tuple[int, int], list[Node]] = {}
+    order: list[Node] = []
+    split_leafs: list[Node] = []
+    inputs: list[Node] = []  # of the current split
+    body: list[Node] = []
+    current = next((n.backend for n in graph.nodes if n.op not in VIEW_OPS), cpu)
+
+    def close() -> None:
+        for source in inputs:
+            made = copies[id(source), current]
+            # a view that keeps the source alive until the copy is made
+            keep = Node("NONE", source.type, source.ne, [source], nb=source.nb, view_of=source)
+            keep.backend = source.backend
+            order.append(keep)
+            order.append(made[0])
+            if options.copies > 1:
+                split_leafs.extend(made)
+        order.extend(body)
+        inputs.clear()
+        body.clear()
+
+    for node in graph.nodes:
+        if node.op in VIEW_OPS:
+            body.append(node)
+            continue
+        fresh = node.backend != current
+        if not fresh and inputs:
+            # by starting a new split, the memory of the previously offloaded weights can be reused
+            fresh = any(
+                s.is_weight and s.backend != current and not _readable(s, current) for s in node.src
+            )
+        if fresh:
+            close()
+            current = node.backend
+        for j, source in enumerate(node.src):
+            if source.backend == current or _readable(source, current):
+                continue
+            key = (id(source), current)
+            if key not in copies:
+                made = [_copy_of(source) for _ in range(options.copies)]
+                for copy in made:
+                    copy.backend = current
+                    copy.is_input = copy.is_output = options.copies > 1
+                copies[key] = made
+                inputs.append(source)
+            node.src[j] = copies[key][0]
+        body.append(node)
+    close()
+
+    leafs: list[Node] = []
+    if options.copies > 1:
+        for leaf in graph.leafs:
+            if leaf.is_input:
+                leaf.is_output = True
+                leafs.append(leaf)
+                for _ in range(options.copies - 1):
+                    copy = _copy_of(leaf)
+                    copy.backend = leaf.backend
+                    copy.is_input = copy.is_output = True
+                    leafs.append(copy)
+        leafs.extend(split_leafs)
+    leafs.extend(graph.leafs)
+    return order, leafs
+
+
+# -- the allocator ------------------------------------------------------------------------------------------------
+
+
+class _Allocator:
+    """ggml_gallocr_alloc_graph_impl."""
+
+    def __init__(self, options: SchedulerOptions) -> None:
+        self.kinds = options.kinds
+        self.arenas = [_Arena(kind.alignment) for kind in options.kinds]
+
+    def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[int, ...]:
+        for leaf in leafs:
+            self._place(leaf, leaf.backend)
+        for node in nodes:
+            if node.view_src is not None and node.op != "NONE":
+                node.view_src.views += 1
+            if node.is_input:
+                self._place(node, node.backend)
+            for source in node.src:
+                source.children += 1
+                if source.is_input:
+                    self._place(source, node.backend)
+        for node in nodes:
+            for source in node.src:
+                self._place(source, node.backend)
+            self._place(node, node.backend)
+            for source in node.src:
+                self._release(source)
+        return tuple(arena.max_size for arena in self.arenas)
+
+    def _release(self, parent: Node) -> None:
+        parent.children -= 1
+        if parent.children or parent.views:
+            return
+        root = parent.view_src
+        if root is not None:
+            root.views -= 1
+            if root.views == 0 and root.children == 0 and root.allocated:
+                self._free(root)
+        elif parent.allocated:
+            self._free(parent)
+
+    def _free(self, node: Node) -> None:
+        if not node.is_output:
+            self.arenas[node.home].free(node.offset, alloc_size(node, self.kinds[node.home]))
+            node.allocated = False
+
+    def _place(self, node: Node, backend: int) -> None:
+        if node.buffer is not None or node.allocated or node.view_src is not None:
+            return
+        node.allocated = True
+        if node.op in INPLACE_OPS and self._reuse(node):
+            return
+        node.home = backend
+        node.offset = self.arenas[backend].alloc(alloc_size(node, self.kinds[backend]))
+
+    def _reuse(self, node: Node) -> bool:
+        """Takes over the memory of a source that nobody else needs. A view is never taken over: gallocr marks only
+        tensors with memory of their own as allocated."""
+        for parent in node.src:
+            if not parent.allocated or parent.is_output or not same_layout(node, parent):
+                continue
+            if parent.children == 1 and not parent.views:
+                node.home, node.offset = parent.home, parent.offset
+                parent.allocated = False
+                self._free_rest(node, parent)
+                return True
+        return False
+
+    def _free_rest(self, node: Node, owner: Node) -> None:
+        """ggml_gallocr_free_extra_space."""
+        arena = self.arenas[owner.home]
+        kind = self.kinds[owner.home]
+        have = -(-alloc_size(owner, kind) // arena.alignment) * arena.alignment
+        need = -(-alloc_size(node, kind) // arena.alignment) * arena.alignment
+        if have > need:
+            arena.free(owner.offset + need, have - need)
