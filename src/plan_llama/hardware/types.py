@@ -52,7 +52,7 @@ class Gpu:
     driver: str | None = None
     display: bool | None = None  # a monitor hangs on it
     processes: tuple[GpuProcess, ...] = ()
-    sources: Mapping[str, Source] = field(default=_NO_SOURCES)
+    sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Ram:
     speed_mt_s: int | None = None
     channels: int | None = None
     bandwidth_bytes_per_s: float | None = None
-    sources: Mapping[str, Source] = field(default=_NO_SOURCES)
+    sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class Cpu:
     sockets: int = 1
     numa_nodes: int = 1
     isa: tuple[str, ...] = ()  # llama.cpp's names: avx2, f16c, fma, avx512, avx512_vnni, amx, neon, …
-    sources: Mapping[str, Source] = field(default=_NO_SOURCES)
+    sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Disk:
     kind: Literal["nvme", "ssd", "hdd", "network", "unknown"] = "unknown"
     filesystem: str | None = None
     read_bytes_per_s: float | None = None
-    sources: Mapping[str, Source] = field(default=_NO_SOURCES)
+    sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,4 +155,4 @@ class Machine:
     engines: tuple[InstalledEngine, ...] = ()
     rocm_version: str | None = None
     notes: tuple[ProbeNote, ...] = ()
-    sources: Mapping[str, Source] = field(default=_NO_SOURCES)
+    sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)

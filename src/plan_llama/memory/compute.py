@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from plan_llama.memory.architectures import GRAPHS, Decoder
 from plan_llama.memory.blocks import Batch, Builder
+from plan_llama.memory.ggml import Node
 from plan_llama.memory.scheduler import (
     CPU_KIND,
     PIPELINE_COPIES,
@@ -17,9 +18,9 @@ from plan_llama.memory.scheduler import (
     SchedulerOptions,
     compute_sizes,
 )
+from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
-from plan_llama.models.spec import block_of
 from plan_llama.models.types import ModelSpec
 
 _KEPT_ALIKE = 2  # layers of a run of equal ones that are built in full before the rest is left out
@@ -30,26 +31,41 @@ def is_described(spec: ModelSpec) -> bool:
     return spec.architecture in GRAPHS
 
 
-def _signatures(spec: ModelSpec, placement: Placement) -> list[tuple[object, ...]]:
-    """What makes two layers alike: tensors, types, shapes and devices."""
-    found: list[list[object]] = [[placement.layer_device[il]] for il in range(spec.layers)]
-    for tensor, device in zip(spec.tensors, placement.device_of, strict=True):
-        block = block_of(tensor)
-        if block is not None and block < spec.layers:
-            tail = tensor.name.split(".", 2)[2]
-            found[block].append((tail, tensor.type.name, tensor.shape, device))
-    return [tuple(sorted(map(str, items))) for items in found]
+def _signatures(table: ModelTable, placement: Placement) -> list[tuple[object, ...]]:
+    """What makes two layers alike: tensors, types and shapes, and the devices of the layer and of its tensors."""
+    found: list[tuple[object, ...]] = []
+    for il in range(table.layers):
+        home = placement.layer_device[il]
+        moved = tuple(
+            (position, placement.device_of[i])
+            for position, i in enumerate(table.block_tensors[il])
+            if placement.device_of[i] != home
+        )
+        found.append((table.kinds[il], home, moved))
+    return found
 
 
 def compute_bytes(
-    spec: ModelSpec,
+    table: ModelTable,
     settings: Settings,
     batch: Batch,
     placement: Placement,
     kinds: Sequence[BackendKind],
 ) -> tuple[int, ...]:
     """Bytes of the compute buffer of each GPU and, last, of the host."""
+    spec = table.spec
     devices = len(kinds)
+    signatures = _signatures(table, placement)
+    pipelined = (
+        devices > 1
+        and settings.gpu_layers > table.blocks
+        and settings.split_mode == "layer"
+        and settings.kv_offload
+        and not placement.overridden
+    )
+    key = (batch, tuple(signatures), tuple(kinds), placement.output_device, pipelined, settings.op_offload)
+    if key in table.compute_cache:
+        return table.compute_cache[key]
     builder = Builder(
         spec,
         batch,
@@ -64,9 +80,8 @@ def compute_bytes(
     builder.output_device = placement.output_device
     graph: Decoder = GRAPHS.get(spec.architecture, Decoder)(builder)
     x = graph.inputs()
-    signatures = _signatures(spec, placement)
     alike = 0
-    constants = []
+    constants: list[Node] = []
     for il in range(spec.layers):
         last = il == spec.layers - 1
         alike = alike + 1 if il and signatures[il] == signatures[il - 1] else 0
@@ -77,16 +92,10 @@ def compute_bytes(
         x = graph.block(x, il, last=last)
         constants = builder.constants
     graph.head(x)
-    pipelined = (
-        devices > 1
-        and settings.gpu_layers > spec.int_param("block_count")
-        and settings.split_mode == "layer"
-        and settings.kv_offload
-        and not placement.overridden
-    )
     options = SchedulerOptions(
         kinds=(*kinds, CPU_KIND),
         op_offload=settings.op_offload,
         copies=PIPELINE_COPIES if pipelined else 1,
     )
-    return compute_sizes(builder.g, options)
+    table.compute_cache[key] = compute_sizes(builder.g, options)
+    return table.compute_cache[key]

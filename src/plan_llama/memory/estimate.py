@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from plan_llama.memory import compute, context, weights
 from plan_llama.memory.scheduler import CUDA_KIND, BackendKind
+from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, DeviceBytes, Settings
-from plan_llama.models.types import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,15 +19,15 @@ class DeviceMemory:
     kind: BackendKind = CUDA_KIND
 
 
-def buffers(spec: ModelSpec, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:
+def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:
     """The buffers that llama.cpp b11434 reserves. Raises UsageError for settings that cannot be read."""
-    placement = weights.place(spec, settings, [device.free_bytes for device in devices])
+    placement = weights.place(table, settings, [device.free_bytes for device in devices])
     batch = context.reserved_batch(settings)
     kinds = [device.kind for device in devices]
-    weight = weights.weight_bytes(spec, placement, dict(enumerate(kinds)))
-    layers = context.cache_layers(spec, batch.kv_type_k, batch.kv_type_v)
+    weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
+    layers = context.cache_layers(table.spec, batch.kv_type_k, batch.kv_type_v)
     cache = context.context_bytes(layers, batch, placement.layer_device, dict(enumerate(kinds)))
-    work = compute.compute_bytes(spec, settings, batch, placement, kinds)
+    work = compute.compute_bytes(table, settings, batch, placement, kinds)
     return Buffers(
         devices=tuple(
             DeviceBytes(weights_bytes=weight[i], context_bytes=cache[i], compute_bytes=work[i])

@@ -44,6 +44,7 @@ class Settings:
     swa_full: bool = False
     load_mode: LoadMode = "mmap"
     threads: int | None = None
+    threads_batch: int | None = None  # -tb; None is the same as threads
     cache_ram_bytes: int = 0
     ctx_checkpoints: int = 0
     draft_layers: bool = False  # load and run the model's own next-token-prediction block

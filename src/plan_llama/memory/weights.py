@@ -6,17 +6,14 @@ Source: llama_model_base::load_tensors (src/llama-model.cpp), llama_model_loader
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from plan_llama.errors import UsageError
-from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
-from plan_llama.memory.types import HOST, Override, Settings
-from plan_llama.models.spec import block_of
-from plan_llama.models.types import ModelSpec, Tensor
+from plan_llama.memory.scheduler import CPU_KIND, BackendKind
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import HOST, Settings
 
 # llm_tensor_info of src/llama-arch.cpp: looked up by row, so always on the host
 _INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
@@ -69,52 +66,40 @@ def split_layers(
     return tuple(placed)
 
 
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"-ot: {pattern!r} is not a regular expression ({error})") from error
-
-
-def override_for(name: str, overrides: Sequence[Override]) -> int | None:
-    """The device that the first matching -ot pattern names, if any."""
-    for override in overrides:
-        if _compiled(override.pattern).search(name):
-            return override.device
-    return None
-
-
-def place(spec: ModelSpec, settings: Settings, free_bytes: Sequence[int]) -> Placement:
+def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> Placement:
     """Places every tensor. `free_bytes` by GPU decides the split where no -ts is given, as in the engine."""
-    count = len(free_bytes)
-    blocks = spec.int_param("block_count")
-    devices: Sequence[int] = range(count)
-    if settings.split_mode == "none" and count:
+    devices: Sequence[int] = range(len(free_bytes))
+    if settings.split_mode == "none" and free_bytes:
         devices = (settings.main_gpu,)
     given = settings.tensor_split
     shares = [given[i] if i < len(given) else 0.0 for i in devices] if any(given) else []
     if not any(shares):
         shares = [float(free_bytes[i]) for i in devices]
-    *layers, output = split_layers(blocks, settings.gpu_layers, shares, devices)
-    loaded_blocks = blocks if settings.draft_layers else spec.layers
-    has_output = any(t.name == "output.weight" for t in spec.tensors)
+    *layers, output = split_layers(table.blocks, settings.gpu_layers, shares, devices)
+    loaded = table.blocks if settings.draft_layers else table.layers
     device_of: list[int | None] = []
-    copies: list[tuple[int, int]] = []
-    for index, tensor in enumerate(spec.tensors):
-        home = _home(tensor, layers, output, loaded_blocks)
-        if home is None:
-            device_of.append(None)
-            continue
-        if tensor.name == "token_embd.weight" and not has_output:
-            tied = override_for(tensor.name, settings.overrides)
-            tied = output if tied is None else tied
-            if tied != HOST:
-                copies.append((index, tied))  # the output projection is a second copy
+    per_device: list[int] = []
+    for index, (tensor, block) in enumerate(zip(table.spec.tensors, table.block_of, strict=True)):
+        if block is not None:
+            device_of.append(layers[block] if block < loaded else None)
+        elif tensor.name.startswith(_INPUT_TENSORS):
+            device_of.append(HOST)
         elif tensor.name.startswith(_PER_DEVICE_TENSORS):
-            copies.extend((index, device) for device in sorted(set(layers[:loaded_blocks]) - {home}))
-        moved = override_for(tensor.name, settings.overrides)
-        device_of.append(home if moved is None else moved)
+            per_device.append(index)
+            device_of.append(layers[0])
+        else:
+            device_of.append(output)
+    tied = output
+    embedding = table.by_name.get("token_embd.weight")
+    for override in reversed(settings.overrides):  # the first match wins
+        for index in table.matches(override.pattern):
+            if device_of[index] is not None:
+                device_of[index] = override.device
+            if index == embedding:
+                tied = override.device
+    copies = [(i, device) for i in per_device for device in sorted(set(layers[:loaded]) - {device_of[i]})]
+    if not table.has_output and embedding is not None and tied != device_of[embedding]:
+        copies.append((embedding, tied))  # the output projection is a second copy of the token table
     return Placement(
         device_of=tuple(device_of),
         layer_device=tuple(layers),
@@ -124,29 +109,15 @@ def place(spec: ModelSpec, settings: Settings, free_bytes: Sequence[int]) -> Pla
     )
 
 
-def _home(tensor: Tensor, layers: Sequence[int], output: int, loaded_blocks: int) -> int | None:
-    block = block_of(tensor)
-    if block is not None:
-        return layers[block] if block < loaded_blocks else None
-    if tensor.name.startswith(_INPUT_TENSORS):
-        return HOST
-    if tensor.name.startswith(_PER_DEVICE_TENSORS):
-        return layers[0]
-    return output
-
-
 def weight_bytes(
-    spec: ModelSpec, placement: Placement, kinds: Mapping[int, BackendKind]
+    table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]
 ) -> dict[int, int]:
     """Bytes of weights by device (HOST included)."""
     total = dict.fromkeys((*kinds, HOST), 0)
-    for tensor, device in zip(spec.tensors, placement.device_of, strict=True):
+    stored = {device: table.stored_bytes(kinds.get(device, CPU_KIND)) for device in total}
+    for index, device in enumerate(placement.device_of):
         if device is not None:
-            total[device] += _stored(tensor, kinds.get(device, CPU_KIND))
+            total[device] += stored[device][index]
     for index, device in placement.copies:
-        total[device] += _stored(spec.tensors[index], kinds.get(device, CPU_KIND))
+        total[device] += stored[device][index]
     return total
-
-
-def _stored(tensor: Tensor, kind: BackendKind) -> int:
-    return padded_bytes(tensor.nbytes, tensor.type, tensor.shape[0], kind)

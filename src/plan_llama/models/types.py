@@ -13,7 +13,7 @@ from plan_llama.hardware.types import Source
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """A ggml type: `block_bytes` bytes hold `block_elements` elements (ggml/src/ggml.c type_traits, b11434)."""
+    """A ggml type: `block_bytes` bytes hold `block_elements` elements (type_traits in ggml.c, b11434)."""
 
     id: int
     name: str  # ggml's lower-case name: "q4_K", "iq2_xs", "f16"
@@ -66,9 +66,9 @@ class Download:
 class ModelSpec:
     """A model that can be planned.
 
-    `hparams` holds the header's keys without the architecture prefix (`block_count`, `attention.head_count_kv`, …);
-    values are numbers, strings, bools or tuples of them (per layer). Tokenizer arrays are absent; `vocab_size` has
-    their length. `tensors` are in file order, over all shards.
+    `hparams` holds the header's keys without the architecture prefix (`block_count`,
+    `attention.head_count_kv`, …); values are numbers, strings, bools or tuples of them (per layer). Tokenizer
+    arrays are absent; `vocab_size` has their length. `tensors` are in file order, over all shards.
     """
 
     name: str
@@ -85,9 +85,10 @@ class ModelSpec:
     download: Download | None = None
     catalog_id: str | None = None
     licence: str | None = None
-    sampling: Mapping[str, float] = field(default=MappingProxyType({}))  # as the publisher states it
+    # As the publisher states it.
+    sampling: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     kv_quantisation_breaks: str | None = None  # why a quantised KV cache is not to be chosen, with its source
-    sources: Mapping[str, Source] = field(default=MappingProxyType({}))
+    sources: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def parameters(self) -> int:
@@ -105,7 +106,7 @@ class ModelSpec:
         return self.int_param("context_length", 0)
 
     def int_param(self, key: str, default: int | None = None, *, layer: int | None = None) -> int:
-        """An integer hyperparameter; a per-layer array needs `layer`. Raises ModelError where it is missing."""
+        """An integer hyperparameter; a per-layer array needs `layer`. Raises ModelError where missing."""
         value = self.hparams.get(key, default)
         if isinstance(value, tuple):
             if layer is None:
@@ -115,5 +116,6 @@ class ModelSpec:
         if not isinstance(value, int):
             from plan_llama.errors import ModelError
 
-            raise ModelError(f"{self.name}: the header's '{self.architecture}.{key}' is missing or not a number")
+            where = f"'{self.architecture}.{key}'"
+            raise ModelError(f"{self.name}: the header's {where} is missing or not a number")
         return int(value)

@@ -1,0 +1,222 @@
+"""How the speed model compares with published runs: the table of docs/reference/speed.md."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+from scripts.speed_cases import Case
+
+from plan_llama.hardware.types import Machine
+from plan_llama.speed import passes
+from plan_llama.speed.constants import Constants
+from plan_llama.speed.estimate import placement_class
+from plan_llama.speed.rates import Assumptions, ram_peak, widened
+
+CLASSES = ("gpu", "gpu_moe", "offload", "cpu", "unified")
+_NAMES = {
+    "gpu": "dense, on GPUs",
+    "gpu_moe": "experts, on GPUs",
+    "offload": "experts on the host",
+    "cpu": "CPU only",
+    "unified": "unified memory",
+}
+
+
+def size_class(case: Case) -> str:
+    """The class whose spread the estimate of a case takes."""
+    return placement_class(case.machine, case.traffic)
+
+
+def resolve(case: Case, constants: Constants) -> tuple[passes.Work, Assumptions]:
+    """A case's placement with its rates."""
+    said = Assumptions()
+    work = passes.resolve(
+        case.machine,
+        case.traffic,
+        case.settings,
+        constants,
+        said,
+        engine=case.engine,
+        resident_ratio=1.0,
+        repacked=case.repacked,
+    )
+    return work, said
+
+
+def predict(case: Case, constants: Constants) -> tuple[float, float]:
+    """Decode and prompt tokens per second of a case, at the depth at which it was measured."""
+    work, _ = resolve(case, constants)
+    decode_s = sum(passes.decode(work, case.depth).values())
+    prompt_s = sum(passes.prompt(work, case.prompt_tokens, case.depth).values())
+    return 1 / decode_s, case.prompt_tokens / prompt_s
+
+
+def roofline(case: Case, constants: Constants) -> float:
+    """Tokens per second if all active weights came at the peak bandwidth of the memory that holds most of
+    them."""
+    weights = {t.device: sum(t.dense_bytes.values()) + sum(t.expert_bytes.values()) for t in case.traffic}
+    home = max(weights, key=lambda device: weights[device])
+    return _bandwidth(case.machine, home, constants) / case.active_bytes
+
+
+def _bandwidth(machine: Machine, device: int, constants: Constants) -> float:
+    own = machine.gpus[device].bandwidth_bytes_per_s if device >= 0 else None
+    return own or ram_peak(machine, constants, Assumptions())
+
+
+def median_error(errors: Mapping[str, Sequence[float]] | Sequence[float]) -> float:
+    """The median of |predicted / measured - 1| over log errors."""
+    values = [v for group in errors.values() for v in group] if isinstance(errors, Mapping) else errors
+    return median(abs(math.exp(v) - 1) for v in values)
+
+
+def table(cases: Iterable[Case], constants: Constants) -> str:
+    """A Markdown table by class: runs, median errors of the shipped constants, share of runs inside the
+    range."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for case in cases:
+        name = size_class(case)
+        _, said = resolve(case, constants)
+        decode, prefill = predict(case, constants)
+        for group in (name, "all"):
+            row = rows.setdefault(group, {key: [] for key in ("decode", "prefill", "roof", "in_d", "in_p")})
+            if case.decode_tok_s:
+                error = math.log(decode / case.decode_tok_s)
+                row["decode"].append(error)
+                row["roof"].append(math.log(roofline(case, constants) / case.decode_tok_s))
+                spread = widened(constants.spread_decode[name], said.factors)
+                row["in_d"].append(float(abs(error) <= math.log(spread)))
+            if case.prefill_tok_s:
+                error = math.log(prefill / case.prefill_tok_s)
+                row["prefill"].append(error)
+                spread = widened(constants.spread_prefill[name], said.factors)
+                row["in_p"].append(float(abs(error) <= math.log(spread)))
+    lines = [
+        "| runs | decode: n | median error | in range | roofline | prefill: n | median error | in range |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_table_row(name, rows[name]) for name in (*CLASSES, "all") if name in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _table_row(name: str, row: Mapping[str, Sequence[float]]) -> str:
+    cells = (
+        _NAMES.get(name, name),
+        str(len(row["decode"])),
+        _percent(row["decode"]),
+        _share(row["in_d"]),
+        _percent(row["roof"]),
+        str(len(row["prefill"])),
+        _percent(row["prefill"]),
+        _share(row["in_p"]),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(errors: Sequence[float]) -> str:
+    return f"{100 * median_error(errors):.1f} %" if errors else "-"
+
+
+def _share(inside: Sequence[float]) -> str:
+    return f"{100 * sum(inside) / len(inside):.0f} %" if inside else "-"
+
+
+def _fitted_percent(fitted: Mapping[str, object], kind: str, what: str, digits: int) -> str:
+    return f"{100 * float(str(fitted[f'held_out_{kind}_{what}'])):.{digits}f} %"
+
+
+def page(
+    cases: Sequence[Case],
+    left_out: Sequence[tuple[str, str]],
+    constants: Constants,
+    held: Mapping[str, tuple[float, float]],
+    fitted: Mapping[str, object],
+) -> str:
+    """The whole of docs/reference/speed.md."""
+    held_out = [
+        f"- {kind}: {_fitted_percent(fitted, kind, 'median_abs_error', 1)} median error over "
+        f"{fitted[f'{kind}_rows']} runs, {_fitted_percent(fitted, kind, 'in_range', 0)} in range"
+        for kind in ("decode", "prefill")
+    ]
+    reasons = Counter(reason.split(":")[0] for _, reason in left_out)
+    worst = sorted(
+        (
+            (abs(math.log(held[c.id][0] / c.decode_tok_s)), c.id, held[c.id][0], c.decode_tok_s)
+            for c in cases
+            if c.decode_tok_s
+        ),
+        reverse=True,
+    )[:10]
+    return "\n".join(
+        [
+            "# How fast, and how sure",
+            "",
+            _INTRODUCTION,
+            "## Against published runs",
+            "",
+            f"{len(cases)} runs of `tests/data/throughput/calibration.jsonl`, constants of {fitted['date']}.",
+            *_TABLE_NOTE,
+            "",
+            table(cases, constants),
+            *_HELD_OUT_NOTE,
+            "",
+            *held_out,
+            "",
+            *_RANGE_NOTE,
+            "",
+            "## Where it is wrong",
+            "",
+            "The ten decode speeds furthest off, each predicted without its own group:",
+            "",
+            "| run | predicted | measured |",
+            "|---|---|---|",
+            *(f"| {name} | {predicted:.1f} | {measured:.1f} |" for _, name, predicted, measured in worst),
+            "",
+            "## Runs that are not compared",
+            "",
+            *(
+                f"- {count}: {reason}"
+                for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+            ),
+            "",
+        ]
+    )
+
+
+_INTRODUCTION = """\
+The speed model adds up what one pass over the model reads and computes, device by device, because llama.cpp
+runs the devices one after the other.
+
+Decode, per token: weights on each GPU over its bandwidth times a share that depends on the kind of card and
+the tensor type; routed experts likewise, less efficiently, with a cost per layer; weights on the host
+through RAM plus arithmetic on the cores, which is what binds table-based types (IQ1 to IQ3); a hand-over
+for every layer whose experts are on the host; the cache cells that attention reads; and the drive, for the
+share of host weights that does not stay in RAM.
+
+Prompts, per micro-batch: arithmetic on the GPUs; for weights on the host, from 32 tokens on, a copy of the
+experts that the micro-batch touches over PCIe and the arithmetic on the GPU, else the CPU computes;
+attention over the cells before.
+
+Several cards with a layer split work in turn on a token, so they add memory and not speed; on long prompts
+they work on successive micro-batches unless a tensor is overridden. Two sockets count as one. What the
+machine does not tell (RAM speed, PCIe link, an unknown card) is assumed, said with the estimate, and widens
+its range.
+"""
+
+_TABLE_NOTE = (
+    "The error is the median of |predicted ÷ measured − 1|; *in range* is the share of runs between the",
+    "low and the high figure. The roofline, as an error too, divides the peak bandwidth of the memory",
+    "that holds most weights by all active weights.",
+)
+_HELD_OUT_NOTE = (
+    "The constants were fitted to these runs. On runs that a fit has not seen (ten folds; runs of one",
+    "source, machine and model stay together) the errors are:",
+)
+_RANGE_NOTE = (
+    "The ranges are set from those unseen errors, class by class, to hold four of five: their share is so",
+    "by construction, the medians are not. An estimate for a machine whose description lacks something",
+    "gets a wider range than that.",
+)

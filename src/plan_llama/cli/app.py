@@ -1,0 +1,195 @@
+"""The commands and their options. Each command's work is in its own module, imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plan_llama.cli.options import (
+    EngineOptions,
+    HardwareOptions,
+    ModelOptions,
+    OutputOptions,
+    WishOptions,
+    given,
+    takes,
+)
+from plan_llama.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USAGE, PlanLlamaError, UsageError
+
+app = typer.Typer(
+    name="plan-llama",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code. Refusals are one line on standard error."""
+    try:
+        code = typer.main.get_command(app)(list(argv), prog_name="plan-llama", standalone_mode=False)
+    except PlanLlamaError as error:
+        return _refuse(error.line(), error.exit_code)
+    except typer.Exit as ended:
+        return ended.exit_code
+    except typer.Abort:
+        return _refuse("interrupted", EXIT_INTERNAL)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", EXIT_INTERNAL)
+    except BrokenPipeError:
+        _silence_stdout()
+        return EXIT_OK
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a person sees one line, never a traceback
+        if hasattr(error, "format_message"):  # typer's own usage errors, whose class is vendored
+            return _refuse(" ".join(error.format_message().split()), EXIT_USAGE)
+        return _internal(error)
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _refuse(line: str, code: int) -> int:
+    sys.stderr.write(f"plan-llama: {line}\n")
+    return code
+
+
+def _silence_stdout() -> None:
+    """The reader has gone (`| head`): what is still buffered must not raise once more at exit."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _internal(error: Exception) -> int:
+    import os
+    import traceback
+
+    if os.environ.get("PLAN_LLAMA_TRACEBACK"):
+        traceback.print_exc()
+    return _refuse(
+        f"internal error: {type(error).__name__}: {error}; please report it with the command that caused it "
+        "(PLAN_LLAMA_TRACEBACK=1 shows where)",
+        EXIT_INTERNAL,
+    )
+
+
+@app.callback(invoke_without_command=True)
+@takes(
+    model=ModelOptions, hardware=HardwareOptions, wishes=WishOptions, engine=EngineOptions, output=OutputOptions
+)
+def plan(
+    context: typer.Context,
+    *,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="DIR", help="Write a launcher into this folder.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wishes: WishOptions,
+    engine: EngineOptions,
+    output: OutputOptions,
+) -> int:
+    """Plan a model for a machine: the command that runs it, what it uses, how fast it is, what to watch."""
+    if context.invoked_subcommand is not None:
+        early = [*given(model), *given(hardware), *given(wishes), *given(engine), *given(output)]
+        early += (["--write"] if write else []) + (["--force"] if force else [])
+        if early:
+            raise UsageError(
+                f"{early[0]} stands before the command '{context.invoked_subcommand}'",
+                hint="put options behind it",
+            )
+        return EXIT_OK
+    if version:
+        from plan_llama import __version__
+
+        sys.stdout.write(f"plan-llama {__version__}\n")
+        return EXIT_OK
+    if model.model is None:
+        raise UsageError("--model is missing", hint="plan-llama --model glm-5.1, or plan-llama --help")
+    from plan_llama.cli import plan_command
+
+    return plan_command.run(model, hardware, wishes, engine, output, write=write, force=force)
+
+
+@app.command(context_settings={"allow_extra_args": True})
+@takes(
+    model=ModelOptions, hardware=HardwareOptions, wishes=WishOptions, engine=EngineOptions, output=OutputOptions
+)
+def check(
+    context: typer.Context,
+    *,
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wishes: WishOptions,
+    engine: EngineOptions,
+    output: OutputOptions,
+) -> int:
+    """Judge a command somebody already has: plan-llama check -- llama-server ARGS…"""
+    from plan_llama.cli import check_command
+
+    return check_command.run(context.args, model, hardware, wishes, engine, output)
+
+
+@app.command()
+@takes(hardware=HardwareOptions)
+def hardware(
+    *,
+    path: Annotated[
+        str | None, typer.Option("--path", metavar="DIR", help="Where models lie: free disk and kind of drive.")
+    ] = None,
+    engine_path: Annotated[
+        str | None, typer.Option("--engine-path", metavar="FILE", help="llama-server, if not on PATH.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the memory's bandwidth (a few seconds) and keep it.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE.toml", help="Write the machine as a description.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
+    hardware: HardwareOptions,
+) -> int:
+    """Show what was detected, how each value is known, and what is unknown."""
+    from plan_llama.cli import facts_commands
+
+    return facts_commands.hardware(
+        hardware, path=path, engine_path=engine_path, measure=measure, save=save, force=force, json=json
+    )
+
+
+@app.command()
+def models(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]", help="Search words.")] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
+) -> int:
+    """List the catalog, or search it."""
+    from plan_llama.cli import facts_commands
+
+    return facts_commands.models(" ".join(words or []), json=json)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalog name or GGUF file.")],
+    *,
+    quant: Annotated[str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant of a catalog model.")] = None,
+    write_header: Annotated[
+        Path | None,
+        typer.Option("--write-header", metavar="FILE.gguf", help="Write a header-only sparse GGUF of the model."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
+) -> int:
+    """Show what a model's file holds: shapes, tensor classes with bytes, context cost."""
+    from plan_llama.cli import facts_commands
+
+    return facts_commands.inspect(model, quant, write_header=write_header, force=force, json=json)
+

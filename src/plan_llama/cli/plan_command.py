@@ -1,0 +1,268 @@
+"""The main job: plan a model for a machine, print the plan, write the launcher."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from plan_llama.cli import plan_json, render_plan
+from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
+from plan_llama.cli.screen import Screen
+from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
+from plan_llama.engines import llama_server
+from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, UsageError
+from plan_llama.findings import Finding
+from plan_llama.hardware.overrides import resolve
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.context import refusal
+from plan_llama.memory.table import ModelTable
+from plan_llama.models import catalog_models
+from plan_llama.models.resolve import from_catalog, resolve_model
+from plan_llama.models.types import ModelSpec
+from plan_llama.solver.plan import make_task, solve
+from plan_llama.solver.profiles import beyond
+from plan_llama.solver.search import Task
+from plan_llama.solver.types import Plan, Wishes
+from plan_llama.units import gib, publisher_gb
+
+_LLAMA_CPP = "llama.cpp"
+
+
+def run(
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wish_options: WishOptions,
+    engine: EngineOptions,
+    output: OutputOptions,
+    *,
+    write: Path | None,
+    force: bool,
+) -> int:
+    """Plans, prints, writes. Returns 0 for a plan that fits, 3 for one that does not."""
+    assert model.model is not None  # noqa: S101 - the command checked it
+    wanted = wishes(wish_options)
+    build = engine_build(engine)
+    spec, machine, said = choose_model(model, hardware, wanted, engine.engine_path)
+    check_against_model(wanted, spec)
+    table = ModelTable(spec)
+    task = make_task(table, machine, wanted, beyond())
+    plan = solve(task)
+    if plan is None:
+        raise InputError(
+            f"{spec.name} {spec.quant}: not even its smallest part fits this machine's GPUs",
+            hint="--no-gpu plans for the CPU alone",
+        )
+    findings = [*said, *_invalid(task, plan), *plan.findings, *_machine_notes(machine)]
+    launch, about_build = make_command(task, plan, machine, build)
+    findings += about_build
+    usable = plan.chosen.footprint.verdict in ("fits", "tight")
+    accepted = plan.chosen.footprint.verdict == "pages-from-disk" and wanted.allow_paging
+    written: Path | None = None
+    if write is not None:
+        if not usable and not accepted:
+            raise InputError(
+                f"--write: there is nothing to launch, the verdict is {plan.chosen.footprint.verdict}",
+                hint="see what would make it fit",
+            )
+        written = write_launcher(write, task, plan, launch, force=force)
+    if output.json:
+        answer = plan_json.answer(
+            table=table,
+            machine=machine,
+            chosen=plan.chosen,
+            verdict=plan.chosen.footprint.verdict,
+            command=launch,
+            findings=findings,
+            provenance=plan.provenance,
+        )
+        answer |= plan_json.plan_extras(plan)
+        if written is not None:
+            answer["written"] = [str(written)]
+        print_json(answer)
+    else:
+        screen = Screen()
+        request = (task.request.prompt_tokens, task.request.output_tokens)
+        text = render_plan.plan(
+            screen, table, machine, plan, launch, request, explain=output.explain, said=findings
+        )
+        if written is not None:
+            text += f"\nwritten: {written}\n"
+        screen.write(text)
+    return EXIT_OK if usable or accepted else EXIT_NO_FIT
+
+
+def print_json(answer: dict[str, object]) -> None:
+    """One object on standard output, readable in any encoding."""
+    import sys
+
+    sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def choose_model(
+    options: ModelOptions, hardware: HardwareOptions, wanted: Wishes, engine_path: str | None
+) -> tuple[ModelSpec, Machine, list[Finding]]:
+    """The model and the machine; of a catalog model without --quant the largest file that fits."""
+    assert options.model is not None  # noqa: S101
+    known = catalog_models.find(options.model) if not options.model.lower().endswith(".gguf") else None
+    if options.quant is not None or known is None:
+        spec = resolve_model(options.model, options.quant)
+        machine = resolve(hardware_choice(hardware), model_path=spec.path, engine_path=engine_path)
+        return spec, machine, _about_file(spec)
+    machine = resolve(hardware_choice(hardware), engine_path=engine_path)
+    usable = sorted(
+        (quant for quant in known.quants if _LLAMA_CPP in quant.engines), key=lambda quant: -quant.size_bytes
+    )
+    spec = None
+    tried = []
+    for quant in usable:
+        room = machine.ram.available_bytes + (0 if machine.unified else sum(g.free_bytes for g in machine.gpus))
+        if quant.size_bytes > room and quant is not usable[-1]:
+            tried.append(f"{quant.name} ({publisher_gb(quant.size_bytes)})")
+            continue
+        spec = from_catalog(known, quant)
+        plan = solve(make_task(ModelTable(spec), machine, wanted, beyond()), ladder=False)
+        if plan is not None and plan.chosen.footprint.verdict == "fits":
+            break
+        tried.append(f"{quant.name} ({publisher_gb(quant.size_bytes)})")
+    if spec is None:
+        raise ModelError(f"{known.name}: the catalog has no quant for llama.cpp", hint="give a GGUF file")
+    text = f"{spec.quant} is the largest published quant that fits with every margin kept"
+    if tried:
+        text += f"; too large: {', '.join(tried[-4:])}"
+    if spec.quant in (item.split(" ")[0] for item in tried):
+        text = f"no published quant fits; {spec.quant} is the smallest"
+    chosen = Finding(id="quant-chosen", severity="note", text=text, fix="--quant names another")
+    return spec, machine, [chosen, *_about_file(spec)]
+
+
+def _about_file(spec: ModelSpec) -> list[Finding]:
+    found = []
+    if spec.data_note:
+        severity = "warning" if spec.download is None else "note"
+        found.append(Finding(id="model-data", severity=severity, text=f"{spec.path}: {spec.data_note}"))
+    if spec.source == "catalog":
+        found.append(
+            Finding(
+                id="model-from-catalog",
+                severity="note",
+                text=f"the file is not on this machine: its tensors are modelled after what the publisher states "
+                f"({publisher_gb(spec.file_bytes)})",
+            )
+        )
+    return found
+
+
+def _invalid(task: Task, plan: Plan) -> list[Finding]:
+    reason = refusal(task.table.spec, plan.chosen.settings)
+    if reason is None:
+        return []
+    raise UsageError(f"llama.cpp refuses these settings for this model: {reason}")
+
+
+def _machine_notes(machine: Machine) -> list[Finding]:
+    """Assumptions and unread values of a described machine that change the numbers."""
+    return [
+        Finding(
+            id="hardware-unknown",
+            severity="note",
+            text=f"{note.probe}: {note.reason}",
+            fix=note.unlock,
+        )
+        for note in machine.notes
+    ]
+
+
+def make_command(
+    task: Task, plan: Plan, machine: Machine, build: int | None
+) -> tuple[LaunchCommand, list[Finding]]:
+    """The command for the installed build, or for the one asked for, or b11434."""
+    spec = task.table.spec
+    said: list[Finding] = []
+    installed = next((item for item in machine.engines if item.engine == "llama.cpp"), None)
+    if machine.simulated:
+        installed = None
+    target = build or (installed.build if installed and installed.build else None) or llama_server.BUILD
+    if target != llama_server.BUILD:
+        said.append(
+            Finding(
+                id="engine-build-unknown",
+                severity="warning",
+                text=f"the flags are those of b{llama_server.BUILD}; b{target} may spell some of them otherwise",
+                fix="llama-server ARGS --help exits with an error where it does not take them",
+            )
+        )
+    path = spec.path or (spec.download.path if spec.download else None) or f"{spec.name}.gguf"
+    executable = installed.path if installed else "llama-server"
+    command = llama_server.command(
+        plan.chosen.settings,
+        model=spec,
+        machine=machine,
+        model_path=path,
+        executable=executable,
+        sampling=spec.sampling,
+    )
+    if installed is None and not machine.simulated:
+        said.append(
+            Finding(
+                id="engine-not-installed",
+                severity="note",
+                text="llama-server was not found on PATH",
+                fix="--engine-path names it",
+            )
+        )
+    return replace(command, build=llama_server.BUILD), said
+
+
+def write_launcher(folder: Path, task: Task, plan: Plan, command: LaunchCommand, *, force: bool) -> Path:
+    """The shell launcher, which checks at start what the plan took for granted."""
+    from plan_llama.launchers import posix
+
+    spec, machine, used = task.table.spec, task.machine, plan.chosen.footprint
+    settings = plan.chosen.settings
+    files = launcher_files(spec)
+    gpus = tuple(
+        posix.GpuNeed(
+            index=sum(1 for other in machine.gpus[:index] if other.vendor == gpu.vendor),
+            name=gpu.name,
+            backend=gpu.backend,
+            uuid=gpu.uuid,
+            pci_bus_id=gpu.pci_bus_id,
+            need_bytes=0 if machine.unified else device.peak_bytes,
+            planned_free_bytes=gpu.free_bytes,
+        )
+        for index, (gpu, device) in enumerate(zip(machine.gpus, used.devices, strict=True))
+    )
+    locks = settings.load_mode in ("mlock", "mmap+mlock")
+    needs = posix.LaunchNeeds(
+        files=files,
+        gpus=gpus,
+        ram_need_bytes=used.pools[0].used_bytes,
+        planned_ram_bytes=machine.ram.available_bytes,
+        pageable=settings.load_mode == "mmap",
+        locked_bytes=used.host.weights_bytes if locks else 0,
+    )
+    title = f"{spec.name} {spec.quant} on {machine.name}"
+    return posix.write(folder, posix.shell_launcher(command, needs, title=title), force=force)
+
+
+def launcher_files(spec: ModelSpec) -> tuple[LauncherFile, ...]:
+    """The files that must be there in full. Raises InputError where a file's data is known to be missing."""
+    from plan_llama.launchers.posix import ModelFile
+
+    if spec.source == "file":
+        if not spec.present:
+            raise InputError(
+                f"--write: {spec.path} is not complete ({spec.data_note or 'data is missing'})",
+                hint="finish the download first",
+            )
+        return tuple(ModelFile(path=path, size_bytes=size) for path, size in spec.files)
+    assert spec.download is not None  # noqa: S101 - a catalog model without a file has its download
+    folder = Path(spec.download.path).parent
+    return tuple(ModelFile(path=str(folder / Path(name).name), size_bytes=0) for name in spec.download.files)
+
+
+def summary(spec: ModelSpec) -> str:
+    """A model in one line."""
+    return f"{spec.name} {spec.quant}, {gib(spec.file_bytes)}"

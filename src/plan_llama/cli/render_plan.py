@@ -1,0 +1,245 @@
+"""A plan or a check as text for a person: warnings first, then memory, speed, the ladder and the command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+
+from plan_llama.cli.screen import Screen
+from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.findings import Finding
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.footprint import Footprint, Pool
+from plan_llama.memory.table import ModelTable
+from plan_llama.models.types import ModelSpec
+from plan_llama.solver.types import Alternative, Candidate, Plan, Rung
+from plan_llama.speed.types import SpeedEstimate
+from plan_llama.units import gib, publisher_gb, tokens
+
+_VERDICT_STYLE = {"fits": "good", "tight": "warn", "pages-from-disk": "bad", "does-not-fit": "bad", "invalid": "bad"}
+_MARK = {"error": "bad", "warning": "warn", "note": "dim"}
+
+
+def title(screen: Screen, spec: ModelSpec, machine: Machine) -> Iterator[str]:
+    """What is planned for what."""
+    yield screen.style(f"{spec.name} {spec.quant}", "bold") + f"  ({publisher_gb(spec.file_bytes)} file)"
+    where = "a described machine, not this one" if machine.simulated else "this machine"
+    yield f"on {_machine(machine)}  ({where})"
+
+
+def _machine(machine: Machine) -> str:
+    groups: dict[tuple[str, int], int] = {}
+    for gpu in machine.gpus:
+        key = (gpu.name, gpu.total_bytes)
+        groups[key] = groups.get(key, 0) + 1
+    cards = [f"{count} × {name}" if count > 1 else name for (name, _), count in groups.items()]
+    pool = "shared memory" if machine.unified else "RAM"
+    return " + ".join([*(cards or ["no GPU"]), f"{gib(machine.ram.total_bytes)} {pool}"])
+
+
+def findings(screen: Screen, items: Iterable[Finding], *, notes: bool) -> Iterator[str]:
+    """Warnings and errors, or the notes."""
+    chosen = [item for item in items if (item.severity == "note") == notes]
+    for item in chosen:
+        mark = {"error": "✗", "warning": "!", "note": "·"}[item.severity]
+        yield from screen.wrap(f"{screen.glyph(mark)} {item.text}", indent=2, style=_MARK[item.severity])
+        if item.fix:
+            yield from screen.wrap(f"{screen.glyph('→')} {item.fix}", indent=4)
+
+
+def headline(screen: Screen, table: ModelTable, chosen: Candidate, verdict: str) -> str:
+    """The verdict and the placement in one line."""
+    settings = chosen.settings
+    experts = sum(1 for size in table.expert_bytes if size)
+    if not chosen.footprint.devices:
+        where = "all on the CPU"
+    elif chosen.gpu_block_layers == table.layers:
+        where = f"all {table.layers} layers on the GPU" + ("s" if len(chosen.footprint.devices) > 1 else "")
+    else:
+        where = f"{chosen.gpu_block_layers} of {table.layers} layers on the GPU, the others on the CPU"
+    if chosen.cpu_moe_layers and chosen.gpu_block_layers:
+        where += f", experts of {chosen.cpu_moe_layers} of {experts} layers on the CPU"
+    per_slot = settings.slot_limit or settings.context_per_slot
+    slots = f" for each of {settings.parallel} slots" if settings.parallel > 1 else ""
+    return (
+        screen.style(verdict.upper(), _VERDICT_STYLE[verdict])
+        + f"  {where}; {tokens(per_slot)} tokens of context{slots}"
+    )
+
+
+def memory(screen: Screen, used: Footprint) -> Iterator[str]:
+    """A bar per pool, and under it what takes the memory."""
+    names = [pool.name for pool in used.pools]
+    width = max(len(name) for name in names)
+    ram, cards = used.pools[0], used.pools[1:]
+    unified = not cards and bool(used.devices)
+    for device, pool in zip(used.devices, cards, strict=False):
+        yield _bar(screen, pool, width, device.name)
+        yield " " * (width + 4) + screen.style(
+            f"weights {gib(device.weights_bytes)} · context {gib(device.context_bytes)} · compute "
+            f"{gib(device.compute_bytes)} · driver {gib(device.overhead_bytes)} (assumed) · peak {gib(device.peak_bytes)}",
+            "dim",
+        )
+    yield _bar(screen, ram, width, "shared by CPU and GPU" if unified else "")
+    host = used.host
+    parts = [("weights", host.weights_bytes), ("context", host.context_bytes), ("compute", host.compute_bytes)]
+    if unified:
+        parts = [
+            ("weights", host.weights_bytes + sum(d.weights_bytes for d in used.devices)),
+            ("context", host.context_bytes + sum(d.context_bytes for d in used.devices)),
+            ("compute", host.compute_bytes + sum(d.compute_bytes for d in used.devices)),
+            ("driver", sum(d.overhead_bytes for d in used.devices)),
+        ]
+    parts.append(("prompt cache up to", host.cache_bytes))
+    text = " · ".join(f"{name} {gib(size)}" for name, size in parts if size)
+    yield " " * (width + 4) + screen.style(text, "dim")
+
+
+def _bar(screen: Screen, pool: Pool, width: int, name: str) -> str:
+    cells = 32
+    total = max(pool.total_bytes, pool.used_bytes, 1)
+    before = pool.total_bytes - pool.available_bytes
+    taken = round(before / pool.total_bytes * cells) if pool.total_bytes else 0
+    filled = min(cells, round(pool.used_bytes / total * cells))
+    taken = min(taken, cells - filled)
+    empty = cells - filled - taken
+    over = pool.used_bytes > pool.available_bytes
+    style = "bad" if over else "warn" if pool.spare_bytes < 0 else "good"
+    bar = screen.style(screen.glyph("█") * filled, style) + screen.glyph("▒") * taken + screen.glyph("░") * empty
+    left = pool.available_bytes - pool.used_bytes
+    state = f"{gib(left)} free" if left >= 0 else f"{gib(-left)} too little"
+    margin = f", margin {gib(pool.margin_bytes)}" if pool.margin_bytes else ""
+    return (
+        f"  {pool.name:<{width}}  {bar}  {gib(pool.used_bytes)} of {gib(pool.available_bytes)}, {state}{margin}"
+        + (f"  {name}" if name else "")
+    )
+
+
+def speed(screen: Screen, item: SpeedEstimate, prompt_tokens: int, output_tokens: int) -> Iterator[str]:
+    """What a person feels."""
+    decode, prefill = item.decode_tok_s, item.prefill_tok_s
+    yield (
+        f"  decode  {screen.style(_rate(decode.expected), 'bold')} tok/s ({_rate(decode.low)} to {_rate(decode.high)})"
+        f"    prefill  {screen.style(_rate(prefill.expected), 'bold')} tok/s ({_rate(prefill.low)} to "
+        f"{_rate(prefill.high)})"
+    )
+    load = f", loading {_seconds(item.load_s)}" if item.load_s is not None else ""
+    yield (
+        f"  first token of a new {prompt_tokens:,}-token prompt after {_seconds(item.ttft_s)}, of a follow-up after "
+        f"{_seconds(item.follow_up_ttft_s)}; {output_tokens:,} tokens out: {_seconds(item.request_s)} in all{load}"
+    )
+    yield f"  bound by {item.bound_by}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _seconds(value: float) -> str:
+    if value >= 5400:
+        return f"{value / 3600:.1f} h"
+    if value >= 120:
+        return f"{value / 60:.0f} min"
+    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+
+
+def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate) -> Iterator[str]:
+    """Context against micro-batch and speed."""
+    yield screen.style("    context  verdict          ubatch   prefill    decode   experts on CPU", "dim")
+    for rung in rungs:
+        found = rung.candidate
+        if found is None:
+            yield f"  {tokens(rung.context):>9}  {screen.style('does-not-fit', 'bad')}     {rung.reason}"
+            continue
+        verdict = found.footprint.verdict
+        mark = "  " + screen.glyph("←") if found is chosen else ""
+        yield (
+            f"  {tokens(rung.context):>9}  {screen.style(f'{verdict:<15}', _VERDICT_STYLE[verdict])}  "
+            f"{found.settings.ubatch:>6}  {_rate(found.speed.prefill_tok_s.expected):>8}  "
+            f"{_rate(found.speed.decode_tok_s.expected):>8}   {found.cpu_moe_layers:>6}{mark}"
+        )
+
+
+def command(screen: Screen, item: LaunchCommand) -> Iterator[str]:
+    """The command, a flag a line, ready to paste."""
+    for name, value in item.env.items():
+        yield f"  {name}={shlex.quote(value)} \\"
+    words = list(item.argv)
+    lines = [shlex.quote(words[0])]
+    for word in words[1:]:
+        quoted = shlex.quote(word)
+        if word.startswith("-") and not word.lstrip("-")[:1].isdigit():
+            lines.append(quoted)
+        else:
+            lines[-1] += f" {quoted}"
+    packed: list[str] = []
+    for line in lines:
+        if packed and len(packed) > 1 and len(packed[-1]) + len(line) < 88:
+            packed[-1] += f" {line}"
+        else:
+            packed.append(line)
+    for index, line in enumerate(packed):
+        end = " \\" if index < len(packed) - 1 else ""
+        yield ("  " if index == 0 else "    ") + screen.style(line, "command") + end
+
+
+def download(screen: Screen, spec: ModelSpec, machine: Machine) -> Iterator[str]:
+    """How to get the file, against the free disk."""
+    item = spec.download
+    if item is None:
+        return
+    yield f"  {screen.style(shlex.join(item.argv), 'command')}"
+    disk = machine.disk
+    text = f"{publisher_gb(item.size_bytes)} from {item.url}"
+    if disk and disk.free_bytes is not None and not machine.simulated:
+        enough = disk.free_bytes >= item.size_bytes
+        text += f"; {gib(disk.free_bytes)} free at {disk.path}" + ("" if enough else ": not enough")
+        yield "  " + screen.style(text, "dim" if enough else "bad")
+    else:
+        yield "  " + screen.style(text, "dim")
+
+
+def alternatives(screen: Screen, items: Sequence[Alternative]) -> Iterator[str]:
+    """What other choices would have meant."""
+    for item in items:
+        yield from screen.wrap(f"{item.what}: {item.effect}", indent=2)
+
+
+def plan(
+    screen: Screen,
+    table: ModelTable,
+    machine: Machine,
+    item: Plan,
+    launch: LaunchCommand | None,
+    request: tuple[int, int],
+    *,
+    explain: bool,
+    said: Sequence[Finding],
+) -> str:
+    """The whole screen of a plan."""
+    chosen = item.chosen
+    lines = [*title(screen, table.spec, machine), ""]
+    lines += [headline(screen, table, chosen, chosen.footprint.verdict)]
+    lines += [*findings(screen, said, notes=False), ""]
+    lines += [screen.heading("Memory"), *memory(screen, chosen.footprint), ""]
+    lines += [screen.heading("Speed"), *speed(screen, chosen.speed, *request), ""]
+    if item.ladder:
+        lines += [screen.heading("Context"), *ladder(screen, item.ladder, chosen), ""]
+    usable = chosen.footprint.verdict in ("fits", "tight")
+    if not usable and item.alternatives:
+        lines += [screen.heading("What would make it fit"), *alternatives(screen, item.alternatives), ""]
+    if launch is not None:
+        heading = f"Command  ({launch.engine} b{launch.build})"
+        lines += [screen.heading(heading), *command(screen, launch), ""]
+    if table.spec.download is not None:
+        lines += [screen.heading("Download first"), *download(screen, table.spec, machine), ""]
+    remarks = list(findings(screen, said, notes=True))
+    if remarks:
+        lines += [screen.heading("Good to know"), *remarks, ""]
+    if explain:
+        lines += [screen.heading("The working"), *(f"  {line}" for line in item.trace), ""]
+        if usable and item.alternatives:
+            lines += [screen.heading("Other choices"), *alternatives(screen, item.alternatives), ""]
+    else:
+        lines += [screen.style("--explain shows the working, --json is for programs, --write DIR makes a launcher", "dim")]
+    return "\n".join(lines).rstrip() + "\n"

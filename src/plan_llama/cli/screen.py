@@ -1,0 +1,62 @@
+"""Colour, glyphs and line breaks, as far as the terminal can show them. Output is readable without any."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+
+_CODES = {"bold": "1", "dim": "2", "good": "32", "warn": "33", "bad": "31", "command": "36", "heading": "1;4"}
+_PLAIN = {"█": "#", "▒": "+", "░": ".", "←": "<-", "→": "->", "✗": "x", "·": "-", "×": "x"}
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Screen:
+    """What the output goes to. `colour` and `unicode` can be forced for tests."""
+
+    def __init__(self, *, colour: bool | None = None, unicode: bool | None = None, width: int | None = None) -> None:
+        tty = sys.stdout.isatty()
+        wanted = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self.colour = tty and wanted if colour is None else colour
+        encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
+        self.unicode = encoding.startswith("utf") if unicode is None else unicode
+        self.width = width or (min(120, shutil.get_terminal_size((100, 24)).columns) if tty else 100)
+
+    def style(self, text: str, name: str) -> str:
+        """Text in a style, where colour is shown."""
+        return f"\x1b[{_CODES[name]}m{text}\x1b[0m" if self.colour and text else text
+
+    def glyph(self, mark: str) -> str:
+        """A mark, or what stands for it in ASCII."""
+        return mark if self.unicode else _PLAIN.get(mark, mark)
+
+    def heading(self, text: str) -> str:
+        """A section's name."""
+        return self.style(text, "bold") if self.colour else f"{text}:"
+
+    def wrap(self, text: str, *, indent: int, style: str = "") -> Iterator[str]:
+        """Lines no wider than the screen; words are never broken, so that paths and commands can be copied."""
+        pad = " " * indent
+        for line in textwrap.wrap(
+            text,
+            self.width,
+            initial_indent=pad,
+            subsequent_indent=pad + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ):
+            yield self.style(line, style) if style else line
+
+    def write(self, text: str) -> None:
+        """Prints, with control characters of foreign names made visible and what cannot be encoded replaced."""
+        shown = "".join(c if c in "\n\x1b" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        if not self.colour:
+            shown = _ESCAPE.sub("", shown).replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+        if not self.unicode:
+            shown = "".join(_PLAIN.get(c, c) for c in shown)
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(shown.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()

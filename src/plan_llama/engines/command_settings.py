@@ -1,0 +1,394 @@
+"""What a command decides about memory and speed: its arguments over its program's own defaults.
+
+Defaults and rules: common/common.h, common/arg.cpp, tools/server/server.cpp,
+tools/llama-bench/llama-bench.cpp and src/llama-context.cpp, b11434. Refused arguments are read as their
+author meant them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from plan_llama.engines import overrides as placing
+from plan_llama.engines import values as cxx
+from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
+from plan_llama.engines.reading_notes import argument_findings, uncounted
+from plan_llama.findings import Finding
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.types import LoadMode, Override, Settings, SplitMode
+from plan_llama.models.types import ModelSpec
+from plan_llama.units import MIB
+
+FlashAttn = Literal["on", "off", "auto"]
+UserSet = Literal["ctx", "ngl", "ts", "ot"]
+
+CACHE_RAM_MIB = 8192
+CTX_CHECKPOINTS = 32
+AUTO_SLOTS = 4
+FIT_MIN_CONTEXT = 4096
+FIT_TARGET_BYTES = 1024 * MIB
+_MOST = (1 << 31) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandReading:
+    """Settings of a command before `--fit` changes them, and what `--fit` would look at.
+
+    `user_set` names what the user gave of that which `--fit` would otherwise choose. `devices` are the
+    machine's GPUs that the command uses, in its order. `flash_attn` is as asked; `settings.flash_attn` has
+    auto resolved to on, which is right where the layer's device supports it.
+    """
+
+    settings: Settings
+    findings: tuple[Finding, ...]
+    fit_enabled: bool
+    user_set: frozenset[UserSet]
+    fit_targets_bytes: tuple[int, ...] = (FIT_TARGET_BYTES,)  # one for all devices, or one per device
+    fit_min_context: int | None = FIT_MIN_CONTEXT  # None: the context is not reduced (-c 0)
+    flash_attn: FlashAttn = "auto"
+    devices: tuple[int, ...] = ()
+    model_path: str | None = None
+    hf_repo: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+def to_settings(parsed: ParsedCommand, *, model: ModelSpec, machine: Machine) -> CommandReading:
+    """The settings that a command means for a model on a machine, with a finding for all that is odd in it.
+
+    Raises ModelError where the model's header lacks its block count.
+    """
+    return _Reading(parsed, model, machine).result()
+
+
+def automatic_load_mode(machine: Machine, devices: Sequence[int]) -> LoadMode:
+    """What `--load-mode auto` becomes: mmap, unless a used device reports no support for it.
+
+    Integrated devices of CUDA, HIP and Vulkan report none (their ggml backends, b11434).
+    """
+    used = [machine.gpus[index] for index in devices]
+    shared = any(gpu.integrated and gpu.backend in ("cuda", "rocm", "vulkan") for gpu in used)
+    return "none" if shared else "mmap"
+
+
+class _Reading:
+    """The command's arguments, looked up by their names; of several the last usable one counts."""
+
+    def __init__(self, parsed: ParsedCommand, model: ModelSpec, machine: Machine) -> None:
+        self.parsed, self.model, self.machine = parsed, model, machine
+        self.bench = parsed.program == "llama-bench"
+        self.serves = parsed.program in ("llama-server", "llama-cli")  # llama-cli runs the server in itself
+        self.names = placing.device_names(machine.gpus)
+        self.findings: list[Finding] = list(argument_findings(parsed))
+        usable = [
+            item for item in parsed.arguments if item.argument and item.status not in ("bad-value", "removed")
+        ]
+        self.usable = [item for item in usable if not (item.status == "ignored" and item.from_env)]
+        self.last: dict[str, ParsedArgument] = {}
+        for item in self.usable:
+            for name in item.argument.names if item.argument else ():
+                self.last[name] = item
+
+    def text(self, name: str) -> str | None:
+        """The value of an argument; of llama-bench's lists the first."""
+        item = self.last.get(name)
+        if item is None or not item.values:
+            return None
+        return item.values[0].split(",")[0] if self.bench and name not in ("-m", "-ot") else item.values[0]
+
+    def number(self, name: str, default: int) -> int:
+        """A whole number; of llama-bench's lists and ranges the largest."""
+        item = self.last.get(name)
+        if item is None or not item.values:
+            return default
+        if self.bench:
+            return max(cxx.ranges(item.values[0]) or (default,))
+        found = cxx.to_int(item.values[0])
+        return default if found is None else found
+
+    def switch(self, name: str, default: bool) -> bool:
+        """A switch, or llama-bench's 0|1 (of which the first counts)."""
+        item = self.last.get(name)
+        if item is None:
+            return default
+        return item.values[0].split(",")[0] in ("1", "true") if item.values else not item.negated
+
+    def result(self) -> CommandReading:
+        """Everything together."""
+        self.findings += uncounted(self.last, self.serves)
+        devices = self._devices()
+        parallel, unified = self._slots()
+        asked = self._asked_context(parallel)
+        batch, ubatch = self._batches(asked)
+        flash_attn = self._flash_attn()
+        slot_limit = self.number("--kv-unified-per-slot", 0) or None
+        settings = Settings(
+            program=self.parsed.program,
+            context=_engine_context(asked, parallel, unified),
+            parallel=parallel,
+            kv_unified=unified,
+            batch=batch,
+            ubatch=ubatch,
+            flash_attn=flash_attn != "off",
+            kv_type_k=self.text("-ctk") or "f16",
+            kv_type_v=self.text("-ctv") or "f16",
+            gpu_layers=self._gpu_layers(devices),
+            split_mode=cast(SplitMode, self.text("-sm") or "layer"),
+            tensor_split=self._tensor_split(devices),
+            main_gpu=self._main_gpu(devices),
+            overrides=self._overrides(),
+            kv_offload=not self.switch("-nkvo", False) if self.bench else self.switch("-kvo", True),
+            op_offload=bool(devices or not self.machine.gpus)
+            and (not self.switch("-nopo", False) if self.bench else self.switch("--op-offload", True)),
+            repack=self.switch("--repack", True),
+            swa_full="--swa-full" in self.last,
+            load_mode=self._load_mode(devices),
+            threads=self._threads(),
+            cache_ram_bytes=self._cache_ram(),
+            ctx_checkpoints=max(0, self.number("-ctxcp", CTX_CHECKPOINTS)) if self.serves else 0,
+            draft_layers=self._draft_layers(),
+            slot_limit=slot_limit,
+        )
+        minimum: int | None = self.number("-fitc", FIT_MIN_CONTEXT)
+        if not self.bench and "-c" in self.last and self.number("-c", 0) == 0:
+            minimum = None
+        return CommandReading(
+            settings=settings,
+            findings=tuple(self.findings),
+            fit_enabled=self._fit(),
+            user_set=self._user_set(settings.overrides),
+            fit_targets_bytes=self._fit_targets(),
+            fit_min_context=minimum,
+            flash_attn=flash_attn,
+            devices=devices,
+            model_path=self.text("-m"),
+            hf_repo=self.text("-hf"),
+            host=self.text("--host") or "127.0.0.1",
+            port=self.number("--port", 8080),
+        )
+
+    def _devices(self) -> tuple[int, ...]:
+        given = self.text("-dev")
+        if given is None:
+            if self.text("-sm") == "none" and self.machine.gpus:
+                return (min(max(0, self.number("-mg", 0)), len(self.machine.gpus) - 1),)
+            return tuple(range(len(self.machine.gpus)))
+        if given in ("none", "auto"):
+            return () if given == "none" else tuple(range(len(self.machine.gpus)))
+        found = []
+        for name in given.split("/" if self.bench else ","):
+            device, accepted = placing.device_of(name, self.names)
+            if device is not None and device >= 0:
+                found.append(device)
+            if not accepted:
+                have = ", ".join(self.names) or "none"
+                self._say(
+                    "unknown-device",
+                    "error",
+                    f"--device {given}: no device {name} on this machine",
+                    f"it has: {have}",
+                )
+        return tuple(dict.fromkeys(found))
+
+    def _slots(self) -> tuple[int, bool]:
+        if self.bench:
+            return 1, False
+        given = self.number("-np", -1 if self.parsed.program == "llama-server" else 1)
+        unified = self.switch("-kvu", False)
+        if given < 0 and self.serves:
+            return AUTO_SLOTS, True
+        return max(1, min(given, 1 << 16)), unified
+
+    def _asked_context(self, parallel: int) -> int:
+        """What goes into the engine's context parameter, 0 resolved."""
+        if self.bench:
+            pair = [cxx.to_int(part) or 0 for part in (self.text_raw("-pg") or "0,0").split(",")]
+            tests = max(self.number("-p", 512), self.number("-n", 128), sum(pair))
+            return max(1, tests + self.number("-d", 0))
+        given = self.number("-c", 0)
+        if given < 0:
+            self._say(
+                "bad-context",
+                "error",
+                f"-c {given}: a context cannot be negative",
+                "write -c 0 for the model's own",
+            )
+            given = 0
+        per_slot = self.number("--kv-unified-per-slot", 0)
+        if given == 0 and per_slot > 0 and "-c" not in self.last:
+            given = min(parallel * per_slot, _MOST)
+        return given or self.model.context_train or FIT_MIN_CONTEXT
+
+    def text_raw(self, name: str) -> str | None:
+        """A value with its commas."""
+        item = self.last.get(name)
+        return item.values[0] if item and item.values else None
+
+    def _batches(self, context: int) -> tuple[int, int]:
+        """n_batch is cut to the context, n_ubatch to n_batch; 0 of the latter is the former
+        (llama_context)."""
+        batch = min(max(1, self.number("-b", 2048)), context)
+        ubatch = self.number("-ub", 512)
+        ubatch = batch if ubatch <= 0 else min(ubatch, batch)
+        if "--embedding" in self.last or "--rerank" in self.last:
+            batch = ubatch
+        return batch, ubatch
+
+    def _flash_attn(self) -> FlashAttn:
+        word = self.text("-fa")
+        if word is None:
+            return "on" if self.parsed.meant.get("flash_attn") else "auto"
+        return "on" if word in cxx.TRUE_WORDS else "off" if word in cxx.FALSE_WORDS else "auto"
+
+    def _gpu_layers(self, devices: tuple[int, ...]) -> int:
+        """-1 (auto) and -2 (all) are all layers and the output; a number is kept as given."""
+        everything = self.model.int_param("block_count") + 1
+        if not devices:
+            return 0
+        word = self.text_raw("-ngl")
+        if word is None or word in ("auto", "all"):
+            return everything
+        given = self.number("-ngl", -1)
+        return everything if given < 0 else given
+
+    def _tensor_split(self, devices: tuple[int, ...]) -> tuple[float, ...]:
+        word = self.text("-ts")
+        every = tuple(range(len(self.machine.gpus)))
+        if word is None:
+            if devices == every or not devices or self.text("-sm") == "none":
+                return ()
+            if len(devices) == 1:
+                return tuple(1.0 if i in devices else 0.0 for i in every)
+            # the engine's own default, over the chosen devices only
+            return tuple(float(self.machine.gpus[i].free_bytes) if i in devices else 0.0 for i in every)
+        separators = ";/" if self.bench else ",/"
+        for character in separators:
+            word = word.replace(character, " ")
+        parts = [cxx.to_float(part) or 0.0 for part in word.split()]
+        if devices == every:
+            return tuple(parts[: len(every)])
+        shares = dict(zip(devices, parts, strict=False))
+        return tuple(shares.get(i, 0.0) for i in every)
+
+    def _main_gpu(self, devices: tuple[int, ...]) -> int:
+        if self.text("-sm") == "none" and devices and "-dev" not in self.last:
+            return devices[0]
+        index = self.number("-mg", 0)
+        return devices[index] if 0 <= index < len(devices) else 0
+
+    def _overrides(self) -> tuple[Override, ...]:
+        """In the order of the command line, environment first; llama-bench puts -ncmoe behind -ot."""
+        found: list[Override] = []
+        late: list[Override] = []
+        for item in self.usable:
+            names = item.argument.names if item.argument else ()
+            if "-cmoe" in names:
+                found.append(placing.cpu_moe())
+            elif "-ncmoe" in names or "-ncffn" in names:
+                count = (
+                    max(cxx.ranges(item.values[0]) or (0,)) if self.bench else cxx.to_int(item.values[0]) or 0
+                )
+                make = placing.n_cpu_moe if "-ncmoe" in names else placing.n_cpu_ffn
+                (late if self.bench else found).extend(make(min(count, placing.MOST_OVERRIDES)))
+            elif "-ot" in names:
+                text = item.values[0].split(",")[0].replace(";", ",") if self.bench else item.values[0]
+                for part in text.split(","):
+                    found += self._override(part)
+        found += late
+        if len(found) > placing.MOST_OVERRIDES:
+            say = f"{len(found)} tensor overrides: the engine holds {placing.MOST_OVERRIDES}"
+            self._say("too-many-tensor-overrides", "error", say, "write one pattern with alternatives")
+        return tuple(found[: placing.MOST_OVERRIDES])
+
+    def _override(self, part: str) -> list[Override]:
+        pattern, equals, buffer = part.partition("=")
+        if not equals:
+            return []
+        device, accepted = placing.device_of(buffer, self.names)
+        if not accepted:
+            known = ", ".join((placing.HOST_BUFFER, *self.names))
+            self._say(
+                "unknown-buffer-type", "error", f"-ot {part}: no buffer type '{buffer}'", f"it knows {known}"
+            )
+        if trouble := placing.pattern_problem(pattern):
+            self._say(
+                "bad-override-pattern",
+                "error",
+                f"-ot {part}: {trouble}",
+                "a comma always separates overrides",
+            )
+            return []
+        return [] if device is None else [Override(pattern=pattern, device=device)]
+
+    def _load_mode(self, devices: tuple[int, ...]) -> LoadMode:
+        given = self.text("-lm")
+        meant = self.parsed.meant
+        if given is None and {"mmap", "mlock", "direct_io"} & set(meant):
+            if meant.get("direct_io"):
+                return "dio"
+            mapped, locked = meant.get("mmap", True), meant.get("mlock", False)
+            return ("mmap+mlock" if locked else "mmap") if mapped else ("mlock" if locked else "none")
+        if given not in (None, "auto"):
+            return cast(LoadMode, given)
+        return automatic_load_mode(self.machine, devices)
+
+    def _threads(self) -> int | None:
+        if "-t" not in self.last:
+            return None
+        given = self.number("-t", 0)
+        return given if given > 0 else self.machine.cpu.logical_cores
+
+    def _draft_layers(self) -> bool:
+        """--spec-type adds up over the command."""
+        given = [item for item in self.usable if item.argument and "--spec-type" in item.argument.names]
+        return any("draft-mtp" in item.values[0].split(",") for item in given if item.values)
+
+    def _cache_ram(self) -> int:
+        """-1 is without limit: all of the RAM."""
+        if not self.serves:
+            return 0
+        given = self.number("-cram", CACHE_RAM_MIB)
+        if given < 0:
+            say = "the prompt cache has no limit (--cache-ram -1): it grows until the RAM is full"
+            self._say("prompt-cache-host-growth", "warning", say, "give it a limit in MiB: --cache-ram 2048")
+            return self.machine.ram.total_bytes
+        return given * MIB
+
+    def _fit(self) -> bool:
+        if self.bench:
+            return "-fitt" in self.last
+        if self.parsed.program == "llama-fit-params":
+            return self.text("-fitp") not in cxx.TRUE_WORDS
+        return self.text("-fit") not in cxx.FALSE_WORDS
+
+    def _user_set(self, overrides: tuple[Override, ...]) -> frozenset[UserSet]:
+        found: set[UserSet] = set()
+        if "--kv-unified-per-slot" in self.last or "-c" in self.last:
+            found.add("ctx")
+        if self.text_raw("-ngl") not in (None, "auto") and self.number("-ngl", 0) != -1:
+            found.add("ngl")
+        if "-ts" in self.last:
+            found.add("ts")
+        if overrides:
+            found.add("ot")
+        return frozenset(found)
+
+    def _fit_targets(self) -> tuple[int, ...]:
+        word = self.text_raw("-fitt")
+        if word is None:
+            return (FIT_TARGET_BYTES,)
+        parts = [cxx.to_int(part) for part in word.replace("/", ",").split(",")]
+        return tuple(part * MIB for part in parts if part is not None and part >= 0) or (FIT_TARGET_BYTES,)
+
+    def _say(self, ident: str, severity: Any, text: str, fix: str) -> None:
+        self.findings.append(Finding(id=ident, severity=severity, text=text, fix=fix))
+
+
+def _engine_context(asked: int, parallel: int, unified: bool) -> int:
+    """The context after the engine's rounding: to 256 cells, per slot where slots have their own cache."""
+    padded = -(-asked // 256) * 256
+    if unified:
+        return padded
+    return -(-(padded // parallel) // 256) * 256 * parallel

@@ -1,0 +1,74 @@
+"""Combinations of settings that llama.cpp refuses for a model, after its parser has taken them.
+
+The rules are those of llama_init_from_model (src/llama-context.cpp, b11434).
+"""
+
+from __future__ import annotations
+
+from plan_llama.engines.command_settings import FlashAttn
+from plan_llama.findings import Finding
+from plan_llama.memory.types import Settings
+from plan_llama.models.types import ModelSpec
+
+# All quantised cache types that the parser takes have blocks of 32 elements.
+_BLOCK = 32
+# Its caches are allocated as K only without the MLA keys in the header.
+_ONE_CACHE_TYPE = frozenset({"deepseek4"})
+
+
+def refusals(settings: Settings, *, model: ModelSpec, flash_attn: FlashAttn = "auto") -> tuple[Finding, ...]:
+    """An error for each combination that makes the context fail. `flash_attn` is as asked.
+
+    Raises ModelError where the header lacks what a rule needs.
+    """
+    found = []
+    asked = flash_attn if settings.flash_attn else "off"
+    if settings.split_mode == "tensor" and asked == "off":
+        text = "a split by tensor (-sm tensor) requires flash attention"
+        found.append(Finding(id="flash-attn-unsupported", severity="error", text=text, fix="write -fa on"))
+    if settings.kv_type_k != settings.kv_type_v and _one_cache_type(model):
+        text = (
+            f"{model.architecture} keeps one compressed cache: its K ({settings.kv_type_k}) and V "
+            f"({settings.kv_type_v}) types must be the same"
+        )
+        fix = f"write -ctk {settings.kv_type_k} -ctv {settings.kv_type_k}"
+        found.append(Finding(id="kv-type-combo-unsupported", severity="error", text=text, fix=fix))
+    if _quantised(settings.kv_type_v) and asked == "off":
+        text = f"a quantised V cache ({settings.kv_type_v}) requires flash attention, which is off"
+        found.append(
+            Finding(id="kv-quant-needs-fa", severity="error", text=text, fix="write -fa on, or -ctv f16")
+        )
+    if asked != "off":
+        for half, kind in (("key", settings.kv_type_k), ("value", settings.kv_type_v)):
+            size = _head_size(model, half)
+            if _quantised(kind) and size is not None and size % _BLOCK:
+                text = (
+                    f"cache type {kind} packs {_BLOCK} elements: the {half} head size {size} is no multiple"
+                )
+                fix = f"write {'-ctk' if half == 'key' else '-ctv'} f16"
+                found.append(Finding(id="kv-type-combo-unsupported", severity="error", text=text, fix=fix))
+    if settings.draft_layers and not model.int_param("nextn_predict_layers", 0):
+        text = "the file holds no next-token-prediction layer for --spec-type draft-mtp"
+        found.append(
+            Finding(id="draft-layers-missing", severity="error", text=text, fix="leave --spec-type out")
+        )
+    return tuple(found)
+
+
+def _one_cache_type(model: ModelSpec) -> bool:
+    mla = bool(
+        model.hparams.get("attention.key_length_mla") and model.hparams.get("attention.value_length_mla")
+    )
+    return mla or model.architecture in _ONE_CACHE_TYPE
+
+
+def _quantised(kind: str) -> bool:
+    return kind.startswith(("q", "iq"))
+
+
+def _head_size(model: ModelSpec, half: str) -> int | None:
+    """The header's head size, else embedding / heads; None for a model without attention heads."""
+    if (given := model.hparams.get(f"attention.{half}_length")) is not None:
+        return int(given)
+    heads = model.int_param("attention.head_count", 0)
+    return model.int_param("embedding_length") // heads if heads else None

@@ -1,0 +1,51 @@
+"""A small TOML cache of slow answers, one file per topic in the user's cache folder.
+
+Damage means: ask again.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+def folder() -> Path:
+    """The user's cache folder of this program; $PLAN_LLAMA_CACHE replaces it."""
+    if given := os.environ.get("PLAN_LLAMA_CACHE"):
+        return Path(given)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("plan-llama")
+
+
+def read(topic: str) -> dict[str, Any]:
+    """The topic's entries; empty where there are none or the file is damaged (it is only a cache)."""
+    try:
+        return tomllib.loads((folder() / f"{topic}.toml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return {}
+
+
+def write(topic: str, key: str, entry: dict[str, Any], *, most_entries: int = 32) -> bool:
+    """Add an entry, atomically; the oldest beyond `most_entries` go.
+
+    False where the folder cannot be written.
+    """
+    import tomli_w
+
+    entries = read(topic)
+    entries.pop(key, None)
+    entries[key] = entry
+    kept = dict(list(entries.items())[-most_entries:])
+    target = folder() / f"{topic}.toml"
+    temporary = target.with_name(f".{topic}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(tomli_w.dumps(kept), encoding="utf-8")
+        temporary.replace(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Files that start an engine exactly as planned."""

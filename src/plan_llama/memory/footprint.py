@@ -1,0 +1,253 @@
+"""What a plan uses in all: llama.cpp's buffers, what lies beyond them, and the pools they come from.
+
+Pure: the constants arrive in `Beyond`, read from profiles by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from plan_llama.hardware.types import Gpu, Machine
+from plan_llama.memory import context
+from plan_llama.memory.estimate import DeviceMemory, buffers
+from plan_llama.memory.scheduler import CUDA_KIND, OTHER_GPU_KIND
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import Buffers, Settings
+
+Verdict = Literal["fits", "tight", "pages-from-disk", "does-not-fit", "invalid"]
+
+_Q8_1_RATIO = 36 / 32  # block_q8_1: activations on the way into a quantised product
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beyond:
+    """What the engine takes outside its buffers, and what is to stay free. Bytes."""
+
+    context_bytes: dict[str, int]  # by backend
+    staging_bytes: int
+    gpu_margin_bytes: int
+    gpu_display_margin_bytes: int
+    host_margin_bytes: int
+    host_margin_ratio: float
+    unified_margin_bytes: int
+    unified_display_margin_bytes: int
+    pinned_spare_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse:
+    """One GPU under a plan; the parts as llama.cpp names them, and the driver's share."""
+
+    name: str
+    pool: str
+    weights_bytes: int
+    context_bytes: int
+    compute_bytes: int
+    overhead_bytes: int
+    free_bytes: int
+    peak_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the four parts."""
+        return self.weights_bytes + self.context_bytes + self.compute_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostUse:
+    """System memory under a plan. `cache_bytes` is the limit that the server's prompt cache may grow to."""
+
+    weights_bytes: int
+    context_bytes: int
+    compute_bytes: int
+    cache_bytes: int
+    available_bytes: int
+    peak_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the four parts."""
+        return self.weights_bytes + self.context_bytes + self.compute_bytes + self.cache_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """Memory that uses add up in: one for RAM, one per discrete card; one in all when unified."""
+
+    name: str
+    total_bytes: int
+    available_bytes: int
+    used_bytes: int
+    margin_bytes: int
+
+    @property
+    def spare_bytes(self) -> int:
+        """What is left above the margin; negative where the margin is cut into."""
+        return self.available_bytes - self.used_bytes - self.margin_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Everything a placement uses on a machine, and whether that fits."""
+
+    devices: tuple[DeviceUse, ...]
+    host: HostUse
+    pools: tuple[Pool, ...]
+    verdict: Verdict
+    resident_ratio: float  # share of the host's weights that stays in RAM
+
+
+def device_memory(machine: Machine) -> tuple[DeviceMemory, ...]:
+    """The machine's GPUs as the memory model sees them."""
+    return tuple(
+        DeviceMemory(
+            free_bytes=gpu.free_bytes,
+            kind=CUDA_KIND if gpu.backend in ("cuda", "rocm") else OTHER_GPU_KIND,
+        )
+        for gpu in machine.gpus
+    )
+
+
+def gpu_margin_bytes(machine: Machine, gpu: Gpu, beyond: Beyond, wished_bytes: int | None) -> int:
+    """What is to stay free on a card: the user's wish or the default, and what the user reserved."""
+    shows = gpu.display is True or machine.os == "windows"
+    default = beyond.gpu_display_margin_bytes if shows else beyond.gpu_margin_bytes
+    return (default if wished_bytes is None else wished_bytes) + gpu.reserved_bytes
+
+
+def host_margin_bytes(machine: Machine, beyond: Beyond) -> int:
+    """What is to stay free of system memory."""
+    if machine.unified:
+        desktop = any(gpu.display for gpu in machine.gpus)
+        margin = beyond.unified_display_margin_bytes if desktop else beyond.unified_margin_bytes
+    else:
+        share = int(machine.ram.total_bytes * beyond.host_margin_ratio)
+        margin = max(beyond.host_margin_bytes, share)
+    return margin + machine.ram.reserved_bytes
+
+
+def host_budget_bytes(machine: Machine, beyond: Beyond) -> int:
+    """What a plan may use of system memory with the margin kept."""
+    return machine.ram.available_bytes - host_margin_bytes(machine, beyond)
+
+
+def runtime_pool_bytes(table: ModelTable, settings: Settings) -> int:
+    """What CUDA's memory pool grows by on a long prompt: the quantised activations of the widest product.
+
+    Source: ggml_cuda_mul_mat_q and ggml_cuda_mul_mat_id (ggml/src/ggml-cuda/mmq.cu, b11434): the activations of a
+    batch are quantised to q8_1 (36 bytes per 32), for experts once per used expert.
+    """
+    spec = table.spec
+    tokens = context.reserved_batch(settings).tokens
+    used = spec.int_param("expert_used_count", 0)
+    expert_row = spec.int_param("expert_feed_forward_length", 0) * max(1, used)
+    dense_row = spec.int_param("feed_forward_length", 0)
+    widest = max(expert_row, dense_row, spec.int_param("embedding_length"))
+    return int(2 * tokens * widest * _Q8_1_RATIO)
+
+
+def footprint(
+    table: ModelTable,
+    settings: Settings,
+    machine: Machine,
+    beyond: Beyond,
+    *,
+    margin_bytes: int | None = None,
+    known: Buffers | None = None,
+) -> Footprint:
+    """Everything that `settings` use on `machine`. `known` saves working the buffers out again."""
+    made = known or buffers(table, settings, device_memory(machine))
+    devices = tuple(
+        _device(table, settings, machine, index, made, beyond) for index in range(len(machine.gpus))
+    )
+    host = _host(settings, machine, made, beyond)
+    pools = _pools(machine, devices, host, beyond, margin_bytes)
+    verdict, resident = _judge(settings, machine, devices, host, pools)
+    return Footprint(devices=devices, host=host, pools=pools, verdict=verdict, resident_ratio=resident)
+
+
+def _device(
+    table: ModelTable, settings: Settings, machine: Machine, index: int, made: Buffers, beyond: Beyond
+) -> DeviceUse:
+    gpu, part = machine.gpus[index], made.devices[index]
+    overhead = beyond.context_bytes[gpu.backend] if part.total_bytes else 0
+    growth = runtime_pool_bytes(table, settings) if part.total_bytes else 0
+    total = part.total_bytes + overhead
+    return DeviceUse(
+        name=gpu.name,
+        pool="memory" if machine.unified else f"gpu{index}",
+        weights_bytes=part.weights_bytes,
+        context_bytes=part.context_bytes,
+        compute_bytes=part.compute_bytes,
+        overhead_bytes=overhead,
+        free_bytes=gpu.free_bytes,
+        peak_bytes=total + growth,
+    )
+
+
+def _host(settings: Settings, machine: Machine, made: Buffers, beyond: Beyond) -> HostUse:
+    part = made.host
+    total = part.total_bytes + settings.cache_ram_bytes
+    staging = beyond.staging_bytes if machine.gpus and settings.load_mode in ("none", "mlock", "dio") else 0
+    return HostUse(
+        weights_bytes=part.weights_bytes,
+        context_bytes=part.context_bytes,
+        compute_bytes=part.compute_bytes,
+        cache_bytes=settings.cache_ram_bytes,
+        available_bytes=machine.ram.available_bytes,
+        peak_bytes=total + staging,
+    )
+
+
+def _pools(
+    machine: Machine,
+    devices: Sequence[DeviceUse],
+    host: HostUse,
+    beyond: Beyond,
+    margin_bytes: int | None,
+) -> tuple[Pool, ...]:
+    ram = Pool(
+        name="memory" if machine.unified else "ram",
+        total_bytes=machine.ram.total_bytes,
+        available_bytes=machine.ram.available_bytes,
+        used_bytes=host.total_bytes + (sum(d.total_bytes for d in devices) if machine.unified else 0),
+        margin_bytes=host_margin_bytes(machine, beyond),
+    )
+    if machine.unified:
+        return (ram,)
+    cards = tuple(
+        Pool(
+            name=device.pool,
+            total_bytes=gpu.total_bytes,
+            available_bytes=gpu.free_bytes,
+            used_bytes=device.total_bytes,
+            margin_bytes=gpu_margin_bytes(machine, gpu, beyond, margin_bytes) if device.total_bytes else 0,
+        )
+        for gpu, device in zip(machine.gpus, devices, strict=True)
+    )
+    return (ram, *cards)
+
+
+def _judge(
+    settings: Settings,
+    machine: Machine,
+    devices: Sequence[DeviceUse],
+    host: HostUse,
+    pools: Sequence[Pool],
+) -> tuple[Verdict, float]:
+    """The verdict, and the share of host weights that stays in memory."""
+    ram, cards = pools[0], pools[1:]
+    over_card = any(d.peak_bytes > pool.available_bytes for d, pool in zip(devices, cards, strict=False))
+    mapped = settings.load_mode in ("mmap", "auto")
+    pageable = host.weights_bytes if mapped else 0
+    unmovable = ram.used_bytes - pageable
+    if over_card or unmovable > ram.available_bytes:
+        return "does-not-fit", 1.0
+    room = ram.available_bytes - unmovable
+    if pageable > room:
+        return "pages-from-disk", max(0.0, room / pageable)
+    if all(pool.spare_bytes >= 0 for pool in pools):
+        return "fits", 1.0
+    return "tight", 1.0

@@ -1,0 +1,82 @@
+"""What the memory model needs to know of a model, worked out once and used for every placement."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+
+from plan_llama.errors import UsageError
+from plan_llama.memory.scheduler import BackendKind, padded_bytes
+from plan_llama.models.spec import EXPERT, block_of
+from plan_llama.models.types import ModelSpec
+
+
+class ModelTable:
+    """A model's tensors by block, and which of them a `-ot` pattern names. Make one per model; it remembers."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.blocks = spec.int_param("block_count")
+        self.layers = spec.layers
+        self.block_of: tuple[int | None, ...] = tuple(block_of(tensor) for tensor in spec.tensors)
+        self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}
+        self._stored: dict[BackendKind, tuple[int, ...]] = {}
+        self._matches: dict[str, tuple[int, ...]] = {}
+        self.compute_cache: dict[object, tuple[int, ...]] = {}
+
+    @cached_property
+    def block_tensors(self) -> tuple[tuple[int, ...], ...]:
+        """The tensors (by index) of each block."""
+        found: list[list[int]] = [[] for _ in range(self.blocks)]
+        for index, block in enumerate(self.block_of):
+            if block is not None and block < self.blocks:
+                found[block].append(index)
+        return tuple(tuple(items) for items in found)
+
+    @cached_property
+    def kinds(self) -> tuple[int, ...]:
+        """A number per block: equal where two blocks have tensors of the same names, types and shapes."""
+        seen: dict[object, int] = {}
+        numbers = []
+        for items in self.block_tensors:
+            tensors = [self.spec.tensors[i] for i in items]
+            key = frozenset((t.name.split(".", 2)[2], t.type.id, t.shape) for t in tensors)
+            numbers.append(seen.setdefault(key, len(seen)))
+        return tuple(numbers)
+
+    @cached_property
+    def expert_indices(self) -> tuple[tuple[int, ...], ...]:
+        """The tensors (by index) of each layer that hold routed experts."""
+        tensors = self.spec.tensors
+        return tuple(
+            tuple(i for i in self.block_tensors[il] if EXPERT.search(tensors[i].name)) for il in range(self.layers)
+        )
+
+    @cached_property
+    def expert_bytes(self) -> tuple[int, ...]:
+        """Bytes of routed experts by layer."""
+        tensors = self.spec.tensors
+        return tuple(sum(tensors[i].nbytes for i in indices) for indices in self.expert_indices)
+
+    def stored_bytes(self, kind: BackendKind) -> tuple[int, ...]:
+        """What each tensor takes in a backend's buffer: its bytes, CUDA's row padding and alignment."""
+        if kind not in self._stored:
+            self._stored[kind] = tuple(
+                padded_bytes(tensor.nbytes, tensor.type, tensor.shape[0], kind) for tensor in self.spec.tensors
+            )
+        return self._stored[kind]
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the head has a matrix of its own (else it is tied to the token table)."""
+        return "output.weight" in self.by_name
+
+    def matches(self, pattern: str) -> tuple[int, ...]:
+        """The tensors whose name a `-ot` pattern finds (std::regex_search). Raises UsageError for a bad pattern."""
+        if pattern not in self._matches:
+            try:
+                search = re.compile(pattern).search
+            except re.error as error:
+                raise UsageError(f"-ot: {pattern!r} is not a regular expression ({error})") from error
+            self._matches[pattern] = tuple(i for name, i in self.by_name.items() if search(name))
+        return self._matches[pattern]

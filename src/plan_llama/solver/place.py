@@ -1,0 +1,184 @@
+"""Fills a machine with a model: as many layers, and of their experts as many, on the GPUs as the budgets allow.
+
+A placement is judged by the exact memory model. Between two exact answers the bytes of the experts decide, since one
+layer's experts on or off a card changes nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.estimate import buffers
+from plan_llama.memory.footprint import Beyond, device_memory, gpu_margin_bytes, host_budget_bytes, runtime_pool_bytes
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import HOST, Buffers, Override, Settings
+from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
+from plan_llama.memory.weights import place
+
+_MOST_STEPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A placement that keeps every card's margin, and its buffers."""
+
+    settings: Settings
+    made: Buffers
+
+
+class Filler:
+    """Places one model on one machine for given context, micro-batch and cache type."""
+
+    def __init__(
+        self, table: ModelTable, machine: Machine, beyond: Beyond, margin_bytes: int | None
+    ) -> None:
+        self.table = table
+        self.machine = machine
+        self.beyond = beyond
+        self.devices = device_memory(machine)
+        self.margins = [
+            0 if machine.unified else gpu_margin_bytes(machine, gpu, beyond, margin_bytes)
+            for gpu in machine.gpus
+        ]
+        self.has_experts = any(table.expert_bytes)
+        self.everything = table.blocks + 1
+
+    def budgets(self, settings: Settings) -> list[int]:
+        """Bytes of buffers that each card may hold: free, less margin, driver and growth on long prompts."""
+        growth = runtime_pool_bytes(self.table, settings)
+        return [
+            gpu.free_bytes - margin - self.beyond.context_bytes[gpu.backend] - growth
+            for gpu, margin in zip(self.machine.gpus, self.margins, strict=True)
+        ]
+
+    def best(self, base: Settings) -> Filled | None:
+        """The placement with the most on the GPUs, or None where not even one layer's worth fits.
+
+        `base` has everything but the placement. On one pool of memory nothing is gained by leaving experts to the CPU.
+        """
+        if not self.machine.gpus:
+            return self._made(replace(base, gpu_layers=0))
+        full = self._made(replace(base, gpu_layers=self.everything))
+        if self.machine.unified:
+            return self._unified(base, full)
+        if self._over(full) == []:
+            return full
+        if self.has_experts:
+            found = self._experts(base)
+            if found is not None:
+                return found
+        return self._layers(base)
+
+    def _made(self, settings: Settings) -> Filled:
+        return Filled(settings, buffers(self.table, settings, self.devices))
+
+    def _over(self, filled: Filled) -> list[int]:
+        """The cards whose budget a placement exceeds."""
+        budgets = self.budgets(filled.settings)
+        return [
+            i for i, part in enumerate(filled.made.devices) if part.total_bytes and part.total_bytes > budgets[i]
+        ]
+
+    def _unified(self, base: Settings, full: Filled) -> Filled:
+        """One pool: all on the GPU where its share of the pool allows it, else as much as it may hold."""
+        limit = self.machine.gpus[0].free_bytes - self.beyond.context_bytes[self.machine.gpus[0].backend]
+        if full.made.devices[0].total_bytes <= limit:
+            return full
+        return self._layers(base) or self._made(replace(base, gpu_layers=0))
+
+    # -- experts ------------------------------------------------------------------------------------------------------
+
+    def _experts(self, base: Settings) -> Filled | None:
+        """All layers on the cards, the experts of as few as possible on the host."""
+        table = self.table
+        layers = [il for il in range(table.layers) if table.expert_bytes[il]]
+        all_on_host = self._with_host_experts(base, layers)
+        if self._over(all_on_host):
+            return None
+        home = place(table, all_on_host.settings, [d.free_bytes for d in self.devices]).layer_device
+        # one layer's experts on every card that has any: the graph is then the one of the final mix
+        first_guess = self._choose(all_on_host, layers, home)
+        return self._settle(base, layers, home, first_guess)
+
+    def _with_host_experts(self, base: Settings, host_layers: Sequence[int]) -> Filled:
+        overrides = self._overrides(host_layers)
+        return self._made(replace(base, gpu_layers=self.everything, overrides=overrides))
+
+    def _overrides(self, host_layers: Sequence[int]) -> tuple[Override, ...]:
+        if not host_layers:
+            return ()
+        layers = [il for il in range(self.table.layers) if self.table.expert_bytes[il]]
+        if list(host_layers) == layers:
+            return (cpu_moe(),)
+        if list(host_layers) == layers[: len(host_layers)]:
+            return n_cpu_moe(host_layers[-1] + 1)
+        return (expert_layers(host_layers, HOST),)
+
+    def _choose(self, start: Filled, layers: Sequence[int], home: Sequence[int]) -> list[int]:
+        """The layers whose experts stay on the host, by what is left on each card: the first ones of each card."""
+        room = [b - d.total_bytes for b, d in zip(self.budgets(start.settings), start.made.devices, strict=True)]
+        host = []
+        for il in reversed(layers):
+            card, size = home[il], self.table.expert_bytes[il]
+            if room[card] >= size:
+                room[card] -= size
+            else:
+                host.append(il)
+        return sorted(host)
+
+    def _settle(
+        self, base: Settings, layers: Sequence[int], home: Sequence[int], host: list[int]
+    ) -> Filled | None:
+        """Checks a choice with the exact model and moves one layer's experts at a time until every card agrees."""
+        best: Filled | None = None
+        tried: set[tuple[int, ...]] = set()
+        for _ in range(_MOST_STEPS):
+            if tuple(host) in tried:
+                break
+            tried.add(tuple(host))
+            filled = self._with_host_experts(base, host)
+            over = self._over(filled)
+            if not over:
+                best = filled
+                budgets = self.budgets(filled.settings)
+                room = [b - d.total_bytes for b, d in zip(budgets, filled.made.devices, strict=True)]
+                back = [il for il in host if self.table.expert_bytes[il] <= room[home[il]]]
+                if not back:
+                    break
+                host = [il for il in host if il != back[-1]]
+                continue
+            for card in over:
+                move = next((il for il in layers if home[il] == card and il not in host), None)
+                if move is None:
+                    return best
+                host = sorted([*host, move])
+        return best
+
+    # -- whole layers ----------------------------------------------------------------------------------------------
+
+    def _layers(self, base: Settings) -> Filled | None:
+        """The most whole layers on the cards (experts, if any, on the host), by bisection."""
+        overrides = (cpu_moe(),) if self.has_experts else ()
+        low, high = 0, self.everything
+        best: Filled | None = None
+        while low < high:
+            middle = (low + high + 1) // 2
+            filled = self._made(replace(base, gpu_layers=middle, overrides=overrides))
+            if self._over(filled):
+                high = middle - 1
+            else:
+                low, best = middle, filled
+        if best is not None:
+            return best
+        bare = self._made(replace(base, gpu_layers=0))
+        return None if self._over(bare) else bare
+
+    def host_spare_bytes(self, filled: Filled) -> int:
+        """What is left of the host's budget; negative where it does not fit."""
+        made = filled.made.host.total_bytes + filled.settings.cache_ram_bytes
+        if self.machine.unified:
+            made += sum(part.total_bytes for part in filled.made.devices)
+            made += sum(self.beyond.context_bytes[gpu.backend] for gpu in self.machine.gpus)
+        return host_budget_bytes(self.machine, self.beyond) - made

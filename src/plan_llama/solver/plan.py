@@ -1,0 +1,136 @@
+"""From wishes to a plan: the search, what has to be said about its result, and what other choices would bring."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plan_llama.findings import Finding
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.footprint import Beyond, host_margin_bytes
+from plan_llama.memory.table import ModelTable
+from plan_llama.solver import said
+from plan_llama.solver.place import Filler
+from plan_llama.solver.search import (
+    LADDER,
+    SMALLEST_CONTEXT,
+    Task,
+    best_at,
+    candidates,
+    kv_types,
+    rungs,
+    score,
+    wanted_context,
+)
+from plan_llama.solver.types import Alternative, Candidate, Plan, Wishes
+from plan_llama.speed.traffic import prepare
+from plan_llama.units import gib, tokens
+
+
+def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyond) -> Task:
+    """Everything the search needs, prepared once per model and machine."""
+    return Task(
+        table=table,
+        layers=prepare(table.spec),
+        machine=machine,
+        wishes=wishes,
+        beyond=beyond,
+        filler=Filler(table, machine, beyond, wishes.margin_bytes),
+    )
+
+
+def solve(task: Task, *, ladder: bool = True) -> Plan | None:
+    """The best plan, or the nearest to one (its verdict says so); None where nothing can be placed at all."""
+    context = wanted_context(task)
+    found, reduced = _search(task, context)
+    if found is None:
+        return None
+    chosen = found[0]
+    findings: list[Finding] = []
+    if reduced:
+        findings.append(said.context_reduced(task, context, chosen))
+    findings += said.about(task, chosen)
+    others = [candidate for candidate in found[1:]]
+    kv_type = chosen.settings.kv_type_k
+    per_slot = chosen.settings.slot_limit or chosen.settings.context_per_slot
+    return Plan(
+        chosen=chosen,
+        ladder=rungs(task, kv_type, chosen, per_slot) if ladder else (),
+        alternatives=(*_ubatch_alternatives(task, chosen, others), *relaxations(task, chosen)),
+        findings=tuple(findings),
+        trace=said.trace(task, chosen, others),
+        provenance=said.provenance(task),
+    )
+
+
+def _search(task: Task, context: int) -> tuple[list[Candidate] | None, bool]:
+    """Candidates at the wanted context, best first; a smaller context only where none was asked for and none fits."""
+    steps = [context]
+    if task.wishes.context is None:
+        steps += [step for step in reversed((SMALLEST_CONTEXT, *LADDER)) if step < context]
+    nearest: list[Candidate] | None = None
+    for step in steps:
+        for kv_type in kv_types(task.wishes):
+            found = sorted(candidates(task, step, kv_type), key=lambda c: score(task, c))
+            if not found:
+                continue
+            nearest = nearest or found
+            if found[0].footprint.verdict != "does-not-fit":
+                return found, step != context
+    return nearest, False
+
+
+def _ubatch_alternatives(task: Task, chosen: Candidate, others: list[Candidate]) -> list[Alternative]:
+    """What each other micro-batch would have meant."""
+    made = []
+    base = chosen.speed
+    for other in others:
+        speed = other.speed
+        effect = (
+            f"{other.footprint.verdict}: prefill {speed.prefill_tok_s.expected:.0f} instead of "
+            f"{base.prefill_tok_s.expected:.0f} tok/s, decode {speed.decode_tok_s.expected:.1f} instead of "
+            f"{base.decode_tok_s.expected:.1f} tok/s, the request {speed.request_s:.0f} instead of "
+            f"{base.request_s:.0f} s"
+        )
+        if other.cpu_moe_layers != chosen.cpu_moe_layers:
+            effect += f", experts of {other.cpu_moe_layers} instead of {chosen.cpu_moe_layers} layers on the CPU"
+        made.append(Alternative(what=f"--pin ubatch={other.settings.ubatch}", effect=effect))
+    return made
+
+
+def relaxations(task: Task, chosen: Candidate) -> list[Alternative]:
+    """What would make a plan fit that does not: the cheapest changes, each with what it brings."""
+    if chosen.footprint.verdict in ("fits", "tight"):
+        return []
+    made = []
+    ram = chosen.footprint.pools[0]
+    lacks = ram.used_bytes + ram.margin_bytes - ram.available_bytes
+    if lacks > 0:
+        need = ram.total_bytes + lacks
+        made.append(
+            Alternative(what=f"{gib(lacks)} more memory", effect=f"a machine of about {gib(need)} keeps it resident")
+        )
+    for device, pool in zip(chosen.footprint.devices, chosen.footprint.pools[1:], strict=False):
+        short = device.peak_bytes - pool.available_bytes
+        if short > 0:
+            made.append(Alternative(what=f"{gib(short)} more on {pool.name}", effect=f"{device.name} then holds its share"))
+    if chosen.footprint.verdict == "does-not-fit":
+        context = (chosen.settings.slot_limit or chosen.settings.context_per_slot) // 2
+        while context >= SMALLEST_CONTEXT:
+            smaller = best_at(task, context, chosen.settings.kv_type_k)
+            if smaller is not None and smaller.footprint.verdict in ("fits", "tight"):
+                made.append(Alternative(what=f"--ctx {context}", effect=f"fits with {tokens(context)} tokens"))
+                break
+            context //= 2
+    return made
+
+
+def host_shortfall_bytes(task: Task, chosen: Candidate) -> int:
+    """What the host lacks to keep its margin; 0 where it keeps it."""
+    ram = chosen.footprint.pools[0]
+    return max(0, ram.used_bytes + host_margin_bytes(task.machine, task.beyond) - ram.available_bytes)
+
+
+def with_margin(task: Task, margin_bytes: int | None) -> Task:
+    """The same task with another margin per card."""
+    wishes = replace(task.wishes, margin_bytes=margin_bytes)
+    return replace(task, wishes=wishes, filler=Filler(task.table, task.machine, task.beyond, margin_bytes))

@@ -1,0 +1,233 @@
+"""The search: over context, cache type and micro-batch, each filled onto the machine, judged by the request's time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.context import bytes_per_token
+from plan_llama.memory.footprint import Beyond, Footprint, footprint, host_budget_bytes
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import HOST, LoadMode, Settings
+from plan_llama.memory.weights import place
+from plan_llama.solver.place import Filled, Filler
+from plan_llama.solver.types import Candidate, Rung, Wishes
+from plan_llama.speed.estimate import estimate
+from plan_llama.speed.traffic import LayerTable
+from plan_llama.speed.types import Request
+from plan_llama.units import MIB
+
+LADDER = (8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576)
+UBATCHES = (512, 1024, 2048, 4096)
+SMALLEST_CONTEXT = 4096
+_BATCH = 2048
+_CHECKPOINTS = 32  # llama-server's default; kept only by models with a sliding window or recurrent state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One model on one machine for one request: what every step of the search needs."""
+
+    table: ModelTable
+    layers: LayerTable
+    machine: Machine
+    wishes: Wishes
+    beyond: Beyond
+    filler: Filler
+
+    @property
+    def slots(self) -> int:
+        """Conversations kept apart."""
+        return self.wishes.parallel or self.wishes.users or self.wishes.workload.slots
+
+    @property
+    def request(self) -> Request:
+        """The request whose time is minimised."""
+        wishes, work = self.wishes, self.wishes.workload
+        return Request(
+            prompt_tokens=wishes.prompt_tokens or work.prompt_tokens,
+            output_tokens=wishes.output_tokens or work.output_tokens,
+            reuse_ratio=work.reuse if wishes.reuse is None else wishes.reuse,
+            streams=wishes.users or 1,
+        )
+
+
+def wanted_context(task: Task) -> int:
+    """Tokens of one conversation that the plan aims at: asked for, or the workload's, at most the model's own."""
+    wishes, trained = task.wishes, task.table.spec.context_train
+    if isinstance(wishes.context, int):
+        return wishes.context
+    if wishes.context == "max" or wishes.objective == "context":
+        return trained or wishes.workload.context_tokens
+    wanted = wishes.workload.context_tokens
+    return min(wanted, trained) if trained else wanted
+
+
+def cache_ram_bytes(task: Task, context: int, kv_type: str) -> int:
+    """The server's prompt cache: the workload's fixed size, or room for its full conversations; whole MiB."""
+    work = task.wishes.workload
+    size = work.cache_ram_bytes
+    if work.cache_states:
+        states = max(work.cache_states, task.slots)
+        size = states * context * bytes_per_token(task.table.spec, kv_type, kv_type)
+    return -(-size // MIB) * MIB
+
+
+def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settings:
+    """Everything but the placement. `context` is of one conversation; several slots share one unified pool."""
+    slots = task.slots
+    pool = context * slots
+    return Settings(
+        context=pool,
+        parallel=slots,
+        kv_unified=slots > 1,
+        slot_limit=context if slots > 1 else None,
+        batch=max(min(_BATCH, pool), min(ubatch, pool)),
+        ubatch=min(ubatch, pool),
+        flash_attn=True,
+        kv_type_k=kv_type,
+        kv_type_v=kv_type,
+        load_mode="mmap",
+        threads=threads(task.machine),
+        cache_ram_bytes=cache_ram_bytes(task, context, kv_type),
+        ctx_checkpoints=_CHECKPOINTS,
+    )
+
+
+def threads(machine: Machine) -> int:
+    """Physical performance cores of one NUMA node, and no more than may be used."""
+    cpu = machine.cpu
+    cores = cpu.performance_cores or cpu.physical_cores
+    if cpu.numa_nodes > 1:
+        cores = max(1, cores // cpu.numa_nodes)
+    return max(1, min(cores, cpu.usable_cores or cores))
+
+
+def load_mode(task: Task, filled: Filled) -> LoadMode:
+    """How the file is read. Pinned memory makes prefill faster, but what is pinned cannot be paged out."""
+    machine = task.machine
+    if machine.unified or not machine.gpus:
+        return "mmap"
+    host = filled.made.host
+    held = host.total_bytes + filled.settings.cache_ram_bytes
+    if host.weights_bytes < 4 * 1024 * MIB:
+        return "mmap"  # next to nothing stays on the host: keep the page cache's quick reload
+    if machine.os == "windows" and held > machine.ram.total_bytes // 2:
+        return "mmap"  # Windows pins about half of the RAM at most
+    spare = machine.ram.available_bytes - machine.ram.reserved_bytes - held
+    return "none" if spare >= task.beyond.pinned_spare_bytes else "mmap"
+
+
+def evaluate(task: Task, filled: Filled) -> Candidate:
+    """A placement with its footprint and speed."""
+    settings = replace(filled.settings, load_mode=load_mode(task, filled))
+    if "load_mode" in task.wishes.pins:
+        settings = replace(settings, load_mode=task.wishes.pins["load_mode"])  # type: ignore[arg-type]
+    used = footprint(
+        task.table,
+        settings,
+        task.machine,
+        task.beyond,
+        margin_bytes=task.wishes.margin_bytes,
+        known=filled.made,
+    )
+    return judged(task, settings, used)
+
+
+def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
+    """Adds the speed to a footprint, and counts what is where."""
+    table = task.table
+    placed = place(table, settings, [gpu.free_bytes for gpu in task.machine.gpus])
+    traffic = task.layers.of_tensors(
+        placed.device_of, placed.layer_device[: table.layers], settings, output_device=placed.output_device
+    )
+    speed = estimate(
+        task.machine, traffic, settings, task.request, resident_ratio=used.resident_ratio
+    )
+    on_host = [
+        il
+        for il in range(table.layers)
+        if table.expert_bytes[il] and any(placed.device_of[i] == HOST for i in table.expert_indices[il])
+    ]
+    return Candidate(
+        settings=settings,
+        footprint=used,
+        speed=speed,
+        cpu_moe_layers=len(on_host),
+        gpu_block_layers=sum(device != HOST for device in placed.layer_device[: table.layers]),
+    )
+
+
+def candidates(task: Task, context: int, kv_type: str) -> Iterator[Candidate]:
+    """One filled placement per micro-batch."""
+    seen: set[int] = set()
+    pinned = task.wishes.pins.get("ubatch")
+    for ubatch in (int(pinned),) if pinned else UBATCHES:
+        base = pinned_settings(task, base_settings(task, context, ubatch, kv_type))
+        if base.ubatch in seen:
+            continue
+        seen.add(base.ubatch)
+        filled = task.filler.best(base)
+        if filled is not None:
+            yield evaluate(task, filled)
+
+
+_RANK = {"fits": 0, "tight": 1, "pages-from-disk": 2, "does-not-fit": 3, "invalid": 4}
+
+
+def score(task: Task, candidate: Candidate) -> tuple[float, float]:
+    """Less is better: first what fits, then the time of the request (or plain decode where that was asked for)."""
+    rank = _RANK[candidate.footprint.verdict]
+    if task.wishes.objective == "speed":
+        return rank, 1 / candidate.speed.decode_tok_s.expected
+    return rank, candidate.speed.request_s
+
+
+def best_at(task: Task, context: int, kv_type: str) -> Candidate | None:
+    """The best placement for a context, or None where nothing can be placed at all."""
+    return min(candidates(task, context, kv_type), key=lambda c: score(task, c), default=None)
+
+
+def rungs(task: Task, kv_type: str, chosen: Candidate, context: int) -> tuple[Rung, ...]:
+    """The context ladder: from 8K to what the model was trained for, the chosen context among them."""
+    trained = task.table.spec.context_train
+    steps = sorted({*(step for step in LADDER if step <= max(trained, context)), context, *([trained] if trained else [])})
+    found = []
+    for step in steps:
+        if step == context:
+            found.append(Rung(context=step, candidate=chosen))
+            continue
+        candidate = best_at(task, step, kv_type)
+        reason = "" if candidate else "no layer fits beside this context"
+        found.append(Rung(context=step, candidate=candidate, reason=reason))
+        if candidate is None or candidate.footprint.verdict == "does-not-fit":
+            break
+    return tuple(found)
+
+
+def pinned_settings(task: Task, settings: Settings) -> Settings:
+    """The settings with what the user pinned. Keys were checked when the wishes were made."""
+    pins = task.wishes.pins
+    changes: dict[str, object] = {}
+    for key in ("batch", "threads"):
+        if key in pins:
+            changes[key] = int(pins[key])
+    if "flash_attn" in pins:
+        changes["flash_attn"] = pins["flash_attn"] == "on"
+    if "cache_ram" in pins:
+        changes["cache_ram_bytes"] = int(pins["cache_ram"]) * MIB
+    if "op_offload" in pins:
+        changes["op_offload"] = pins["op_offload"] == "on"
+    return replace(settings, **changes) if changes else settings  # type: ignore[arg-type]
+
+
+def host_lacks_bytes(task: Task, candidate: Candidate) -> int:
+    """How much system memory is missing for the margin to be kept."""
+    ram = candidate.footprint.pools[0]
+    return max(0, ram.used_bytes - host_budget_bytes(task.machine, task.beyond))
+
+
+def kv_types(wishes: Wishes) -> Sequence[str]:
+    """Cache types in the order in which they are tried; a quantised one only where the user named it."""
+    return (wishes.kv_type,) if wishes.kv_type else ("f16",)

@@ -1,0 +1,91 @@
+"""What a user wishes, and what the solver answers. Frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from plan_llama.findings import Finding
+from plan_llama.hardware.types import Source
+from plan_llama.memory.footprint import Footprint
+from plan_llama.memory.types import Settings
+from plan_llama.speed.types import SpeedEstimate
+
+Objective = Literal["balanced", "speed", "context", "quality"]
+
+_NO_PINS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a kind of use needs where the user says nothing (profiles/workloads.toml)."""
+
+    name: str
+    context_tokens: int
+    context_floor: int
+    prompt_tokens: int
+    output_tokens: int
+    reuse: float
+    slots: int
+    cache_states: int
+    cache_ram_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """The request: None is "choose for me". `context` is of one conversation; "max" is the model's own."""
+
+    workload: Workload
+    context: int | Literal["max"] | None = None
+    parallel: int | None = None
+    users: int | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    reuse: float | None = None
+    kv_type: str | None = None
+    objective: Objective = "balanced"
+    margin_bytes: int | None = None
+    allow_paging: bool = False
+    pins: Mapping[str, str] = field(default_factory=lambda: _NO_PINS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One placement, what it uses and how fast it is. `expert_layers_on_gpu` and `layers_on_gpu` say what is where."""
+
+    settings: Settings
+    footprint: Footprint
+    speed: SpeedEstimate
+    cpu_moe_layers: int
+    gpu_block_layers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One step of the context ladder: the best plan for that context."""
+
+    context: int
+    candidate: Candidate | None
+    reason: str = ""  # why there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """What another choice would have cost or brought."""
+
+    what: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer: the chosen placement, or the one that comes nearest, with everything a reader needs to judge it."""
+
+    chosen: Candidate
+    ladder: tuple[Rung, ...]
+    alternatives: tuple[Alternative, ...]
+    findings: tuple[Finding, ...]
+    trace: tuple[str, ...]
+    provenance: Mapping[str, Source]

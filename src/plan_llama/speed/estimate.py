@@ -1,0 +1,141 @@
+"""The estimate of a placement for a request, with its range and what bounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from plan_llama.errors import UsageError
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.types import HOST, Settings
+from plan_llama.speed import passes
+from plan_llama.speed.constants import Constants, shipped
+from plan_llama.speed.rates import Assumptions, disk_rate, widened
+from plan_llama.speed.types import Engine, Rate, Request, SpeedEstimate, Traffic
+
+_BOUNDS = (
+    ("disk", "disk"),
+    ("PCIe", "PCIe link"),
+    ("RAM", "RAM bandwidth"),
+    ("CPU", "CPU cores"),
+    ("crossings", "hand-overs between GPU and CPU"),
+    ("launches", "GPU kernel launches"),
+    ("compute", "GPU compute"),
+)
+
+
+def placement_class(machine: Machine, traffic: Iterable[Traffic]) -> str:
+    """Which measured runs a placement is like: `cpu`, `unified`, `offload` (weights on both sides),
+    `gpu_moe`, `gpu`.
+
+    The spread of the runs of that class is the range of the estimate.
+    """
+    host = gpu = moe = False
+    for t in traffic:
+        busy = bool(t.dense_bytes or t.expert_bytes)
+        host = host or (busy and t.device == HOST)
+        gpu = gpu or (busy and t.device != HOST)
+        moe = moe or bool(t.expert_bytes)
+    if not gpu:
+        return "cpu"
+    if machine.unified:
+        return "unified"
+    if host:
+        return "offload"
+    return "gpu_moe" if moe else "gpu"
+
+
+def estimate(
+    machine: Machine,
+    traffic: Sequence[Traffic],
+    settings: Settings,
+    request: Request,
+    *,
+    engine: Engine = "llama.cpp",
+    resident_ratio: float = 1.0,
+    host_repacked: bool | None = None,
+    constants: Constants | None = None,
+) -> SpeedEstimate:
+    """How fast `traffic` runs on `machine` for `request`.
+
+    `resident_ratio` is the share of the host's weights that stays in RAM (the rest is read from disk on
+    every pass). `host_repacked` says that the host's weights are in the CPU's own layout, which large
+    batches are not copied from; unknown, llama.cpp's rule is used: only without a GPU. Raises UsageError
+    for a request that asks for nothing.
+    """
+    if request.prompt_tokens < 1 or request.output_tokens < 1 or request.streams < 1 or request.depth < 0:
+        raise UsageError("a request needs at least one prompt token, one output token and one stream")
+    if not 0.0 <= request.reuse_ratio <= 1.0 or not 0.0 <= resident_ratio <= 1.0:
+        raise UsageError("a ratio of reuse or residence is between 0 and 1")
+    k = constants or shipped()
+    said = Assumptions()
+    repacked = settings.repack and not machine.gpus if host_repacked is None else host_repacked
+    if engine == "vllm":
+        said.add("vLLM's kernels are not modelled: llama.cpp's are charged", k.widen["engine"])
+    work = passes.resolve(
+        machine, traffic, settings, k, said, engine=engine, resident_ratio=resident_ratio, repacked=repacked
+    )
+    size_class = placement_class(machine, traffic)
+    depth = request.depth + request.prompt_tokens + request.output_tokens / 2
+    parts = passes.decode(work, depth, request.streams)
+    token_s = _positive(sum(parts.values()))
+    prefill_parts = passes.prompt(work, request.prompt_tokens, request.depth)
+    prompt_s = _positive(sum(prefill_parts.values()))
+    if resident_ratio < 1.0 and "disk" in parts:
+        said.add(
+            "host weights exceed the available RAM: part of every pass is read from disk", k.widen["disk"]
+        )
+        if machine.disk is None or machine.disk.read_bytes_per_s is None:
+            rate = disk_rate(machine, k)
+            said.add(f"drive not measured: {rate / 1e9:.1f} GB/s assumed", k.widen["disk"])
+    new = max(1, round(request.prompt_tokens * (1.0 - request.reuse_ratio)))
+    again = passes.prompt(work, new, request.depth + request.prompt_tokens - new)
+    ttft_s = prompt_s + token_s
+    return SpeedEstimate(
+        decode_tok_s=_rate(1 / token_s, k.spread_decode[size_class], said),
+        prefill_tok_s=_rate(request.prompt_tokens / prompt_s, k.spread_prefill[size_class], said),
+        aggregate_tok_s=request.streams / token_s,
+        ttft_s=ttft_s,
+        follow_up_ttft_s=sum(again.values()) + token_s,
+        request_s=prompt_s + request.output_tokens * token_s,
+        load_s=_load(machine, traffic),
+        bound_by=_bound_by(parts, traffic),
+        parts=parts,
+        prefill_parts=prefill_parts,
+        assumptions=tuple(said.texts),
+    )
+
+
+def _positive(seconds: float) -> float:
+    """A placement without weights takes no time: a nanosecond keeps its rates finite."""
+    return max(seconds, 1e-9)
+
+
+def _rate(expected: float, spread: float, said: Assumptions) -> Rate:
+    factor = widened(spread, said.factors)
+    return Rate(low=expected / factor, expected=expected, high=expected * factor)
+
+
+def _load(machine: Machine, traffic: Iterable[Traffic]) -> float | None:
+    """A cold load reads every weight once from the drive; a guess at an unmeasured drive would mislead."""
+    if machine.disk is None or machine.disk.read_bytes_per_s is None:
+        return None
+    size = sum(sum(t.dense_bytes.values()) + sum(t.expert_bytes.values()) for t in traffic)
+    return size / machine.disk.read_bytes_per_s
+
+
+def _bound_by(parts: Mapping[str, float], traffic: Iterable[Traffic]) -> str:
+    """The resource that takes the most of a decoded token, with the bytes behind it where memory is meant."""
+    if not parts:
+        return "nothing"
+    groups: dict[str, float] = {}
+    for name, seconds in parts.items():
+        label = next((label for key, label in _BOUNDS if key in name), "GPU memory bandwidth")
+        groups[label] = groups.get(label, 0.0) + seconds
+    label = max(groups, key=lambda name: groups[name])
+    if label != "RAM bandwidth":
+        return label
+    host = next(t for t in traffic if t.device == HOST)
+    experts = sum(host.expert_bytes.values()) * host.expert_used_ratio
+    dense = sum(host.dense_bytes.values())
+    what, size = ("experts", experts) if experts > dense else ("dense weights", dense)
+    return f"{label}: {size / 1e9:.1f} GB of {what} per token"

@@ -1,0 +1,256 @@
+"""Seconds of one pass over the model: a decoded token, or a micro-batch of a prompt.
+
+A pass is a sum over what it touches, because llama.cpp runs the devices one after the other: weights on
+each card at its bandwidth, launches per layer, the host's weights through RAM and cores, the way between
+them, and the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.types import HOST, Settings
+from plan_llama.speed.constants import Constants
+from plan_llama.speed.rates import Assumptions, GpuRates, HostRates, gpu_rates, host_rates, link_rate
+from plan_llama.speed.types import Traffic
+
+# ggml copies host weights to a GPU from this batch on (GGML_OP_OFFLOAD_MIN_BATCH, ggml-cuda.cu, b11434).
+OFFLOAD_MIN_BATCH = 32
+
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A placement on a machine with its rates resolved, ready to be priced at any depth and batch."""
+
+    traffic: tuple[Traffic, ...]
+    gpus: Mapping[int, GpuRates]
+    host: HostRates | None
+    settings: Settings
+    constants: Constants
+    resident_ratio: float
+    offload_gpu: GpuRates | None  # what computes large batches over host weights
+    link: float  # bytes per second of host weights to that card
+    link_name: str
+    offload_from: float  # tokens
+    host_experts_prefill: float
+
+
+def resolve(
+    machine: Machine,
+    traffic: Sequence[Traffic],
+    settings: Settings,
+    constants: Constants,
+    said: Assumptions,
+    *,
+    engine: str,
+    resident_ratio: float,
+    repacked: bool,
+) -> Work:
+    """Look up what every device of a placement delivers; each gap is added to `said`."""
+    gpus = {t.device: gpu_rates(machine, t.device, constants, said) for t in traffic if t.device != HOST}
+    on_host = next((t for t in traffic if t.device == HOST), None)
+    host = None
+    if on_host is not None and (on_host.dense_bytes or on_host.expert_bytes or on_host.cache):
+        host = host_rates(machine, settings, constants, said, engine=engine, repacked=repacked)
+    offload_gpu, link = None, 0.0
+    if machine.gpus and host is not None and settings.op_offload and not repacked:
+        offload_gpu = gpus.get(0) or gpu_rates(machine, 0, constants, said)
+        link = link_rate(machine, 0, settings, constants, said)
+    ratio = on_host.expert_used_ratio if on_host is not None and engine == "ik_llama.cpp" else 1.0
+    experts = constants.experts_core_prefill
+    return Work(
+        traffic=tuple(traffic),
+        gpus=gpus,
+        host=host,
+        settings=settings,
+        constants=constants,
+        resident_ratio=resident_ratio,
+        offload_gpu=offload_gpu,
+        link=link,
+        link_name="memory copy of host weights" if machine.unified else "PCIe copy of host weights",
+        offload_from=OFFLOAD_MIN_BATCH / ratio,
+        host_experts_prefill=experts.get(engine, experts["llama.cpp"]),
+    )
+
+
+def touched(used_ratio: float, tokens: float) -> float:
+    """The expected share of a layer's experts that some token of a batch chooses."""
+    return float(1.0 - (1.0 - used_ratio) ** tokens)
+
+
+def decode(work: Work, depth: float, streams: int = 1) -> Parts:
+    """Named seconds of one decode step of `streams` conversations, each with `depth` tokens in the cache."""
+    k, parts = work.constants, Parts()
+    for t in work.traffic:
+        share = touched(t.expert_used_ratio, streams)
+        if t.device == HOST:
+            if work.host is not None:
+                _host_pass(parts, work, work.host, t, share)
+                _host_attention(parts, work, work.host, t, depth, streams, streams)
+            continue
+        gpu = work.gpus[t.device]
+        name = f"GPU{t.device}"
+        _add(parts, f"{name} dense weights", _gpu_read(k, gpu, t.dense_bytes))
+        _add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
+        _add(parts, f"{name} launches", t.layers * gpu.family.layer_s + t.expert_layers * k.expert_layer_s)
+        cache_s = 0.0
+        for c in t.cache:
+            cells = c.cells(depth) * streams
+            cache_s += cells * c.bytes_per_cell / (gpu.bandwidth * k.cache_read)
+            cache_s += cells * c.flops_per_cell / (gpu.flops * k.attention_decode)
+        _add(parts, f"{name} cache", cache_s)
+    return _tensor_split(work, parts)
+
+
+def prefill(work: Work, tokens: int, depth: float) -> Parts:
+    """Named seconds of one micro-batch of `tokens`, with `depth` tokens cached before it on average."""
+    k, parts = work.constants, Parts()
+    offload = work.offload_gpu if tokens >= work.offload_from else None
+    for t in work.traffic:
+        share = touched(t.expert_used_ratio, tokens)
+        if t.device == HOST:
+            if work.host is None:
+                continue
+            dense = sum(t.dense_bytes.values())
+            experts = share * sum(t.expert_bytes.values())
+            if offload is not None:
+                _add(parts, work.link_name, (dense + experts) / work.link)
+                _add(parts, "GPU0 compute for the host", _gpu_flops(work, offload, t, tokens))
+                _add(parts, "disk", _disk(work, work.host, dense + experts))
+            else:
+                _host_pass(parts, work, work.host, t, share)
+                _add(parts, "CPU compute", _core_flops(work, work.host, t, tokens))
+            _host_attention(parts, work, work.host, t, depth, tokens, 1)
+            continue
+        gpu = work.gpus[t.device]
+        name = f"GPU{t.device}"
+        _add(
+            parts,
+            f"{name} weights",
+            _gpu_read(k, gpu, t.dense_bytes) + share * _gpu_read(k, gpu, t.expert_bytes),
+        )
+        _add(parts, f"{name} compute", _gpu_flops(work, gpu, t, tokens))
+        _add(parts, f"{name} launches", t.layers * gpu.family.layer_s + t.expert_layers * k.expert_layer_s)
+        flops = sum(c.cells(depth) * c.flops_per_cell for c in t.cache)
+        _add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill))
+    return parts
+
+
+def prompt(work: Work, tokens: int, depth: float) -> Parts:
+    """Named seconds for a prompt of `tokens` new tokens after `depth` cached ones, in micro-batches."""
+    size = max(1, min(work.settings.ubatch, work.settings.batch, tokens))
+    full, rest = divmod(tokens, size)
+    middle = depth + tokens / 2
+    total = Parts()
+    for count, batch in ((full, size), (1, rest)):
+        if count and batch:
+            for name, seconds in prefill(work, batch, middle).items():
+                total[name] = total.get(name, 0.0) + count * seconds
+    ratio = _pipelined(work, full + bool(rest))
+    return {name: seconds * ratio for name, seconds in total.items()} if ratio < 1 else total
+
+
+def _pipelined(work: Work, batches: int) -> float:
+    """What is left of the time when several cards work on successive micro-batches. Any tensor override or
+    layer on the host switches llama.cpp's pipeline off."""
+    cards = len(work.gpus)
+    plain = work.host is None and not work.settings.overrides and work.settings.split_mode == "layer"
+    if not plain or cards < 2 or not batches:
+        return 1.0
+    return float(((batches + cards - 1) / (batches * cards)) ** work.constants.pipeline)
+
+
+def _tensor_split(work: Work, parts: Parts) -> Parts:
+    """A token's time when tensor split runs the cards together, exchanging the result of every layer.
+    Prompts gain nothing: over PCIe the exchange of a micro-batch eats what the arithmetic saves."""
+    cards, k = len(work.gpus), work.constants
+    if work.settings.split_mode != "tensor" or cards < 2:
+        return parts
+    ratio = max(1 / cards, 1 / (cards * k.tensor_split))
+    split = {
+        name: seconds * (ratio if name.startswith("GPU") and not name.endswith("launches") else 1.0)
+        for name, seconds in parts.items()
+    }
+    _add(split, "PCIe exchange between cards", k.split_layer_s * sum(t.layers for t in work.traffic))
+    return split
+
+
+def _add(parts: Parts, name: str, seconds: float) -> None:
+    if seconds:
+        parts[name] = parts.get(name, 0.0) + seconds
+
+
+def _gpu_read(k: Constants, gpu: GpuRates, sizes: Mapping[str, int]) -> float:
+    base = gpu.bandwidth * gpu.family.decode
+    return sum(size / (base * k.kernels.get(name, k.other_kernel).decode) for name, size in sizes.items())
+
+
+def _gpu_flops(work: Work, gpu: GpuRates, t: Traffic, tokens: int) -> float:
+    """Seconds of arithmetic on a card. Few rows per expert leave the matrix units idle."""
+    k = work.constants
+    peak = gpu.flops * gpu.family.prefill
+    seconds = tokens * t.dense_flops * _mixed(k, t.dense_bytes) / peak
+    if t.expert_flops:
+        rows = tokens * t.expert_used_ratio
+        rate = peak * k.experts_prefill * rows / (rows + k.experts_rows)
+        seconds += tokens * t.expert_flops * _mixed(k, t.expert_bytes) / rate
+    return seconds
+
+
+def _mixed(k: Constants, sizes: Mapping[str, int]) -> float:
+    """One over the mean prompt rate of the types, relative to 16-bit weights."""
+    total = sum(sizes.values())
+    if not total:
+        return 1.0
+    return sum(size / k.kernels.get(name, k.other_kernel).prefill for name, size in sizes.items()) / total
+
+
+def _core_flops(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
+    k = work.constants
+    seconds = 0.0
+    for flops, sizes, factor in (
+        (t.dense_flops, t.dense_bytes, 1.0),
+        (t.expert_flops, t.expert_bytes, work.host_experts_prefill),
+    ):
+        total = sum(sizes.values())
+        for name, size in sizes.items():
+            rate = k.kernels.get(name, k.other_kernel).core_flops * host.cores_prefill * factor
+            seconds += tokens * flops * size / total / rate
+    return seconds
+
+
+def _host_pass(parts: Parts, work: Work, host: HostRates, t: Traffic, share: float) -> None:
+    """The CPU reads its dense weights and a share of its experts once."""
+    k = work.constants
+    dense, experts = sum(t.dense_bytes.values()), share * sum(t.expert_bytes.values())
+    for label, sizes, size, ratio, efficiency in (
+        ("dense weights", t.dense_bytes, dense, 1.0, 1.0),
+        ("experts", t.expert_bytes, experts, share, k.ram_experts),
+    ):
+        _add(parts, f"RAM {label}", size / (host.ram * efficiency))
+        cores = sum(n * k.kernels.get(name, k.other_kernel).core_s_per_byte for name, n in sizes.items())
+        _add(parts, f"CPU {label}", ratio * cores / host.cores_decode)
+    _add(parts, "crossings", t.crossings * k.crossing_s)
+    _add(parts, "disk", _disk(work, host, dense + experts))
+
+
+def _host_attention(
+    parts: Parts, work: Work, host: HostRates, t: Traffic, depth: float, tokens: int, caches: int
+) -> None:
+    """Attention on the CPU: `tokens` new ones over `caches` caches of `depth` tokens."""
+    k = work.constants
+    seconds = 0.0
+    for c in t.cache:
+        cells = c.cells(depth)
+        seconds += caches * cells * c.bytes_per_cell / host.ram
+        seconds += tokens * cells * c.flops_per_cell / (k.core_attention_flops * host.cores_prefill)
+    _add(parts, "CPU cache", seconds)
+
+
+def _disk(work: Work, host: HostRates, size: float) -> float:
+    """What does not stay in RAM is read again on every pass, at what page faults get out of the drive."""
+    return size * (1.0 - work.resident_ratio) / (host.disk * work.constants.mapped_read)

@@ -1,0 +1,161 @@
+"""What a machine can deliver: a card's bandwidth, arithmetic and link, and the host's memory and cores.
+
+What is unknown is assumed, said, and widens the range of the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.types import Settings
+from plan_llama.speed.constants import Constants, Family
+
+_PINNED = ("none", "dio")  # load modes whose host weights lie in the driver's pinned memory
+
+
+@dataclass(slots=True)
+class Assumptions:
+    """What was assumed, and by what factor each assumption may be off."""
+
+    texts: list[str] = field(default_factory=list)
+    factors: list[float] = field(default_factory=list)
+
+    def add(self, text: str, factor: float) -> None:
+        """Note an assumption once."""
+        if text not in self.texts:
+            self.texts.append(text)
+            self.factors.append(factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuRates:
+    """One card: peaks in bytes and flops per second."""
+
+    bandwidth: float
+    flops: float
+    family: Family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRates:
+    """The CPU side: bytes per second that weights are read with, and its cores in units of one AVX2 core."""
+
+    ram: float
+    cores_decode: float
+    cores_prefill: float
+    disk: float
+
+
+def gpu_rates(machine: Machine, index: int, k: Constants, said: Assumptions) -> GpuRates:
+    """What card `index` delivers. Unknown peaks fall back to the profile's assumptions."""
+    gpu = machine.gpus[index]
+    shared = gpu.integrated or machine.unified
+    bandwidth = gpu.bandwidth_bytes_per_s
+    if bandwidth is None and shared:
+        bandwidth = ram_peak(machine, k, said)
+    if bandwidth is None:
+        bandwidth = k.assumed["gpu_bandwidth_bytes_per_s"]
+        said.add(
+            f"memory bandwidth of {gpu.name} unknown: {bandwidth / 1e9:.0f} GB/s assumed", k.widen["gpu"]
+        )
+    flops = gpu.fp16_flops_per_s
+    if flops is None:
+        flops = k.assumed["gpu_flops_per_byte"] * bandwidth
+        said.add(f"arithmetic rate of {gpu.name} unknown: {flops / 1e12:.0f} TFLOP/s assumed", k.widen["gpu"])
+    if gpu.sources.get("bandwidth_bytes_per_s") == "assumed":
+        said.add(f"memory bandwidth of {gpu.name} assumed: {bandwidth / 1e9:.0f} GB/s", k.widen["gpu"])
+    return GpuRates(bandwidth=bandwidth, flops=flops, family=k.family(gpu, machine.unified))
+
+
+def link_rate(machine: Machine, index: int, settings: Settings, k: Constants, said: Assumptions) -> float:
+    """Bytes per second that card `index` gets from host memory; a card that shares the memory reads it
+    directly."""
+    gpu = machine.gpus[index]
+    if gpu.integrated or machine.unified:
+        return gpu.bandwidth_bytes_per_s or ram_peak(machine, k, said)
+    generation, width = gpu.pcie_gen, gpu.pcie_width
+    if generation is None or width is None:
+        generation = int(k.assumed["pcie_gen"]) if generation is None else generation
+        width = int(k.assumed["pcie_width"]) if width is None else width
+        said.add(f"PCIe link of {gpu.name} unknown: {generation}.0 x{width} assumed", k.widen["link"])
+    best = max(k.link_bytes_per_s, key=int)
+    lane = k.link_bytes_per_s.get(str(generation), k.link_bytes_per_s[best])
+    # A mapped file is pageable: the driver copies it to a pinned buffer first, then over the link.
+    return lane * width * (k.link_pinned if settings.load_mode in _PINNED else k.link_mapped)
+
+
+def ram_peak(machine: Machine, k: Constants, said: Assumptions) -> float:
+    """Bytes per second that the memory can deliver to the CPU of one socket, before any efficiency.
+
+    Two sockets are charged as one: a thread reads half of its weights over the link between them.
+    """
+    ram, cpu = machine.ram, machine.cpu
+    sockets = max(1, cpu.sockets)
+    if ram.bandwidth_bytes_per_s is not None:
+        if ram.sources.get("bandwidth_bytes_per_s") == "assumed":
+            said.add(f"RAM bandwidth assumed: {ram.bandwidth_bytes_per_s / 1e9:.0f} GB/s", k.widen["ram"])
+        return ram.bandwidth_bytes_per_s / sockets
+    channels, speed = ram.channels, ram.speed_mt_s
+    missing = [name for name, value in (("channels", channels), ("speed", speed)) if value is None]
+    if channels is None:
+        server = _cores_per_socket(machine) > k.assumed["desktop_cores"]
+        channels = int(k.assumed["server_channels" if server else "desktop_channels"]) * sockets
+    if speed is None:
+        old = (ram.type or "").upper().endswith("DDR4")
+        speed = int(k.assumed["ddr4_mt_s" if old else "ddr5_mt_s"])
+    peak = 8e6 * speed * channels / sockets
+    if missing:
+        factor = k.widen["ram" if len(missing) == 2 else "ram_partly"]
+        said.add(f"RAM {' and '.join(missing)} unknown: {peak / 1e9:.0f} GB/s assumed", factor)
+    return peak
+
+
+def _cores_per_socket(machine: Machine) -> int:
+    cpu = machine.cpu
+    return max(1, (cpu.performance_cores or cpu.physical_cores) // max(1, cpu.sockets))
+
+
+def host_rates(
+    machine: Machine, settings: Settings, k: Constants, said: Assumptions, *, engine: str, repacked: bool
+) -> HostRates:
+    """What the CPU side delivers: the cores that count are the threads given, at most those of one socket."""
+    peak = ram_peak(machine, k, said)
+    measured = machine.ram.sources.get("bandwidth_bytes_per_s") == "measured"
+    cores = _cores_per_socket(machine)
+    if machine.cpu.usable_cores:
+        cores = min(cores, machine.cpu.usable_cores)
+    isa_decode, isa_prefill = k.isa_factors(machine.cpu)
+    if machine.cpu.sockets > 1:
+        said.add(f"{machine.cpu.sockets} sockets counted as one", k.widen["sockets"])
+    if not machine.cpu.isa:
+        said.add("CPU instruction set unknown: AVX2 assumed", k.widen["isa"])
+    decode_cores = min(cores, settings.threads or cores)
+    prefill_cores = min(cores, settings.threads_batch or settings.threads or cores)
+    return HostRates(
+        ram=peak * (k.ram_measured if measured else k.ram_peak),
+        cores_decode=max(1, decode_cores) ** k.cores_exponent
+        * isa_decode
+        * k.engine_core_decode.get(engine, 1.0)
+        * (k.repacked_core_decode if repacked else 1.0),
+        cores_prefill=max(1, prefill_cores) ** k.cores_exponent
+        * isa_prefill
+        * k.engine_core_prefill.get(engine, 1.0)
+        * (k.repacked_core_prefill if repacked else 1.0),
+        disk=disk_rate(machine, k),
+    )
+
+
+def disk_rate(machine: Machine, k: Constants) -> float:
+    """Bytes per second that the model's drive is read with; by its kind where nobody measured it."""
+    if machine.disk and machine.disk.read_bytes_per_s:
+        return machine.disk.read_bytes_per_s
+    return k.disk_bytes_per_s[machine.disk.kind if machine.disk else "unknown"]
+
+
+def widened(spread: float, factors: Iterable[float]) -> float:
+    """One factor for several independent uncertainties (their logarithms add in quadrature)."""
+    from math import exp, log
+
+    return exp(sum(log(f) ** 2 for f in (spread, *factors)) ** 0.5)

@@ -1,0 +1,345 @@
+"""From a model's tensors and a placement to what each device reads per token.
+
+`prepare` walks the tensors once; `LayerTable.of_tensors` and `LayerTable.of_layers` are cheap per
+candidate. Rules: routed experts are the `*_exps` tensors (llama.cpp src/llama-arch.cpp, b11434), embeddings
+are looked up row by row, and the cache holds what src/llama-kv-cache.cpp allocates: K and V rows, K only
+with MLA.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from plan_llama.errors import ModelError, UsageError
+from plan_llama.memory.types import HOST, Settings
+from plan_llama.models.ggml_types import by_name
+from plan_llama.models.types import ModelSpec
+from plan_llama.speed.types import CacheReads, Traffic
+
+# What llama.cpp takes for -ctk and -ctv (common/arg.cpp kv_cache_types, b11434).
+_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+
+_BLOCK = re.compile(r"blk\.(\d+)\.")
+_LOOKED_UP = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Bytes by type and flops per token of one layer's dense weights or of its routed experts."""
+
+    bytes_by_type: dict[str, int]
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One layer's cache per token: elements of K and of V, index elements, flops of a query over one cell."""
+
+    k_elements: int
+    v_elements: int
+    flops: float
+    most_cells: int | None = None
+    index_elements: int = 0
+    index_flops: float = 0.0
+
+
+class _Tally:
+    """A Traffic in the making."""
+
+    __slots__ = (
+        "cache",
+        "crossings",
+        "dense",
+        "dense_flops",
+        "expert_flops",
+        "expert_layers",
+        "experts",
+        "layers",
+    )
+
+    def __init__(self) -> None:
+        self.dense: dict[str, int] = {}
+        self.experts: dict[str, int] = {}
+        self.dense_flops = 0.0
+        self.expert_flops = 0.0
+        self.layers = 0
+        self.expert_layers = 0
+        self.crossings = 0
+        self.cache: dict[int | None, list[float]] = {}
+
+    def add_dense(self, part: _Part) -> None:
+        for name, size in part.bytes_by_type.items():
+            self.dense[name] = self.dense.get(name, 0) + size
+        self.dense_flops += part.flops
+
+    def add_experts(self, part: _Part) -> None:
+        for name, size in part.bytes_by_type.items():
+            self.experts[name] = self.experts.get(name, 0) + size
+        self.expert_flops += part.flops
+
+    def add_attention(self, attention: Attention, k_bytes: float, v_bytes: float) -> None:
+        self.layers += 1
+        size = attention.k_elements * k_bytes + attention.v_elements * v_bytes
+        self._cells(attention.most_cells, size, attention.flops)
+        if attention.index_elements:
+            # The index keys are kept in the K type and read for every cell, whatever the attention selects.
+            self._cells(None, attention.index_elements * k_bytes, attention.index_flops)
+
+    def _cells(self, most: int | None, size: float, flops: float) -> None:
+        if size or flops:
+            row = self.cache.setdefault(most, [0.0, 0.0])
+            row[0] += size
+            row[1] += flops
+
+    def traffic(self, device: int, used_ratio: float) -> Traffic:
+        return Traffic(
+            device=device,
+            dense_bytes=self.dense,
+            expert_bytes=self.experts,
+            expert_used_ratio=used_ratio,
+            layers=self.layers,
+            expert_layers=self.expert_layers,
+            crossings=self.crossings,
+            dense_flops=self.dense_flops,
+            expert_flops=self.expert_flops,
+            cache=tuple(
+                CacheReads(bytes_per_cell=row[0], flops_per_cell=row[1], most_cells=most)
+                for most, row in self.cache.items()
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTable:
+    """A model's tensors summed by layer, and each tensor's own share for placements that split a layer."""
+
+    used_ratio: float
+    dense: tuple[_Part, ...]  # by layer
+    experts: tuple[_Part, ...]  # by layer, over all experts; flops of the used ones
+    output: _Part  # the output projection and everything outside the blocks
+    attention: tuple[Attention, ...]  # by layer
+    tensors: tuple[
+        tuple[int, int, str, int, float], ...
+    ]  # (index, layer or -1, type, bytes, flops) of what is read
+    routed: frozenset[int]  # indices of routed-expert tensors
+    tied: _Part | None  # the embedding where it is the output projection as well
+
+    def of_layers(
+        self,
+        dense_device: Sequence[int],
+        expert_device: Sequence[int],
+        output_device: int,
+        settings: Settings,
+    ) -> tuple[Traffic, ...]:
+        """The traffic of a placement by whole layers: `dense_device[il]` runs layer il's attention and
+        holds its cache and dense weights, `expert_device[il]` holds its routed experts. Costs microseconds
+        per candidate."""
+        tallies: dict[int, _Tally] = {}
+        for il, part in enumerate(self.dense):
+            home = dense_device[il]
+            _at(tallies, home).add_dense(part)
+            if self.experts[il].bytes_by_type:
+                there = _at(tallies, expert_device[il])
+                there.add_experts(self.experts[il])
+                there.expert_layers += 1
+                there.crossings += expert_device[il] != home
+        self._finish(tallies, dense_device, output_device, settings, with_output=True)
+        return self._result(tallies)
+
+    def of_tensors(
+        self,
+        device_of: Sequence[int | None],
+        layer_device: Sequence[int],
+        settings: Settings,
+        *,
+        output_device: int | None = None,
+    ) -> tuple[Traffic, ...]:
+        """The traffic of any placement: `device_of[i]` holds tensor i (None is not loaded)."""
+        tallies: dict[int, _Tally] = {}
+        expert_homes: set[tuple[int, int]] = set()
+        for index, layer, name, size, flops in self.tensors:
+            device = device_of[index]
+            if device is None:
+                continue
+            tally = tallies.get(device) or _at(tallies, device)
+            if index in self.routed:
+                tally.experts[name] = tally.experts.get(name, 0) + size
+                tally.expert_flops += flops
+                expert_homes.add((layer, device))
+            else:
+                tally.dense[name] = tally.dense.get(name, 0) + size
+                tally.dense_flops += flops
+        for layer, device in expert_homes:
+            tally = tallies[device]
+            tally.expert_layers += 1
+            tally.crossings += layer < len(layer_device) and layer_device[layer] != device
+        last = layer_device[-1] if layer_device else HOST
+        self._finish(
+            tallies,
+            layer_device,
+            last if output_device is None else output_device,
+            settings,
+            with_output=False,
+        )
+        return self._result(tallies)
+
+    def _finish(
+        self,
+        tallies: dict[int, _Tally],
+        layer_device: Sequence[int],
+        output_device: int,
+        settings: Settings,
+        *,
+        with_output: bool,
+    ) -> None:
+        if with_output:
+            _at(tallies, output_device).add_dense(self.output)
+        if self.tied:
+            _at(tallies, output_device).add_dense(self.tied)
+        k_bytes, v_bytes = cache_bytes(settings.kv_type_k), cache_bytes(settings.kv_type_v)
+        for il in range(min(len(self.attention), len(layer_device))):
+            home = layer_device[il] if settings.kv_offload else HOST
+            _at(tallies, home).add_attention(self.attention[il], k_bytes, v_bytes)
+
+    def _result(self, tallies: dict[int, _Tally]) -> tuple[Traffic, ...]:
+        return tuple(tallies[device].traffic(device, self.used_ratio) for device in sorted(tallies))
+
+
+def _at(tallies: dict[int, _Tally], device: int) -> _Tally:
+    if device not in tallies:
+        tallies[device] = _Tally()
+    return tallies[device]
+
+
+def cache_bytes(name: str) -> float:
+    """Bytes per element of a cache type."""
+    if name not in _CACHE_TYPES:
+        known = ", ".join(_CACHE_TYPES)
+        raise UsageError(f"cache type {name!r} is not one that llama.cpp takes", hint=f"one of {known}")
+    kind = by_name(name)
+    return kind.block_bytes / kind.block_elements
+
+
+def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> LayerTable:
+    """Sum a model's tensors by layer, once per model.
+
+    `windows[il]` is the most cells that layer il's attention reads (None: all); without it the header's own
+    sliding-window pattern is used where it states one, else every layer is charged in full. Raises
+    ModelError where the header lacks what attention needs.
+    """
+    layers = spec.layers
+    used, total = spec.int_param("expert_used_count", 0), spec.int_param("expert_count", 0)
+    ratio = used / total if used and total else 1.0
+    dense: list[dict[str, int]] = [{} for _ in range(layers)]
+    experts: list[dict[str, int]] = [{} for _ in range(layers)]
+    dense_flops, expert_flops = [0.0] * layers, [0.0] * layers
+    output: dict[str, int] = {}
+    output_flops = 0.0
+    rows: list[tuple[int, int, str, int, float]] = []
+    routed: set[int] = set()
+    kinds: list[set[str]] = [set() for _ in range(layers)]
+    has_output, embedding = False, None
+    for index, tensor in enumerate(spec.tensors):
+        name, kind, size = tensor.name, tensor.type.name, tensor.nbytes
+        if name.startswith(_LOOKED_UP):
+            embedding = tensor if name == "token_embd.weight" else embedding
+            continue
+        has_output = has_output or name == "output.weight"
+        match = _BLOCK.match(name)
+        layer = int(match[1]) if match else -1
+        flops = 2.0 * tensor.elements if len(tensor.shape) > 1 else 0.0
+        if "_exps." in name or "_chexps." in name:  # LLM_FFN_EXPS_REGEX, common/common.h
+            flops *= ratio
+            routed.add(index)
+        rows.append((index, layer, kind, size, flops))
+        if not 0 <= layer < layers:
+            if layer < 0:
+                output[kind] = output.get(kind, 0) + size
+                output_flops += flops
+            continue  # a draft block: only placements by tensor can load it
+        kinds[layer].add(name[match.end() :] if match else name)
+        if index in routed:
+            experts[layer][kind] = experts[layer].get(kind, 0) + size
+            expert_flops[layer] += flops
+        else:
+            dense[layer][kind] = dense[layer].get(kind, 0) + size
+            dense_flops[layer] += flops
+    tied = None
+    if not has_output and embedding is not None:
+        tied = _Part({embedding.type.name: embedding.nbytes}, 2.0 * embedding.elements)
+    return LayerTable(
+        used_ratio=ratio,
+        dense=tuple(_Part(a, b) for a, b in zip(dense, dense_flops, strict=True)),
+        experts=tuple(_Part(a, b) for a, b in zip(experts, expert_flops, strict=True)),
+        output=_Part(output, output_flops),
+        attention=tuple(
+            _attention(
+                spec,
+                il,
+                kinds[il],
+                windows[il] if windows is not None and il < len(windows) else _window(spec, il),
+            )
+            for il in range(layers)
+        ),
+        tensors=tuple(rows),
+        routed=frozenset(routed),
+        tied=tied,
+    )
+
+
+def traffic(
+    spec: ModelSpec,
+    device_of: Sequence[int | None],
+    layer_device: Sequence[int],
+    settings: Settings,
+    *,
+    windows: Sequence[int | None] | None = None,
+    output_device: int | None = None,
+) -> tuple[Traffic, ...]:
+    """The traffic of one placement by tensor; `prepare` once instead where many are compared.
+
+    `output_device` runs the output projection where it is tied to the embedding (default: that of the last
+    layer). Raises ModelError where `device_of` does not match the model's tensors.
+    """
+    if len(device_of) != len(spec.tensors):
+        raise ModelError(f"{spec.name}: {len(device_of)} placed tensors, the file has {len(spec.tensors)}")
+    return prepare(spec, windows=windows).of_tensors(
+        device_of, layer_device, settings, output_device=output_device
+    )
+
+
+def _window(spec: ModelSpec, layer: int) -> int | None:
+    """The header's own statement of a sliding window on this layer: a flag per layer, or one layer in N is
+    full."""
+    size = spec.hparams.get("attention.sliding_window")
+    pattern = spec.hparams.get("attention.sliding_window_pattern")
+    if not isinstance(size, int) or not size or pattern is None:
+        return None
+    if isinstance(pattern, tuple):
+        return size if layer < len(pattern) and pattern[layer] else None
+    return size if isinstance(pattern, int) and pattern > 1 and (layer + 1) % pattern else None
+
+
+def _attention(spec: ModelSpec, layer: int, kinds: set[str], window: int | None) -> Attention:
+    """The cache of one layer: nothing on recurrent layers, the latent row with MLA, K and V rows
+    elsewhere."""
+    recurrent = any(kind.startswith("ssm_") for kind in kinds)
+    heads = spec.int_param("attention.head_count", 0, layer=layer)
+    heads_kv = spec.int_param("attention.head_count_kv", heads, layer=layer)
+    if (recurrent and "attn_k.weight" not in kinds) or not heads_kv:
+        return Attention(0, 0, 0.0)
+    width = spec.int_param("embedding_length", 0)
+    k_row = spec.int_param("attention.key_length", width // heads if heads else 0, layer=layer)
+    v_row = spec.int_param("attention.value_length", width // heads if heads else 0, layer=layer)
+    flops = 2.0 * heads * (k_row + v_row)
+    if spec.int_param("attention.key_length_mla", 0):
+        # llama_hparams::is_mla: one latent row of key_length; every head attends to it and reads
+        # kv_lora_rank of it.
+        flops = 2.0 * heads * (k_row + spec.int_param("attention.kv_lora_rank", 0))
+        index = spec.int_param("attention.indexer.key_length", 0)
+        index_heads = spec.int_param("attention.indexer.head_count", 0)
+        top = spec.int_param("attention.indexer.top_k", 0) or None
+        return Attention(k_row, 0, flops, top if index else window, index, 2.0 * index_heads * index)
+    return Attention(heads_kv * k_row, heads_kv * v_row, flops, window)
