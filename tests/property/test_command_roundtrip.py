@@ -10,7 +10,7 @@ from plan_llama.engines.command_settings import to_settings
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.llama_server import command
-from plan_llama.engines.overrides import cpu_moe, expert_layers, n_cpu_ffn, n_cpu_moe
+from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_ffn, n_cpu_moe
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.units import MIB
 

@@ -7,14 +7,8 @@ import re
 
 import pytest
 
-from plan_llama.engines.overrides import (
-    cpu_moe,
-    device_names,
-    expert_layers,
-    n_cpu_ffn,
-    n_cpu_moe,
-    regex_for_layers,
-)
+from plan_llama.engines.overrides import device_names
+from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_ffn, n_cpu_moe, regex_for_layers
 from plan_llama.memory.types import HOST
 
 from .engine_fixtures import machine, tensor_names

@@ -33,6 +33,8 @@ app = typer.Typer(
 def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code. Refusals are one line on standard error."""
     try:
+        if argv[:1] == ["check"] and "--" not in argv and not {"-h", "--help"} & set(argv):
+            raise UsageError("check: the command stands behind --", hint="plan-llama check -- llama-server -m FILE …")
         code = typer.main.get_command(app)(list(argv), prog_name="plan-llama", standalone_mode=False)
     except PlanLlamaError as error:
         return _refuse(error.line(), error.exit_code)

@@ -10,13 +10,14 @@ from plan_llama.cli import plan_json, render_plan
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
-from plan_llama.engines import llama_server
+from plan_llama.engines import llama_server, refusals
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.types import Machine
-from plan_llama.memory.context import refusal
+from plan_llama.launchers import posix
+from plan_llama.launchers.posix import ModelFile
 from plan_llama.memory.table import ModelTable
 from plan_llama.models import catalog_models
 from plan_llama.models.resolve import from_catalog, resolve_model
@@ -25,9 +26,7 @@ from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.search import Task
 from plan_llama.solver.types import Plan, Wishes
-from plan_llama.units import gib, publisher_gb
-
-_LLAMA_CPP = "llama.cpp"
+from plan_llama.units import publisher_gb
 
 
 def run(
@@ -54,7 +53,8 @@ def run(
             f"{spec.name} {spec.quant}: not even its smallest part fits this machine's GPUs",
             hint="--no-gpu plans for the CPU alone",
         )
-    findings = [*said, *_invalid(task, plan), *plan.findings, *_machine_notes(machine)]
+    _refuse_invalid(task, plan)
+    findings = [*said, *plan.findings, *machine_notes(machine)]
     launch, about_build = make_command(task, plan, machine, build)
     findings += about_build
     usable = plan.chosen.footprint.verdict in ("fits", "tight")
@@ -112,20 +112,20 @@ def choose_model(
         return spec, machine, _about_file(spec)
     machine = resolve(hardware_choice(hardware), engine_path=engine_path)
     usable = sorted(
-        (quant for quant in known.quants if _LLAMA_CPP in quant.engines), key=lambda quant: -quant.size_bytes
+        (quant for quant in known.quants if quant.plannable), key=lambda quant: -quant.size_bytes
     )
     spec = None
     tried = []
     for quant in usable:
         room = machine.ram.available_bytes + (0 if machine.unified else sum(g.free_bytes for g in machine.gpus))
         if quant.size_bytes > room and quant is not usable[-1]:
-            tried.append(f"{quant.name} ({publisher_gb(quant.size_bytes)})")
+            tried.append(f"{quant.quant} ({publisher_gb(quant.size_bytes)})")
             continue
         spec = from_catalog(known, quant)
         plan = solve(make_task(ModelTable(spec), machine, wanted, beyond()), ladder=False)
         if plan is not None and plan.chosen.footprint.verdict == "fits":
             break
-        tried.append(f"{quant.name} ({publisher_gb(quant.size_bytes)})")
+        tried.append(f"{quant.quant} ({publisher_gb(quant.size_bytes)})")
     if spec is None:
         raise ModelError(f"{known.name}: the catalog has no quant for llama.cpp", hint="give a GGUF file")
     text = f"{spec.quant} is the largest published quant that fits with every margin kept"
@@ -154,14 +154,14 @@ def _about_file(spec: ModelSpec) -> list[Finding]:
     return found
 
 
-def _invalid(task: Task, plan: Plan) -> list[Finding]:
-    reason = refusal(task.table.spec, plan.chosen.settings)
-    if reason is None:
-        return []
-    raise UsageError(f"llama.cpp refuses these settings for this model: {reason}")
+def _refuse_invalid(task: Task, plan: Plan) -> None:
+    """Wishes that llama.cpp refuses for this model are told, not planned."""
+    wrong = refusals.refusals(plan.chosen.settings, model=task.table.spec, flash_attn="on")
+    if wrong:
+        raise UsageError(wrong[0].text, hint=wrong[0].fix)
 
 
-def _machine_notes(machine: Machine) -> list[Finding]:
+def machine_notes(machine: Machine) -> list[Finding]:
     """Assumptions and unread values of a described machine that change the numbers."""
     return [
         Finding(
@@ -217,8 +217,6 @@ def make_command(
 
 def write_launcher(folder: Path, task: Task, plan: Plan, command: LaunchCommand, *, force: bool) -> Path:
     """The shell launcher, which checks at start what the plan took for granted."""
-    from plan_llama.launchers import posix
-
     spec, machine, used = task.table.spec, task.machine, plan.chosen.footprint
     settings = plan.chosen.settings
     files = launcher_files(spec)
@@ -247,22 +245,11 @@ def write_launcher(folder: Path, task: Task, plan: Plan, command: LaunchCommand,
     return posix.write(folder, posix.shell_launcher(command, needs, title=title), force=force)
 
 
-def launcher_files(spec: ModelSpec) -> tuple[LauncherFile, ...]:
-    """The files that must be there in full. Raises InputError where a file's data is known to be missing."""
-    from plan_llama.launchers.posix import ModelFile
-
-    if spec.source == "file":
-        if not spec.present:
-            raise InputError(
-                f"--write: {spec.path} is not complete ({spec.data_note or 'data is missing'})",
-                hint="finish the download first",
-            )
+def launcher_files(spec: ModelSpec) -> tuple[ModelFile, ...]:
+    """The files that must be there in full when the launcher runs; 0 bytes where the size is not known."""
+    if spec.files:
         return tuple(ModelFile(path=path, size_bytes=size) for path, size in spec.files)
     assert spec.download is not None  # noqa: S101 - a catalog model without a file has its download
     folder = Path(spec.download.path).parent
     return tuple(ModelFile(path=str(folder / Path(name).name), size_bytes=0) for name in spec.download.files)
 
-
-def summary(spec: ModelSpec) -> str:
-    """A model in one line."""
-    return f"{spec.name} {spec.quant}, {gib(spec.file_bytes)}"

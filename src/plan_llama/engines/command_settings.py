@@ -17,6 +17,7 @@ from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
 from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
+from plan_llama.memory import patterns
 from plan_llama.memory.types import LoadMode, Override, Settings, SplitMode
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
@@ -285,22 +286,22 @@ class _Reading:
         for item in self.usable:
             names = item.argument.names if item.argument else ()
             if "-cmoe" in names:
-                found.append(placing.cpu_moe())
+                found.append(patterns.cpu_moe())
             elif "-ncmoe" in names or "-ncffn" in names:
                 count = (
                     max(cxx.ranges(item.values[0]) or (0,)) if self.bench else cxx.to_int(item.values[0]) or 0
                 )
-                make = placing.n_cpu_moe if "-ncmoe" in names else placing.n_cpu_ffn
-                (late if self.bench else found).extend(make(min(count, placing.MOST_OVERRIDES)))
+                make = patterns.n_cpu_moe if "-ncmoe" in names else patterns.n_cpu_ffn
+                (late if self.bench else found).extend(make(min(count, patterns.MOST_OVERRIDES)))
             elif "-ot" in names:
                 text = item.values[0].split(",")[0].replace(";", ",") if self.bench else item.values[0]
                 for part in text.split(","):
                     found += self._override(part)
         found += late
-        if len(found) > placing.MOST_OVERRIDES:
-            say = f"{len(found)} tensor overrides: the engine holds {placing.MOST_OVERRIDES}"
+        if len(found) > patterns.MOST_OVERRIDES:
+            say = f"{len(found)} tensor overrides: the engine holds {patterns.MOST_OVERRIDES}"
             self._say("too-many-tensor-overrides", "error", say, "write one pattern with alternatives")
-        return tuple(found[: placing.MOST_OVERRIDES])
+        return tuple(found[: patterns.MOST_OVERRIDES])
 
     def _override(self, part: str) -> list[Override]:
         pattern, equals, buffer = part.partition("=")

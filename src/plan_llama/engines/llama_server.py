@@ -11,6 +11,7 @@ from plan_llama.engines import overrides as placing
 from plan_llama.engines.command_settings import CACHE_RAM_MIB, CTX_CHECKPOINTS, automatic_load_mode
 from plan_llama.errors import InputError
 from plan_llama.hardware.types import Gpu, Machine
+from plan_llama.memory import patterns
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
@@ -158,12 +159,12 @@ def _overrides(overrides: tuple[Override, ...], names: Sequence[str]) -> list[st
     """
     if not overrides:
         return []
-    for flag, make in (("-ncmoe", placing.n_cpu_moe), ("-ncffn", placing.n_cpu_ffn)):
+    for flag, make in (("-ncmoe", patterns.n_cpu_moe), ("-ncffn", patterns.n_cpu_ffn)):
         for count in range(len(overrides), 0, -1):
             front, back = overrides[: len(overrides) - count], overrides[len(overrides) - count :]
             if back == make(count):
                 return [*_patterns(front, names), flag, str(count)]
-    if overrides[-1] == placing.cpu_moe():
+    if overrides[-1] == patterns.cpu_moe():
         return [*_patterns(overrides[:-1], names), "-cmoe"]
     return _patterns(overrides, names)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def write(topic: str, key: str, entry: dict[str, Any], *, most_entries: int = 32
         temporary.write_text(tomli_w.dumps(kept), encoding="utf-8")
         temporary.replace(target)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         return False
     return True

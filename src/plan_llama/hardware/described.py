@@ -17,6 +17,7 @@ physical_cores = 16
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -25,12 +26,14 @@ from plan_llama import catalog
 from plan_llama.catalog import Table
 from plan_llama.errors import InputError, PlanLlamaError, ProfileError
 from plan_llama.hardware import gpu_table, ram_speed
+from plan_llama.hardware.other_gpus import metal_limit_bytes
 from plan_llama.hardware.types import Backend, Cpu, Disk, Gpu, Limit, Machine, Ram, Source, Vendor
 from plan_llama.units import parse_size
 
 SCHEMA = 1
 _DISK_KINDS = ("nvme", "ssd", "hdd", "network", "unknown")
 _MOST_CARDS = 64
+_MOST_FILE_BYTES = 1 << 20
 _Word = TypeVar("_Word", bound=str)
 
 
@@ -77,13 +80,13 @@ def _word(table: Table, key: str, words: tuple[_Word, ...]) -> _Word | None:
 
 def _sources(table: Table, values: dict[str, Any]) -> dict[str, Source]:
     """Values of the file are known from the file, unless it says how they were known when it was written."""
-    sources: dict[str, Source] = {key: "file" for key, value in values.items() if value not in (None, ())}
     written = table.table("sources")
+    if not written.keys():
+        return {key: "file" for key, value in values.items() if value not in (None, ())}
+    found: dict[str, Source] = {}
     for key in written.keys():  # noqa: SIM118  # a Table, not a dict
-        source = _word(written, key, cast("tuple[Source, ...]", get_args(Source)))
-        if source:
-            sources[key] = source
-    return sources
+        found[key] = _word(written, key, cast("tuple[Source, ...]", get_args(Source))) or "file"
+    return found
 
 
 def _gpu(table: Table, ram: Ram) -> tuple[Gpu, int]:
@@ -118,9 +121,11 @@ def _gpu(table: Table, ram: Ram) -> tuple[Gpu, int]:
     if values["backend"] is None:
         values["backend"] = facts.backend if facts else "cuda"
     if total is None:
-        shared = ram.total_bytes if integrated else None
-        total = shared if shared is not None else (facts.memory_bytes if facts else None)
-        sources.setdefault("total_bytes", "file" if shared is not None else "catalog")
+        if not integrated:
+            total = facts.memory_bytes if facts else None
+        else:
+            total = metal_limit_bytes(ram.total_bytes) if vendor == "apple" else ram.total_bytes
+        sources.setdefault("total_bytes", "modelled" if integrated else "catalog")
     if total is None:
         close = ", ".join(gpu_table.nearest(name))
         hint = f"give 'total', or a name of the table such as {close}" if close else "give 'total'"
@@ -283,8 +288,12 @@ def load(path_or_name: str) -> Machine:
         close = get_close_matches(path_or_name, known, n=3, cutoff=0.4) or sorted(known)[:8]
         hint = f"nearest: {', '.join(close)}" if close else "there are no machine profiles; name a .toml file"
         raise InputError(f"no machine is called {path_or_name!r} and there is no such file", hint=hint)
+    if path.exists() and (not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES):
+        raise InputError(f"{path}: not a machine description", hint="expected a TOML file of some KiB")
     try:
         return _machine(Table(catalog.load(path), str(path)))
+    except RecursionError as error:
+        raise ProfileError(f"{path}: not valid TOML (nested too deeply)") from error
     except ProfileError:
         raise
     except PlanLlamaError as error:  # a size or memory type in the file, not on the command line
@@ -356,5 +365,6 @@ def save(machine: Machine, path: str | Path, *, force: bool = False) -> None:
         temporary.write_text(dumps(machine, identity=target.stem), encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise InputError(f"{target}: cannot be written ({error.strerror})") from error

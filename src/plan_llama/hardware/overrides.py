@@ -98,6 +98,7 @@ def parse_gpu(written: str) -> tuple[Gpu, int, gpu_table.GpuFacts | None]:
         sources |= {"name": "user", "total_bytes": "user", "pcie_gen": "assumed", "pcie_width": "assumed"}
         unknown = Gpu(
             name=f"GPU with {gib(total)}",
+            vendor="nvidia",
             total_bytes=total,
             free_bytes=total,
             pcie_gen=_ASSUMED_PCIE_GEN,
@@ -251,7 +252,7 @@ def _cpu(choice: HardwareChoice, base: Cpu, notes: list[ProbeNote]) -> Cpu:
     return replace(cpu, sources=sources)
 
 
-def _as_one_pool(gpus: tuple[Gpu, ...], ram: Ram) -> tuple[Gpu, ...]:
+def _as_one_pool(gpus: tuple[Gpu, ...], ram: Ram, *, own_limit: bool) -> tuple[Gpu, ...]:
     """The GPUs of one pool: their memory is the system's (Metal keeps a part of it back), without a link."""
     found: list[Gpu] = []
     for gpu in gpus:
@@ -260,6 +261,9 @@ def _as_one_pool(gpus: tuple[Gpu, ...], ram: Ram) -> tuple[Gpu, ...]:
         sources |= {
             "total_bytes": "modelled" if gpu.vendor == "apple" else ram.sources.get("total_bytes", "assumed")
         }
+        if own_limit:
+            total = min(gpu.total_bytes, ram.total_bytes)
+            sources["total_bytes"] = gpu.sources.get("total_bytes", "assumed")
         sources["free_bytes"] = ram.sources.get("available_bytes", "assumed")
         rate = gpu.bandwidth_bytes_per_s
         if rate is None:
@@ -386,7 +390,9 @@ def resolve(
         ram = replace(ram, bandwidth_bytes_per_s=None)
     ram = _ram(choice, ram, choice.hardware is not None, rate)
     if unified and (choice.unified or cards or choice.ram or choice.ram_available):
-        gpus = _as_one_pool(gpus, ram)
+        # A described or probed GPU may reach less than all of the memory (GTT); that limit is still its own.
+        own_limit = not (choice.unified or cards or choice.ram)
+        gpus = _as_one_pool(gpus, ram, own_limit=own_limit)
     changes: dict[str, Any] = {}
     if unified and any(gpu.vendor == "apple" for gpu in gpus):
         changes |= {"os": "darwin", "wsl": False, "container": None}

@@ -14,9 +14,10 @@ from plan_llama.errors import PlanLlamaError
 from plan_llama.hardware import amd, bandwidth, engines, host, limits, nvml, other_gpus, ram_speed
 from plan_llama.hardware import disk as disk_probe
 from plan_llama.hardware.sysfs import text, under
-from plan_llama.hardware.types import Cpu, Disk, Gpu, InstalledEngine, Machine, ProbeNote, Ram
+from plan_llama.hardware.types import Cpu, Disk, Gpu, InstalledEngine, Machine, ProbeNote, Ram, Source
 
 _ROOT = Path("/")
+_MEMORY_SPEED = ("memory type", "memory channels", "memory bandwidth")  # what a measurement answers
 
 
 def _linux_gpus(ram: Ram, sysroot: Path, notes: list[ProbeNote]) -> list[Gpu]:
@@ -60,21 +61,14 @@ def _with_bandwidth(
     """A measurement beats the modules' peak, that beats the GPU's data sheet where the memory is one;
     else assumed.
     """
-    found: bandwidth.Bandwidth | None = None
     if sysroot == _ROOT:
         if measure:
             try:
-                found = bandwidth.cached_or_measure(cpu, ram, again=True, budget_s=3.0)
+                return _measured_ram(ram, bandwidth.cached_or_measure(cpu, ram, again=True, budget_s=3.0))
             except PlanLlamaError as error:
                 notes.append(ProbeNote(probe="memory bandwidth", reason=error.message, unlock=error.hint))
-        else:
-            found = bandwidth.cached(bandwidth.machine_key(cpu, ram))
-    if found:
-        return replace(
-            ram,
-            bandwidth_bytes_per_s=found.bytes_per_s,
-            sources={**ram.sources, "bandwidth_bytes_per_s": "measured"},
-        )
+        elif known := bandwidth.cached(bandwidth.machine_key(cpu, ram)):
+            return _measured_ram(ram, known)
     shared = next((gpu.bandwidth_bytes_per_s for gpu in gpus if gpu.integrated), None)
     if ram.bandwidth_bytes_per_s is not None:
         return ram
@@ -89,6 +83,30 @@ def _with_bandwidth(
     return replace(
         ram, bandwidth_bytes_per_s=assumed, sources={**ram.sources, "bandwidth_bytes_per_s": "assumed"}
     )
+
+
+def _measured_ram(ram: Ram, found: bandwidth.Bandwidth) -> Ram:
+    sources: dict[str, Source] = {**ram.sources, "bandwidth_bytes_per_s": "measured"}
+    return replace(ram, bandwidth_bytes_per_s=found.bytes_per_s, sources=sources)
+
+
+def measured(machine: Machine, *, budget_s: float = 1.0) -> Machine:
+    """This machine with a measured memory bandwidth in place of an assumed one, and a note that says so.
+
+    From the cache, else measured once in about `budget_s` seconds and kept. Any other machine is returned
+    as it is.
+    """
+    if machine.simulated or machine.ram.sources.get("bandwidth_bytes_per_s") != "assumed":
+        return machine
+    try:
+        found = bandwidth.cached_or_measure(machine.cpu, machine.ram, budget_s=budget_s)
+    except PlanLlamaError as error:
+        note = ProbeNote(probe="memory bandwidth", reason=error.message, unlock=error.hint)
+        return replace(machine, notes=(*machine.notes, note))
+    rate = f"{found.bytes_per_s / 1e9:.1f} GB/s with {found.threads} threads"
+    note = ProbeNote(probe="memory bandwidth", reason=f"measured once, {rate}, and kept for later plans")
+    notes = [note for note in machine.notes if note.probe not in _MEMORY_SPEED]
+    return replace(machine, ram=_measured_ram(machine.ram, found), notes=(*notes, note))
 
 
 def _os() -> str:
@@ -165,7 +183,7 @@ def probe(
     notes += more
     ram = _with_bandwidth(ram, cpu, gpus, measure_bandwidth, sysroot, notes)
     if ram.sources.get("bandwidth_bytes_per_s") in ("measured", "catalog"):
-        notes = [note for note in notes if note.probe not in ("memory type", "memory channels")]
+        notes = [note for note in notes if note.probe not in _MEMORY_SPEED]
     installed: list[InstalledEngine] = []
     if with_engines and sysroot == _ROOT:
         installed, more = engines.installed(engine_path)

@@ -28,8 +28,8 @@ class GpuProcess:
 class Gpu:
     """One GPU. `bandwidth_bytes_per_s` and `fp16_flops_per_s` (dense) are peaks from the vendor's data sheet.
 
-    `pcie_gen` × `pcie_width` is the link that binds: the best both ends can negotiate (an idle card reports a lower
-    generation at the moment, which is kept in `pcie_gen_now`).
+    `pcie_gen` × `pcie_width` is the link that binds: the best both ends can negotiate (an idle card reports a
+    lower generation at the moment, which is kept in `pcie_gen_now`).
     """
 
     name: str

@@ -113,16 +113,3 @@ def context_bytes(
             size = row_type.nbytes(elements) * batch.cells * batch.streams
             total[device] += padded_bytes(size, row_type, elements, kind)
     return total
-
-
-def refusal(spec: ModelSpec, settings: Settings) -> str | None:
-    """Why llama.cpp would not create this context, or None (llama_init_from_model, src/llama-context.cpp)."""
-    k, v = kv_type(settings.kv_type_k), kv_type(settings.kv_type_v)
-    if v.quantised and not settings.flash_attn:
-        return "a quantised V cache needs flash attention (-fa on)"
-    if k.name != v.name and spec.int_param("attention.key_length_mla", 0):
-        return f"this model keeps K and V in one cache: K ({k.name}) and V ({v.name}) must have the same type"
-    key = spec.int_param("attention.key_length", 0)
-    if k.quantised and key and key % k.block_elements:
-        return f"a head of {key} elements cannot be kept as {k.name} (blocks of {k.block_elements})"
-    return None

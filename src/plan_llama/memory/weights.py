@@ -20,9 +20,6 @@ _INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_to
 # made once per device that has a layer (TENSOR_DUPLICATED)
 _PER_DEVICE_TENSORS = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 
-EXPERTS_PATTERN = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX, common/common.h
-DENSE_FFN_PATTERN = r"\.ffn_(up|down|gate)\."  # LLM_FFN_DENSE_REGEX
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:

@@ -36,6 +36,18 @@ class Files:
         return sum(max(header.file_bytes, header.data_end) for header in self.headers)
 
     @property
+    def parts(self) -> tuple[tuple[str, int], ...]:
+        """Path of every part, and its bytes when complete."""
+        split = part_of(self.path)
+        names = [self.path.name]
+        if split and len(self.headers) > 1:
+            names = [part_name(split[0], number, len(self.headers)) for number in range(1, len(self.headers) + 1)]
+        return tuple(
+            (str(self.path.parent / name), max(header.file_bytes, header.data_end))
+            for name, header in zip(names, self.headers, strict=True)
+        )
+
+    @property
     def missing_bytes(self) -> int:
         """Bytes of tensor data that are short or holes."""
         return sum(max(0, header.data_end - header.data_there) for header in self.headers)

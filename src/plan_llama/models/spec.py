@@ -61,6 +61,7 @@ def load(path: str | Path) -> ModelSpec:
         file_bytes=files.file_bytes,
         path=str(files.path),
         present=files.missing_bytes == 0,
+        files=files.parts,
         data_note=_data_note(files),
         licence=_text(metadata, "general.license"),
     )

@@ -80,6 +80,7 @@ class ModelSpec:
     file_bytes: int
     path: str | None = None  # first shard, when a file is there (or the path the download makes)
     present: bool = False
+    files: tuple[tuple[str, int], ...] = ()  # every part on this machine: path, bytes when complete
     source: Source = "file"
     data_note: str | None = None  # what is short or sparse about the file, in one sentence
     download: Download | None = None

@@ -156,7 +156,7 @@ class NvmlError(Exception):
 
 
 class FakeNvml:
-    """The functions of pynvml that are used, answering from one dict a card; a missing answer is "not supported"."""
+    """The functions of pynvml that are used: one dict a card, what is missing in it is "not supported"."""
 
     NVMLError = NvmlError
 
@@ -174,7 +174,9 @@ class FakeNvml:
             raise NvmlError("GPU is lost")
         return self._cards[index]
 
-    def nvmlDeviceGetMemoryInfo(self, card: dict[str, Any], version: int | None = None) -> SimpleNamespace:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(  # noqa: N802
+        self, card: dict[str, Any], version: int | None = None
+    ) -> SimpleNamespace:
         if "memory_v2" in card and version is not None:
             total, reserved, free, used = card["memory_v2"]
             return SimpleNamespace(total=total, reserved=reserved, free=free, used=used)

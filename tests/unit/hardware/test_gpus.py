@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,17 @@ def test_a_lost_card_is_a_note_and_the_rest_goes_on() -> None:
     assert "GPU is lost" in notes[0].reason
 
 
+def test_the_real_binding_has_what_is_asked_of_it() -> None:
+    """The fake above answers any name: the names and the structure's version must be nvidia-ml-py's."""
+    import pynvml
+
+    source = Path(nvml.__file__).read_text(encoding="utf-8")
+    names = set(re.findall(r"nvml(?:Device|System)[A-Z]\w+", source))
+    assert len(names) > 15
+    assert [name for name in sorted(names) if not hasattr(pynvml, name)] == []
+    assert pynvml.nvmlMemory_v2 == nvml._MEMORY_V2
+
+
 def test_without_a_driver_the_reason_is_told() -> None:
     found = nvml.load()
     assert isinstance(found, ProbeNote) or hasattr(found, "nvmlDeviceGetCount")
@@ -238,7 +250,7 @@ def test_a_closed_device_node_names_the_groups(tmp_path: Path, monkeypatch: pyte
     root = copy_card(tmp_path / "a")
     (root / "dev/dri").mkdir(parents=True)
     (root / "dev/dri/renderD128").write_text("")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     _, notes = amd.gpus(RAM, sysroot=root, environment={}, read_name=lambda _: None)
     assert "/dev/dri/renderD128" in notes[0].reason
     assert "render,video" in notes[0].unlock

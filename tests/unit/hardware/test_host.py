@@ -54,8 +54,8 @@ def test_instruction_sets_by_the_names_of_llama_cpp(machine: str) -> None:
 def test_arm_has_its_own_words_and_two_kinds_of_cores(tmp_path: Path) -> None:
     """As a GB10 shows itself: ten Cortex-X925 and ten Cortex-A725, no model name, no core ids in cpuinfo."""
     records = "".join(
-        f"processor\t: {n}\nBogoMIPS\t: 2000.00\nFeatures\t: fp asimd evtstrm aes sha1 crc32 atomics fphp asimdhp "
-        f"asimdrdm asimddp sve i8mm bf16\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\n"
+        f"processor\t: {n}\nBogoMIPS\t: 2000.00\nFeatures\t: fp asimd evtstrm aes sha1 crc32 atomics fphp "
+        f"asimdhp asimdrdm asimddp sve i8mm bf16\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
         f"CPU part\t: {'0xd85' if n % 10 < 5 else '0xd87'}\nCPU revision\t: 1\n\n"
         for n in range(20)
     )
@@ -171,22 +171,24 @@ def smbios_memory(slot: str, bank: str, *, kind: int, speed: int, size_mib: int,
 END = bytes((127, 4, 0, 0, 0, 0))
 
 
+AM5 = [("DIMM 0", "P0 CHANNEL A"), ("DIMM 1", "P0 CHANNEL A"), ("DIMM 0", "P0 CHANNEL B")]
+INTEL = [("Controller0-ChannelA-DIMM0", "BANK 0"), ("Controller1-ChannelA-DIMM0", "BANK 0")]
+SUPERMICRO = [(f"P1-DIMM{c}1", f"P0_Node0_Channel{n}_Dimm0") for n, c in enumerate("ABCDEFGHIJKL")]
+ASUS = [("DIMM_A2", "BANK 1"), ("DIMM_B2", "BANK 3")]
+UNNAMED = [("Top - Slot 1", "System"), ("Top - Slot 2", "System")]
+
+
 @pytest.mark.parametrize(
     ("slots", "kind", "speed", "expected"),
     [
-        # AMD AM5 board: two channels, four DIMMs, run at 3600.
-        ([("DIMM 0", "P0 CHANNEL A"), ("DIMM 1", "P0 CHANNEL A"), ("DIMM 0", "P0 CHANNEL B")], 0x22, 3600, ("DDR5", 3600, 2)),
-        # Intel desktop.
-        ([("Controller0-ChannelA-DIMM0", "BANK 0"), ("Controller1-ChannelA-DIMM0", "BANK 0")], 0x22, 5600, ("DDR5", 5600, 2)),
-        # Supermicro EPYC: twelve channels of one socket.
-        ([(f"P1-DIMM{c}1", f"P0_Node0_Channel{n}_Dimm0") for n, c in enumerate("ABCDEFGHIJKL")], 0x22, 4800, ("DDR5", 4800, 12)),
-        # Asus board.
-        ([("DIMM_A2", "BANK 1"), ("DIMM_B2", "BANK 3")], 0x1A, 3200, ("DDR4", 3200, 2)),
-        # Names that do not tell.
-        ([("Top - Slot 1", "System"), ("Top - Slot 2", "System")], 0x1A, 2667, ("DDR4", 2667, None)),
+        (AM5, 0x22, 3600, ("DDR5", 3600, 2)),
+        (INTEL, 0x22, 5600, ("DDR5", 5600, 2)),
+        (SUPERMICRO, 0x22, 4800, ("DDR5", 4800, 12)),
+        (ASUS, 0x1A, 3200, ("DDR4", 3200, 2)),
+        (UNNAMED, 0x1A, 2667, ("DDR4", 2667, None)),
     ],
-    ids=["am5", "intel", "epyc", "asus", "unnamed"],
-)  # fmt: skip
+    ids=["am5", "intel", "supermicro", "asus", "unnamed"],
+)
 def test_modules_tell_type_speed_and_channels(
     slots: list[tuple[str, str]], kind: int, speed: int, expected: tuple[str, int, int | None]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The rest of the probe: drives, engines, the bandwidth measurement and its cache, the whole machine, its output."""
+"""The rest of the probe: drives, engines, the bandwidth and its cache, the whole machine, its output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from plan_llama.cli.hardware import as_json, render
 from plan_llama.errors import InputError
 from plan_llama.hardware import bandwidth, cache, disk, engines, memread, nvml
-from plan_llama.hardware.probe import probe, without_idle_integrated
-from plan_llama.hardware.types import Cpu, Gpu, ProbeNote, Ram
+from plan_llama.hardware.probe import measured, probe, without_idle_integrated
+from plan_llama.hardware.types import Cpu, Disk, Gpu, Machine, ProbeNote, Ram
 from tests.unit.hardware.support import CAPTURES, GIB, MIB, FakeNvml, nvidia_card
 
 RAM = Ram(total_bytes=64 * GIB, available_bytes=60 * GIB)
@@ -24,7 +24,7 @@ CPU = Cpu(name="A CPU", physical_cores=2, logical_cores=2)
 # --- drives ---
 
 
-def drive(path: str, machine: str) -> disk.Disk:
+def drive(path: str, machine: str) -> Disk:
     return disk.probe(path, sysroot=CAPTURES / machine, free=lambda _: (5 * GIB, 9 * GIB))[0]
 
 
@@ -41,7 +41,7 @@ def test_the_root_of_a_desktop_is_nvme() -> None:
 def test_kinds_of_mounted_drives(
     mount: str, kind: str, filesystem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
     monkeypatch.setattr(Path, "resolve", lambda self: self)
     found = drive(f"{mount}/models/a.gguf", "ryzen-7950x-rx7900xtx")
     assert (found.kind, found.filesystem) == (kind, filesystem)
@@ -57,7 +57,7 @@ def test_what_hides_its_drive_is_unknown_and_said(machine: str, filesystem: str)
 
 
 def test_windows_drives_in_wsl_are_as_slow_as_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
     monkeypatch.setattr(Path, "resolve", lambda self: self)
     assert drive("/mnt/c/models", "wsl2-laptop").kind == "network"
 
@@ -74,8 +74,15 @@ def test_free_space_of_a_real_folder(tmp_path: Path) -> None:
 
 # Printed by llama-server b11434, by a CUDA build of b6407 and by Ollama 0.12.3 without its server.
 NEW = "version: 0.6.0-dev (build 11434, commit unknown)\nbuilt with GNU 12.2.0 for Linux x86_64\n"
-OLD = "ggml_cuda_init: found 1 CUDA devices:\nversion: 6407 (1a2b3c4d)\nbuilt with cc (GCC) 13.3.0 for x86_64-linux-gnu\n"
-DEVICES = "Available devices:\n  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23810 MiB free)\n  RPC0: 10.0.0.2:50052 (1 MiB, 1 MiB free)\n"
+OLD = (
+    "ggml_cuda_init: found 1 CUDA devices:\n"
+    "version: 6407 (1a2b3c4d)\nbuilt with cc (GCC) 13.3.0 for x86_64-linux-gnu\n"
+)
+DEVICES = (
+    "Available devices:\n"
+    "  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23810 MiB free)\n"
+    "  RPC0: 10.0.0.2:50052 (1 MiB, 1 MiB free)\n"
+)
 NONE = "Available devices:\n  (none)\n"
 OLLAMA = "Warning: could not connect to a running Ollama instance\nWarning: client version is 0.12.3\n"
 
@@ -245,6 +252,18 @@ def test_an_assumed_bandwidth_is_marked() -> None:
     assert line.endswith("[ASSUMED]")
 
 
+def test_an_assumed_bandwidth_is_replaced_by_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = probe(sysroot=CAPTURES / "i7-13700k-hybrid")
+    kept = bandwidth.Bandwidth(bytes_per_s=71.5e9, threads=8, date="2026-01-01")
+    monkeypatch.setattr(bandwidth, "cached_or_measure", lambda *_, **__: kept)
+    known = measured(found)
+    assert known.ram.bandwidth_bytes_per_s == 71.5e9
+    assert known.ram.sources["bandwidth_bytes_per_s"] == "measured"
+    assert "71.5 GB/s with 8 threads" in known.notes[-1].reason
+    assert "memory type" not in {note.probe for note in known.notes}
+    assert measured(known) == known
+
+
 def test_an_integrated_gpu_is_left_out_beside_a_card() -> None:
     card = Gpu(name="Card", total_bytes=GIB, free_bytes=GIB)
     shared = Gpu(name="Shared", total_bytes=GIB, free_bytes=GIB, integrated=True)
@@ -267,13 +286,14 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         for bus in ("00000000:01:00.0", "00000000:02:00.0")
     ]
     monkeypatch.setattr(nvml, "load", lambda: FakeNvml(cards))
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = probe(model_path=str(tmp_path))
     assert [gpu.pci_bus_id for gpu in found.gpus if gpu.vendor == "nvidia"] == [
         "0000:01:00.0",
         "0000:02:00.0",
     ]
-    assert "2 × NVIDIA GeForce RTX 3090" in found.name or found.gpus
+    assert "2 × NVIDIA GeForce RTX 3090" in found.name
     assert "(pid 1)" in render(found)
     assert probe(with_gpus=False).gpus == ()
 
@@ -281,8 +301,6 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
     card = nvidia_card("Evil \x1b[2J card", 24576, 24000, "00000000:01:00.0")
     gpus, notes = nvml.gpus(FakeNvml([card]), RAM, sysroot=Path("/nonexistent"), environment={})
-    from plan_llama.hardware.types import Machine
-
     text = render(Machine(name="x", gpus=tuple(gpus), ram=RAM, cpu=CPU, notes=tuple(notes)))
     assert "\x1b" not in text
 
@@ -290,6 +308,7 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
 def test_a_missing_driver_is_a_note_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = ProbeNote(probe="nvidia", reason="NVML does not start", unlock="reboot")
     monkeypatch.setattr(nvml, "load", lambda: reason)
+    monkeypatch.setattr(sys, "platform", "linux")
     assert reason in probe(with_engines=False).notes
 
 

@@ -157,6 +157,13 @@ def test_a_named_gpu_that_shares_memory_makes_one_pool() -> None:
     assert (mac.os, mac.gpus[0].backend, mac.gpus[0].total_bytes) == ("darwin", "metal", 72 * GIB)
 
 
+def test_a_described_gpu_keeps_its_own_limit_of_the_pool(small_table: Path) -> None:
+    text = 'schema = 1\n[[gpu]]\nname = "Strix Halo"\ntotal = "120GiB"\n[ram]\ntotal = "128GiB"\n'
+    (small_table / "hardware/halo.toml").write_text(text + "[cpu]\nphysical_cores = 16\n")
+    (gpu,) = resolve(HardwareChoice(hardware="halo", ram_available="50GiB")).gpus
+    assert (gpu.total_bytes, gpu.free_bytes) == (120 * GIB, 50 * GIB)
+
+
 def test_no_gpu() -> None:
     unified = replace(THIS, unified=True)
     machine = resolve(HardwareChoice(no_gpu=True), base=unified)
