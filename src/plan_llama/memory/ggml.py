@@ -55,6 +55,7 @@ class Node:
         "allocated",
         "offset",
         "home",
+        "size",
     )
 
     def __init__(
@@ -87,16 +88,19 @@ class Node:
         self.allocated = False
         self.offset = 0
         self.home = -1
+        self.size = 0
 
     @property
     def nbytes(self) -> int:
         """ggml_nbytes: the span of the strided data."""
-        ne, nb, kind = self.ne, self.nb, self.type
-        if 0 in ne:
+        (a, b, c, d), (w, x, y, z), kind = self.ne, self.nb, self.type
+        if not (a and b and c and d):
             return 0
-        first = kind.block_bytes if kind.block_elements == 1 else ne[0] * nb[0] // kind.block_elements
-        start = 0 if kind.block_elements == 1 else 1
-        return first + sum((ne[i] - 1) * nb[i] for i in range(start, 4))
+        if kind.block_elements == 1:
+            first = kind.block_bytes + (a - 1) * w
+        else:
+            first = a * w // kind.block_elements
+        return first + (b - 1) * x + (c - 1) * y + (d - 1) * z
 
     def contiguous(self) -> bool:
         """Whether the strides are those of a freshly made tensor of this shape."""

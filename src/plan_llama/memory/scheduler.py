@@ -299,29 +299,33 @@ class _Allocator:
         self.arenas = [_Arena(kind.alignment) for kind in options.kinds]
 
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[int, ...]:
+        # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
         for leaf in leafs:
-            self._place(leaf, leaf.backend)
+            if leaf.buffer is None and not leaf.allocated and leaf.view_src is None:
+                self._place(leaf, leaf.backend)
         for node in nodes:
             if node.view_src is not None and node.op != "NONE":
                 node.view_src.views += 1
-            if node.is_input:
+            if node.is_input and not node.allocated and node.view_src is None:
                 self._place(node, node.backend)
             for source in node.src:
                 source.children += 1
-                if source.is_input:
+                if source.is_input and not source.allocated and source.view_src is None:
                     self._place(source, node.backend)
         for node in nodes:
             for source in node.src:
-                self._place(source, node.backend)
-            self._place(node, node.backend)
+                if not source.allocated and source.buffer is None and source.view_src is None:
+                    self._place(source, node.backend)
+            if node.view_src is None and not node.allocated and node.buffer is None:
+                self._place(node, node.backend)
             for source in node.src:
-                self._release(source)
+                source.children -= 1
+                if not source.children and not source.views:
+                    self._release(source)
         return tuple(arena.max_size for arena in self.arenas)
 
     def _release(self, parent: Node) -> None:
-        parent.children -= 1
-        if parent.children or parent.views:
-            return
+        """A tensor that nobody reads any more gives its memory back; a view lets go of its root."""
         root = parent.view_src
         if root is not None:
             root.views -= 1
@@ -332,17 +336,16 @@ class _Allocator:
 
     def _free(self, node: Node) -> None:
         if not node.is_output:
-            self.arenas[node.home].free(node.offset, alloc_size(node, self.kinds[node.home]))
+            self.arenas[node.home].free(node.offset, node.size)
             node.allocated = False
 
     def _place(self, node: Node, backend: int) -> None:
-        if node.buffer is not None or node.allocated or node.view_src is not None:
-            return
         node.allocated = True
+        node.size = alloc_size(node, self.kinds[backend])
         if node.op in INPLACE_OPS and self._reuse(node):
             return
         node.home = backend
-        node.offset = self.arenas[backend].alloc(alloc_size(node, self.kinds[backend]))
+        node.offset = self.arenas[backend].alloc(node.size)
 
     def _reuse(self, node: Node) -> bool:
         """Takes over the memory of a source that nobody else needs. A view is never taken over: gallocr marks only
@@ -360,8 +363,8 @@ class _Allocator:
     def _free_rest(self, node: Node, owner: Node) -> None:
         """ggml_gallocr_free_extra_space."""
         arena = self.arenas[owner.home]
-        kind = self.kinds[owner.home]
-        have = -(-alloc_size(owner, kind) // arena.alignment) * arena.alignment
-        need = -(-alloc_size(node, kind) // arena.alignment) * arena.alignment
+        node.size = alloc_size(node, self.kinds[owner.home])
+        have = -(-owner.size // arena.alignment) * arena.alignment
+        need = -(-node.size // arena.alignment) * arena.alignment
         if have > need:
             arena.free(owner.offset + need, have - need)

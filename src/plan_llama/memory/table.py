@@ -45,6 +45,15 @@ class ModelTable:
         return tuple(numbers)
 
     @cached_property
+    def loaded_bytes(self) -> int:
+        """Bytes of the tensors that are loaded onto devices: all but draft blocks and the token table."""
+        return sum(
+            tensor.nbytes
+            for tensor, block in zip(self.spec.tensors, self.block_of, strict=True)
+            if (block is None or block < self.layers) and not tensor.name.startswith("token_embd.")
+        )
+
+    @cached_property
     def expert_indices(self) -> tuple[tuple[int, ...], ...]:
         """The tensors (by index) of each layer that hold routed experts."""
         tensors = self.spec.tensors

@@ -53,23 +53,26 @@ class Filler:
             for gpu, margin in zip(self.machine.gpus, self.margins, strict=True)
         ]
 
-    def best(self, base: Settings) -> Filled | None:
+    def best(self, base: Settings, *, whole_only: bool = False) -> Filled | None:
         """The placement with the most on the GPUs, or None where not even one layer's worth fits.
 
-        `base` has everything but the placement. On one pool of memory nothing is gained by leaving experts to the CPU.
+        `base` has everything but the placement. `whole_only` gives up where not all layers fit (experts aside). On one
+        pool of memory nothing is gained by leaving experts to the CPU.
         """
         if not self.machine.gpus:
             return self._made(replace(base, gpu_layers=0))
-        full = self._made(replace(base, gpu_layers=self.everything))
+        everything = replace(base, gpu_layers=self.everything)
         if self.machine.unified:
-            return self._unified(base, full)
-        if self._over(full) == []:
-            return full
+            return self._unified(base, self._made(everything))
+        if self.table.loaded_bytes <= sum(max(0, budget) for budget in self.budgets(base)):
+            full = self._made(everything)
+            if not self._over(full):
+                return full
         if self.has_experts:
             found = self._experts(base)
             if found is not None:
                 return found
-        return self._layers(base)
+        return None if whole_only else self._layers(base)
 
     def _made(self, settings: Settings) -> Filled:
         return Filled(settings, buffers(self.table, settings, self.devices))
@@ -80,6 +83,11 @@ class Filler:
         return [
             i for i, part in enumerate(filled.made.devices) if part.total_bytes and part.total_bytes > budgets[i]
         ]
+
+    def _excess_bytes(self, filled: Filled) -> int:
+        """By how much the cards' budgets are exceeded in all; 0 or less where they are kept."""
+        budgets = self.budgets(filled.settings)
+        return sum(max(0, part.total_bytes - budgets[i]) for i, part in enumerate(filled.made.devices))
 
     def _unified(self, base: Settings, full: Filled) -> Filled:
         """One pool: all on the GPU where its share of the pool allows it, else as much as it may hold."""
@@ -159,17 +167,23 @@ class Filler:
     # -- whole layers ----------------------------------------------------------------------------------------------
 
     def _layers(self, base: Settings) -> Filled | None:
-        """The most whole layers on the cards (experts, if any, on the host), by bisection."""
+        """The most whole layers on the cards (experts, if any, on the host), by a search between bounds."""
         overrides = (cpu_moe(),) if self.has_experts else ()
         low, high = 0, self.everything
         best: Filled | None = None
+        guess = high
         while low < high:
-            middle = (low + high + 1) // 2
-            filled = self._made(replace(base, gpu_layers=middle, overrides=overrides))
-            if self._over(filled):
-                high = middle - 1
+            filled = self._made(replace(base, gpu_layers=guess, overrides=overrides))
+            excess = self._excess_bytes(filled)
+            if excess > 0:
+                high = guess - 1
             else:
-                low, best = middle, filled
+                low, best = guess, filled
+            # a layer's share of what the cards hold says about how many layers the excess is
+            held = sum(part.weights_bytes + part.context_bytes for part in filled.made.devices)
+            step = max(1, excess * guess // held) if excess > 0 and held and guess else 0
+            guess = guess - step if step else (low + high + 1) // 2
+            guess = min(high, max(low + 1, guess))
         if best is not None:
             return best
         bare = self._made(replace(base, gpu_layers=0))

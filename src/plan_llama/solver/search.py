@@ -163,14 +163,19 @@ def candidates(task: Task, context: int, kv_type: str) -> Iterator[Candidate]:
     """One filled placement per micro-batch."""
     seen: set[int] = set()
     pinned = task.wishes.pins.get("ubatch")
+    whole = False  # a smaller micro-batch left all layers on the cards: a larger one that cannot is no better
     for ubatch in (int(pinned),) if pinned else UBATCHES:
+        if seen and ubatch // 2 >= task.request.prompt_tokens:
+            break  # it would never be filled
         base = pinned_settings(task, base_settings(task, context, ubatch, kv_type))
         if base.ubatch in seen:
             continue
         seen.add(base.ubatch)
-        filled = task.filler.best(base)
-        if filled is not None:
-            yield evaluate(task, filled)
+        filled = task.filler.best(base, whole_only=whole)
+        if filled is None:
+            break
+        whole = whole or filled.settings.gpu_layers >= task.filler.everything
+        yield evaluate(task, filled)
 
 
 _RANK = {"fits": 0, "tight": 1, "pages-from-disk": 2, "does-not-fit": 3, "invalid": 4}
