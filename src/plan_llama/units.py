@@ -58,6 +58,11 @@ def publisher_gb(size_bytes: float) -> str:
     return f"{size_bytes / GB:.1f} GB"
 
 
+def rate(value: float) -> str:
+    """A rate in tokens per second with as many digits as mean something: 87, 3.5, 0.24."""
+    return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
 def tokens(count: int) -> str:
     """`32K` for 32,768, else the number with thousands separators."""
     return f"{count // 1024}K" if count and count % 1024 == 0 else f"{count:,}"

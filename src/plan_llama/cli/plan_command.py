@@ -15,18 +15,20 @@ from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
+from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import Machine
 from plan_llama.launchers import posix
 from plan_llama.launchers.posix import ModelFile
 from plan_llama.memory.table import ModelTable
 from plan_llama.models import catalog_models
+from plan_llama.models.locate import download_folder
 from plan_llama.models.resolve import from_catalog, resolve_model
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.search import Task
-from plan_llama.solver.types import Plan, Wishes
-from plan_llama.units import publisher_gb
+from plan_llama.solver.types import Alternative, Plan, Wishes
+from plan_llama.units import publisher_gb, rate
 
 
 def run(
@@ -48,6 +50,8 @@ def run(
     table = ModelTable(spec)
     task = make_task(table, machine, wanted, beyond())
     plan = solve(task)
+    if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
+        plan = replace(plan, alternatives=(*smaller_quants(spec, machine, wanted), *plan.alternatives))
     if plan is None:
         raise InputError(
             f"{spec.name} {spec.quant}: not even its smallest part fits this machine's GPUs",
@@ -108,12 +112,11 @@ def choose_model(
     known = catalog_models.find(options.model) if not options.model.lower().endswith(".gguf") else None
     if options.quant is not None or known is None:
         spec = resolve_model(options.model, options.quant)
-        machine = resolve(hardware_choice(hardware), model_path=spec.path, engine_path=engine_path)
+        machine = measured(resolve(hardware_choice(hardware), model_path=spec.path, engine_path=engine_path))
         return spec, machine, _about_file(spec)
-    machine = resolve(hardware_choice(hardware), engine_path=engine_path)
-    usable = sorted(
-        (quant for quant in known.quants if quant.plannable), key=lambda quant: -quant.size_bytes
-    )
+    usable = sorted((quant for quant in known.quants if quant.plannable), key=lambda quant: -quant.size_bytes)
+    folder = str(download_folder(usable[0].repo)) if usable else None
+    machine = measured(resolve(hardware_choice(hardware), model_path=folder, engine_path=engine_path))
     spec = None
     tried = []
     for quant in usable:
@@ -135,6 +138,21 @@ def choose_model(
         text = f"no published quant fits; {spec.quant} is the smallest"
     chosen = Finding(id="quant-chosen", severity="note", text=text, fix="--quant names another")
     return spec, machine, [chosen, *_about_file(spec)]
+
+
+def smaller_quants(spec: ModelSpec, machine: Machine, wanted: Wishes) -> list[Alternative]:
+    """The largest smaller quant of a catalog model that fits, as what one can do about a file that does not."""
+    if spec.catalog_id is None:
+        return []
+    known = catalog_models.get(spec.catalog_id)
+    smaller = [q for q in known.quants if q.plannable and q.size_bytes < spec.file_bytes]
+    for quant in sorted(smaller, key=lambda q: -q.size_bytes):
+        plan = solve(make_task(ModelTable(from_catalog(known, quant)), machine, wanted, beyond()), ladder=False)
+        if plan is not None and plan.chosen.footprint.verdict in ("fits", "tight"):
+            speed = plan.chosen.speed.decode_tok_s.expected
+            effect = f"{publisher_gb(quant.size_bytes)} instead of {publisher_gb(spec.file_bytes)}: {rate(speed)} tok/s"
+            return [Alternative(what=f"--quant {quant.quant}", effect=effect)]
+    return []
 
 
 def _about_file(spec: ModelSpec) -> list[Finding]:
@@ -203,12 +221,12 @@ def make_command(
         executable=executable,
         sampling=spec.sampling,
     )
-    if installed is None and not machine.simulated:
+    if installed is None and not machine.simulated and machine.engines:
         said.append(
             Finding(
                 id="engine-not-installed",
                 severity="note",
-                text="llama-server was not found on PATH",
+                text="llama-server was not found on PATH, only other engines",
                 fix="--engine-path names it",
             )
         )

@@ -14,7 +14,7 @@ from plan_llama.memory.table import ModelTable
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.types import Alternative, Candidate, Plan, Rung
 from plan_llama.speed.types import SpeedEstimate
-from plan_llama.units import gib, publisher_gb, tokens
+from plan_llama.units import gib, publisher_gb, rate, tokens
 
 _VERDICT_STYLE = {"fits": "good", "tight": "warn", "pages-from-disk": "bad", "does-not-fit": "bad", "invalid": "bad"}
 _MARK = {"error": "bad", "warning": "warn", "note": "dim"}
@@ -119,9 +119,9 @@ def speed(screen: Screen, item: SpeedEstimate, prompt_tokens: int, output_tokens
     """What a person feels."""
     decode, prefill = item.decode_tok_s, item.prefill_tok_s
     yield (
-        f"  decode  {screen.style(_rate(decode.expected), 'bold')} tok/s ({_rate(decode.low)} to {_rate(decode.high)})"
-        f"    prefill  {screen.style(_rate(prefill.expected), 'bold')} tok/s ({_rate(prefill.low)} to "
-        f"{_rate(prefill.high)})"
+        f"  decode  {screen.style(rate(decode.expected), 'bold')} tok/s ({rate(decode.low)} to {rate(decode.high)})"
+        f"    prefill  {screen.style(rate(prefill.expected), 'bold')} tok/s ({rate(prefill.low)} to "
+        f"{rate(prefill.high)})"
     )
     load = f", loading {_seconds(item.load_s)}" if item.load_s is not None else ""
     yield (
@@ -129,10 +129,6 @@ def speed(screen: Screen, item: SpeedEstimate, prompt_tokens: int, output_tokens
         f"{_seconds(item.follow_up_ttft_s)}; {output_tokens:,} tokens out: {_seconds(item.request_s)} in all{load}"
     )
     yield f"  bound by {item.bound_by}"
-
-
-def _rate(value: float) -> str:
-    return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _seconds(value: float) -> str:
@@ -155,8 +151,8 @@ def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate) -> Iterator
         mark = "  " + screen.glyph("←") if found is chosen else ""
         yield (
             f"  {tokens(rung.context):>9}  {screen.style(f'{verdict:<15}', _VERDICT_STYLE[verdict])}  "
-            f"{found.settings.ubatch:>6}  {_rate(found.speed.prefill_tok_s.expected):>8}  "
-            f"{_rate(found.speed.decode_tok_s.expected):>8}   {found.cpu_moe_layers:>6}{mark}"
+            f"{found.settings.ubatch:>6}  {rate(found.speed.prefill_tok_s.expected):>8}  "
+            f"{rate(found.speed.decode_tok_s.expected):>8}   {found.cpu_moe_layers:>6}{mark}"
         )
 
 

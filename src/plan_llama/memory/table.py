@@ -6,9 +6,12 @@ import re
 from functools import cached_property
 
 from plan_llama.errors import UsageError
-from plan_llama.memory.scheduler import BackendKind, padded_bytes
+from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.models.spec import EXPERT, block_of
 from plan_llama.models.types import ModelSpec
+
+# llm_tensor_info of src/llama-arch.cpp: looked up by row, so always on the host
+INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 
 
 class ModelTable:
@@ -43,6 +46,16 @@ class ModelTable:
             key = frozenset((t.name.split(".", 2)[2], t.type.id, t.shape) for t in tensors)
             numbers.append(seen.setdefault(key, len(seen)))
         return tuple(numbers)
+
+    @cached_property
+    def lookup_bytes(self) -> int:
+        """Bytes of what stays on the host at any number of layers: tables that are looked up by row, padded."""
+        kind = CPU_KIND
+        return sum(
+            padded_bytes(tensor.nbytes, tensor.type, tensor.shape[0], kind)
+            for tensor in self.spec.tensors
+            if tensor.name.startswith(INPUT_TENSORS)
+        )
 
     @cached_property
     def loaded_bytes(self) -> int:

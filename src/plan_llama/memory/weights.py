@@ -12,11 +12,9 @@ from dataclasses import dataclass
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind
-from plan_llama.memory.table import ModelTable
+from plan_llama.memory.table import INPUT_TENSORS, ModelTable
 from plan_llama.memory.types import HOST, Settings
 
-# llm_tensor_info of src/llama-arch.cpp: looked up by row, so always on the host
-_INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 # made once per device that has a layer (TENSOR_DUPLICATED)
 _PER_DEVICE_TENSORS = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 
@@ -79,7 +77,7 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
     for index, (tensor, block) in enumerate(zip(table.spec.tensors, table.block_of, strict=True)):
         if block is not None:
             device_of.append(layers[block] if block < loaded else None)
-        elif tensor.name.startswith(_INPUT_TENSORS):
+        elif tensor.name.startswith(INPUT_TENSORS):
             device_of.append(HOST)
         elif tensor.name.startswith(_PER_DEVICE_TENSORS):
             per_device.append(index)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
-from plan_llama.memory.footprint import Beyond, host_margin_bytes
+from plan_llama.memory.footprint import Beyond
 from plan_llama.memory.table import ModelTable
 from plan_llama.solver import said
 from plan_llama.solver.place import Filler
@@ -23,7 +21,7 @@ from plan_llama.solver.search import (
 )
 from plan_llama.solver.types import Alternative, Candidate, Plan, Wishes
 from plan_llama.speed.traffic import prepare
-from plan_llama.units import gib, tokens
+from plan_llama.units import gib, rate, tokens
 
 
 def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyond) -> Task:
@@ -49,13 +47,13 @@ def solve(task: Task, *, ladder: bool = True) -> Plan | None:
     if reduced:
         findings.append(said.context_reduced(task, context, chosen))
     findings += said.about(task, chosen)
-    others = [candidate for candidate in found[1:]]
+    others = found[1:]
     kv_type = chosen.settings.kv_type_k
     per_slot = chosen.settings.slot_limit or chosen.settings.context_per_slot
     return Plan(
         chosen=chosen,
         ladder=rungs(task, kv_type, chosen, per_slot) if ladder else (),
-        alternatives=(*_ubatch_alternatives(task, chosen, others), *relaxations(task, chosen)),
+        alternatives=tuple(relaxations(task, chosen) or _ubatch_alternatives(chosen, others)),
         findings=tuple(findings),
         trace=said.trace(task, chosen, others),
         provenance=said.provenance(task),
@@ -63,7 +61,10 @@ def solve(task: Task, *, ladder: bool = True) -> Plan | None:
 
 
 def _search(task: Task, context: int) -> tuple[list[Candidate] | None, bool]:
-    """Candidates at the wanted context, best first; a smaller context only where none was asked for and none fits."""
+    """Candidates at the wanted context, best first; a smaller context only where none was asked for and only that fits.
+
+    Where nothing fits, what would run from disk at the wanted context, else what comes nearest.
+    """
     steps = [context]
     if task.wishes.context is None:
         steps += [step for step in reversed((SMALLEST_CONTEXT, *LADDER)) if step < context]
@@ -73,22 +74,26 @@ def _search(task: Task, context: int) -> tuple[list[Candidate] | None, bool]:
             found = sorted(candidates(task, step, kv_type), key=lambda c: score(task, c))
             if not found:
                 continue
-            nearest = nearest or found
-            if found[0].footprint.verdict != "does-not-fit":
+            if found[0].footprint.verdict in ("fits", "tight"):
                 return found, step != context
+            if nearest is None or (
+                found[0].footprint.verdict == "pages-from-disk"
+                and nearest[0].footprint.verdict == "does-not-fit"
+            ):
+                nearest = found
     return nearest, False
 
 
-def _ubatch_alternatives(task: Task, chosen: Candidate, others: list[Candidate]) -> list[Alternative]:
+def _ubatch_alternatives(chosen: Candidate, others: list[Candidate]) -> list[Alternative]:
     """What each other micro-batch would have meant."""
     made = []
     base = chosen.speed
     for other in others:
         speed = other.speed
         effect = (
-            f"{other.footprint.verdict}: prefill {speed.prefill_tok_s.expected:.0f} instead of "
-            f"{base.prefill_tok_s.expected:.0f} tok/s, decode {speed.decode_tok_s.expected:.1f} instead of "
-            f"{base.decode_tok_s.expected:.1f} tok/s, the request {speed.request_s:.0f} instead of "
+            f"{other.footprint.verdict}: prefill {rate(speed.prefill_tok_s.expected)} instead of "
+            f"{rate(base.prefill_tok_s.expected)} tok/s, decode {rate(speed.decode_tok_s.expected)} instead of "
+            f"{rate(base.decode_tok_s.expected)} tok/s, the request {speed.request_s:.0f} instead of "
             f"{base.request_s:.0f} s"
         )
         if other.cpu_moe_layers != chosen.cpu_moe_layers:
@@ -123,14 +128,3 @@ def relaxations(task: Task, chosen: Candidate) -> list[Alternative]:
             context //= 2
     return made
 
-
-def host_shortfall_bytes(task: Task, chosen: Candidate) -> int:
-    """What the host lacks to keep its margin; 0 where it keeps it."""
-    ram = chosen.footprint.pools[0]
-    return max(0, ram.used_bytes + host_margin_bytes(task.machine, task.beyond) - ram.available_bytes)
-
-
-def with_margin(task: Task, margin_bytes: int | None) -> Task:
-    """The same task with another margin per card."""
-    wishes = replace(task.wishes, margin_bytes=margin_bytes)
-    return replace(task, wishes=wishes, filler=Filler(task.table, task.machine, task.beyond, margin_bytes))

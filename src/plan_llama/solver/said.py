@@ -12,7 +12,7 @@ from plan_llama.memory.footprint import gpu_margin_bytes, host_margin_bytes
 from plan_llama.models.spec import is_expert
 from plan_llama.solver.search import Task, wanted_context
 from plan_llama.solver.types import Candidate
-from plan_llama.units import gib, mib_exact, tokens
+from plan_llama.units import gib, mib_exact, rate, tokens
 
 
 def per_slot(candidate: Candidate) -> int:
@@ -52,8 +52,8 @@ def _verdict(task: Task, chosen: Candidate) -> Iterator[Finding]:
             id="mmap-paging-thrash",
             severity="error" if not task.wishes.allow_paging else "warning",
             text=f"{gib(host.weights_bytes)} of weights stay on the host, and {gib(ram.available_bytes)} of memory "
-            f"is available: about {(1 - used.resident_ratio) * 100:.0f} % of them would be read from disk for every "
-            f"token, at about {chosen.speed.decode_tok_s.expected:.1f} tok/s",
+            f"is available: about {max(1, (1 - used.resident_ratio) * 100):.0f} % of them would be read from disk "
+            f"for every token, at about {rate(chosen.speed.decode_tok_s.expected)} tok/s",
             fix="a smaller quant, more memory or another card; --allow-paging accepts it",
         )
     elif used.verdict == "does-not-fit":
@@ -133,7 +133,7 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             "the link allows. llama.cpp will suggest --load-mode none; with it, weights and caches would leave less "
             f"than {gib(task.beyond.pinned_spare_bytes)} of memory",
         )
-    if offloaded and chosen.settings.op_offload:
+    if offloaded and chosen.settings.op_offload and not task.machine.unified:
         yield Finding(
             id="op-offload-pcie-bound",
             severity="note",

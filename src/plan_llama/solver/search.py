@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.context import bytes_per_token
-from plan_llama.memory.footprint import Beyond, Footprint, footprint, host_budget_bytes
+from plan_llama.memory.footprint import Beyond, Footprint, footprint
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, LoadMode, Settings
 from plan_llama.memory.weights import place
@@ -122,6 +122,8 @@ def load_mode(task: Task, filled: Filled) -> LoadMode:
 def evaluate(task: Task, filled: Filled) -> Candidate:
     """A placement with its footprint and speed."""
     settings = replace(filled.settings, load_mode=load_mode(task, filled))
+    if task.machine.gpus and filled.made.host.weights_bytes <= task.table.lookup_bytes and "threads" not in task.wishes.pins:
+        settings = replace(settings, threads=None)  # the CPU has nothing to compute
     if "load_mode" in task.wishes.pins:
         settings = replace(settings, load_mode=task.wishes.pins["load_mode"])  # type: ignore[arg-type]
     used = footprint(
@@ -225,12 +227,6 @@ def pinned_settings(task: Task, settings: Settings) -> Settings:
     if "op_offload" in pins:
         changes["op_offload"] = pins["op_offload"] == "on"
     return replace(settings, **changes) if changes else settings  # type: ignore[arg-type]
-
-
-def host_lacks_bytes(task: Task, candidate: Candidate) -> int:
-    """How much system memory is missing for the margin to be kept."""
-    ram = candidate.footprint.pools[0]
-    return max(0, ram.used_bytes - host_budget_bytes(task.machine, task.beyond))
 
 
 def kv_types(wishes: Wishes) -> Sequence[str]:
