@@ -115,9 +115,7 @@ def machine_with(
         for total, used in cards
     )
     ram = Ram(total_bytes=ram_bytes, available_bytes=ram_bytes * 98 // 100, bandwidth_bytes_per_s=150e9)
-    return Machine(
-        name="described", simulated=True, unified=unified, gpus=gpus, ram=ram, cpu=_cpu()
-    )
+    return Machine(name="described", simulated=True, unified=unified, gpus=gpus, ram=ram, cpu=_cpu())
 
 
 def _cpu() -> Cpu:

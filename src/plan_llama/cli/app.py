@@ -33,8 +33,7 @@ app = typer.Typer(
 def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code. Refusals are one line on standard error."""
     try:
-        if argv[:1] == ["check"] and "--" not in argv and not {"-h", "--help"} & set(argv):
-            raise UsageError("check: the command stands behind --", hint="plan-llama check -- llama-server -m FILE …")
+        _refuse_bare_check(argv)
         code = typer.main.get_command(app)(list(argv), prog_name="plan-llama", standalone_mode=False)
     except PlanLlamaError as error:
         return _refuse(error.line(), error.exit_code)
@@ -44,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
         return _refuse("interrupted", EXIT_INTERNAL)
     except KeyboardInterrupt:
         return _refuse("interrupted", EXIT_INTERNAL)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # typer ends the process with 1 where the reader has gone
         _silence_stdout()
         return EXIT_OK
     except Exception as error:  # noqa: BLE001 - the last line of defence: a person sees one line, never a traceback
@@ -52,6 +51,13 @@ def run(argv: Sequence[str]) -> int:
             return _refuse(" ".join(error.format_message().split()), EXIT_USAGE)
         return _internal(error)
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _refuse_bare_check(argv: Sequence[str]) -> None:
+    """Without -- the arguments of the command would be read as ours."""
+    if list(argv[:1]) == ["check"] and "--" not in argv and not {"-h", "--help"} & set(argv):
+        hint = "plan-llama check -- llama-server -m FILE ..."
+        raise UsageError("check: the command stands behind --", hint=hint)
 
 
 def _refuse(line: str, code: int) -> int:
@@ -81,7 +87,11 @@ def _internal(error: Exception) -> int:
 
 @app.callback(invoke_without_command=True)
 @takes(
-    model=ModelOptions, hardware=HardwareOptions, wishes=WishOptions, engine=EngineOptions, output=OutputOptions
+    model=ModelOptions,
+    hardware=HardwareOptions,
+    wishes=WishOptions,
+    engine=EngineOptions,
+    output=OutputOptions,
 )
 def plan(
     context: typer.Context,
@@ -100,7 +110,7 @@ def plan(
     """Plan a model for a machine: the command that runs it, what it uses, how fast it is, what to watch."""
     if context.invoked_subcommand is not None:
         early = [*given(model), *given(hardware), *given(wishes), *given(engine), *given(output)]
-        early += (["--write"] if write else []) + (["--force"] if force else [])
+        early += [name for name, on in (("--write", write), ("--force", force), ("--version", version)) if on]
         if early:
             raise UsageError(
                 f"{early[0]} stands before the command '{context.invoked_subcommand}'",
@@ -121,7 +131,11 @@ def plan(
 
 @app.command(context_settings={"allow_extra_args": True})
 @takes(
-    model=ModelOptions, hardware=HardwareOptions, wishes=WishOptions, engine=EngineOptions, output=OutputOptions
+    model=ModelOptions,
+    hardware=HardwareOptions,
+    wishes=WishOptions,
+    engine=EngineOptions,
+    output=OutputOptions,
 )
 def check(
     context: typer.Context,
@@ -132,7 +146,7 @@ def check(
     engine: EngineOptions,
     output: OutputOptions,
 ) -> int:
-    """Judge a command somebody already has: plan-llama check -- llama-server ARGS…"""
+    """Judge a command somebody already has: plan-llama check -- llama-server ARGS..."""
     from plan_llama.cli import check_command
 
     return check_command.run(context.args, model, hardware, wishes, engine, output)
@@ -143,7 +157,8 @@ def check(
 def hardware(
     *,
     path: Annotated[
-        str | None, typer.Option("--path", metavar="DIR", help="Where models lie: free disk and kind of drive.")
+        str | None,
+        typer.Option("--path", metavar="DIR", help="Where models lie: free disk and kind of drive."),
     ] = None,
     engine_path: Annotated[
         str | None, typer.Option("--engine-path", metavar="FILE", help="llama-server, if not on PATH.")
@@ -182,10 +197,14 @@ def models(
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalog name or GGUF file.")],
     *,
-    quant: Annotated[str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant of a catalog model.")] = None,
+    quant: Annotated[
+        str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant of a catalog model.")
+    ] = None,
     write_header: Annotated[
         Path | None,
-        typer.Option("--write-header", metavar="FILE.gguf", help="Write a header-only sparse GGUF of the model."),
+        typer.Option(
+            "--write-header", metavar="FILE.gguf", help="Write a header-only sparse GGUF of the model."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
@@ -194,4 +213,3 @@ def inspect(
     from plan_llama.cli import facts_commands
 
     return facts_commands.inspect(model, quant, write_header=write_header, force=force, json=json)
-

@@ -8,11 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from plan_llama.cli import plan_json, render_plan
-from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions, given
-from plan_llama.cli.plan_command import machine_notes, make_command, print_json
+from plan_llama.cli.checked_model import model_of
+from plan_llama.cli.hardware import as_json
+from plan_llama.cli.options import (
+    EngineOptions,
+    HardwareOptions,
+    ModelOptions,
+    OutputOptions,
+    WishOptions,
+    given,
+)
+from plan_llama.cli.plan_command import in_order, machine_notes, make_command, print_json, solved
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
 from plan_llama.engines import llama_server, refusals
@@ -23,27 +31,32 @@ from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
+from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.footprint import Beyond, footprint
 from plan_llama.memory.table import ModelTable
-from plan_llama.models import catalog_models
-from plan_llama.models.resolve import from_catalog, resolve_model
-from plan_llama.models.spec import load
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver import fit
 from plan_llama.solver.place import Filler
-from plan_llama.solver.plan import make_task, solve
+from plan_llama.solver.plan import make_task
 from plan_llama.solver.profiles import beyond
+from plan_llama.solver.said import remarks
 from plan_llama.solver.search import Task, judged
 from plan_llama.solver.types import Candidate, Wishes
 from plan_llama.units import gib, tokens
 
 # what the corrected command says anew; everything else of the given one is kept
+# fmt: off
 _REPLACED = frozenset(
-    "-m -hf -hff -c -np -kvu --kv-unified-per-slot -ngl -cmoe -ncmoe -ncffn -ot -ub -b -fa -ctk -ctv -nkvo -kvo "
-    "--op-offload -nopo -nr --repack --swa-full -lm -t --cache-ram -cram -ctxcp --spec-type -fit -fitt -fitc -sm -ts "
-    "-mg -dev --host --port --temp --top-p --top-k --min-p".split()
+    (
+        "-m", "-hf", "-hff", "-c", "-np", "-kvu", "--kv-unified-per-slot", "-ngl", "-cmoe", "-ncmoe",
+        "-ncffn", "-ot", "-ub", "-b", "-fa", "-ctk", "-ctv", "-nkvo", "-kvo", "--op-offload", "-nopo",
+        "-nr", "--repack", "--swa-full", "-lm", "-t", "--cache-ram", "-cram", "-ctxcp", "--spec-type",
+        "-fit", "-fitt", "-fitc", "-sm", "-ts", "-mg", "-dev", "--host", "--port", "--temp", "--top-p",
+        "--top-k", "--min-p",
+    )
 )
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +82,16 @@ def run(
         raise UsageError("there is no command to check", hint="plan-llama check -- llama-server -m FILE …")
     wanted = wishes(wish_options)
     build = engine_build(engine)
-    machine = resolve(hardware_choice(hardware), engine_path=engine.engine_path)
+    machine = measured(resolve(hardware_choice(hardware), engine_path=engine.engine_path))
     flags = FlagTable.load(build or _installed_build(machine))
-    own = {} if machine.simulated else {k: v for k, v in os.environ.items() if k.startswith(("LLAMA_", "GGML_"))}
+    own = (
+        {}
+        if machine.simulated
+        else {k: v for k, v in os.environ.items() if k.startswith(("LLAMA_", "GGML_"))}
+    )
     parsed = parse(argv, table=flags, env=own)
     said = [Finding(id="engine-build-unknown", severity="warning", text=flags.note)] if flags.note else []
-    spec, about_model = _model(parsed, model)
+    spec, about_model = model_of(parsed, model)
     said += about_model
     if spec is None:
         return _unknown_model(parsed, machine, said, output)
@@ -82,7 +99,7 @@ def run(
     said += found
     corrected, about_correction = _correct(parsed, checked, wanted, given(wish_options))
     said += about_correction
-    said += machine_notes(machine)
+    said = in_order([*said, *machine_notes(machine)])
     if output.json:
         print_json(
             plan_json.answer(
@@ -97,47 +114,18 @@ def run(
         )
     else:
         _print(parsed, checked, machine, corrected, said, explain=output.explain)
-    return EXIT_OK if checked.verdict in ("fits", "tight") or (
-        checked.verdict == "pages-from-disk" and wanted.allow_paging
-    ) else EXIT_NO_FIT
+    return (
+        EXIT_OK
+        if checked.verdict in ("fits", "tight")
+        or (checked.verdict == "pages-from-disk" and wanted.allow_paging)
+        else EXIT_NO_FIT
+    )
 
 
 def _installed_build(machine: Machine) -> int | None:
     if machine.simulated:
         return None
     return next((item.build for item in machine.engines if item.engine == "llama.cpp" and item.build), None)
-
-
-def _model(parsed: ParsedCommand, options: ModelOptions) -> tuple[ModelSpec | None, list[Finding]]:
-    """The model that the command means: its file, what its file's name says, or --model."""
-    if options.model is not None:
-        return resolve_model(options.model, options.quant), []
-    words = {name: item for item in parsed.arguments if item.argument for name in item.argument.names}
-    item = words.get("-m")
-    path = item.values[0] if item and item.values else None
-    if path is not None and Path(path).is_file():
-        spec = load(path)
-        note = []
-        if spec.data_note:
-            note.append(Finding(id="model-data", severity="warning", text=f"{path}: {spec.data_note}"))
-        return spec, note
-    repo = words.get("-hf")
-    name = path or (repo.values[0].replace(":", "-").replace("/", "-") if repo and repo.values else None)
-    if name is None:
-        text = "the command names no model (-m FILE)"
-        return None, [Finding(id="model-missing", severity="error", text=text, fix="name it, or add --model")]
-    guess = catalog_models.guess(Path(name).name)
-    if guess is None:
-        text = f"{name}: no such file, and its name is not that of a model in the catalog: memory and speed are unknown"
-        return None, [
-            Finding(id="file-not-found", severity="error", text=text, fix="--model NAME says which model it is")
-        ]
-    known = catalog_models.model(guess[0])
-    item_quant = catalog_models.get_quant(known, guess[1])
-    spec = from_catalog(known, item_quant)
-    severity = "note" if path is None else "warning"
-    text = f"{name} is not here; by its name it is taken for {known.name} {item_quant.quant} of {item_quant.repo}"
-    return spec, [Finding(id="file-not-found", severity=severity, text=text, fix="--model NAME if that is wrong")]
 
 
 def _judge(
@@ -166,7 +154,8 @@ def _judge(
                 Finding(
                     id="ctx-shrunk-by-fit" if "context" in change else "fit-changes-placement",
                     severity="warning" if "context" in change else "note",
-                    text=f"--fit is on in this build: {change} (approximately; llama-fit-params prints the exact choice)",
+                    text=f"--fit is on in this build: {change} (approximately; llama-fit-params prints "
+                    "the exact choice)",
                     fix="--fit off, with every value given, runs what is written",
                 )
             )
@@ -174,7 +163,11 @@ def _judge(
     candidate = judged(task, settings, used)
     verdict = "invalid" if parsed.refused or wrong else used.verdict
     said += _about_memory(candidate)
-    return _Checked(reading=replace(reading, settings=settings), task=task, candidate=candidate, verdict=verdict), said
+    # what the planner says of its own choice of load mode is not about a given one
+    said += [item for item in remarks(task, candidate) if item.id != "mmap-with-cpu-override-slow"]
+    return _Checked(
+        reading=replace(reading, settings=settings), task=task, candidate=candidate, verdict=verdict
+    ), said
 
 
 def _bare(task: Task) -> Beyond:
@@ -239,7 +232,9 @@ def _correct(
 ) -> tuple[LaunchCommand | None, list[Finding]]:
     """The command as it is where nothing is wrong with it; else one that this build takes and that fits."""
     if checked.verdict in ("fits", "tight"):
-        return LaunchCommand(engine=llama_server.ENGINE, build=parsed.build, argv=_words(parsed), env=parsed.env), []
+        return LaunchCommand(
+            engine=llama_server.ENGINE, build=parsed.build, argv=_words(parsed), env=parsed.env
+        ), []
     reading, task = checked.reading, checked.task
     given_names = reading.user_set
     aim = replace(
@@ -250,10 +245,11 @@ def _correct(
     if "--kv-type" not in said_options and reading.settings.kv_type_k == reading.settings.kv_type_v != "f16":
         aim = replace(aim, kv_type=reading.settings.kv_type_k)
     new_task = make_task(task.table, task.machine, aim, task.beyond)
-    plan = solve(new_task, ladder=False)
+    new_task, plan, said = solved(new_task, ladder=False)
     if plan is None:
-        return None, []
-    command, said = make_command(new_task, plan, task.machine, None)
+        return None, said
+    command, about_build = make_command(new_task, plan, task.machine, None)
+    said += about_build
     if plan.chosen.footprint.verdict == "does-not-fit":
         said.append(
             Finding(
@@ -265,11 +261,45 @@ def _correct(
             )
         )
         return None, said
-    extra = _kept(parsed) if parsed.program == "llama-server" else ()
-    path = reading.model_path or command.argv[2]
-    argv = (*parsed.wrapper, command.argv[0], "-m", path, *command.argv[3:-4], *extra)
+    if plan.chosen.footprint.verdict == "pages-from-disk":
+        ram = plan.chosen.footprint.pools[0]
+        said.append(
+            Finding(
+                id="nothing-fits",
+                severity="error",
+                text=f"the corrected command starts, but it pages from disk too: {gib(ram.used_bytes)} are needed and "
+                f"{gib(ram.available_bytes)} available",
+                fix="; ".join(f"{item.what}: {item.effect}" for item in plan.alternatives[:2]),
+            )
+        )
+    if plan.chosen.settings.parallel < reading.settings.parallel:
+        said.append(
+            Finding(
+                id="slots-changed",
+                severity="note",
+                text=f"the corrected command serves {plan.chosen.settings.parallel} conversation at a time, the given "
+                f"one {reading.settings.parallel} (llama-server's default where -np is left out)",
+                fix="--parallel N before --",
+            )
+        )
+    own = parsed.program == "llama-server"
+    extra = _kept(parsed) if own else ()
+    executable = parsed.executable if own else command.argv[0]
+    source = _model_words(parsed, reading, command.argv[2])
+    argv = (*parsed.wrapper, executable, *source, *command.argv[3:-4], *extra)
     argv += ("--host", reading.host, "--port", str(reading.port))
     return replace(command, argv=argv), said
+
+
+def _model_words(parsed: ParsedCommand, reading: CommandReading, planned_path: str) -> tuple[str, ...]:
+    """How the corrected command names the model: as the given one did."""
+    if reading.model_path:
+        return ("-m", reading.model_path)
+    words: list[str] = []
+    for item in parsed.arguments:
+        if not item.from_env and item.argument and {"-hf", "-hff"}.intersection(item.argument.names):
+            words += [item.spelling, *item.values]
+    return tuple(words) or ("-m", planned_path)
 
 
 def _gives(parsed: ParsedCommand, name: str) -> bool:
@@ -280,7 +310,7 @@ def _kept(parsed: ParsedCommand) -> tuple[str, ...]:
     """Arguments that have nothing to do with placement, as they were given."""
     kept: list[str] = []
     for item in parsed.arguments:
-        if item.from_env or item.status not in ("ok",) or item.argument is None:
+        if item.from_env or item.status != "ok" or item.argument is None:
             continue
         if not _REPLACED.intersection(item.argument.names):
             kept += [item.spelling, *item.values]
@@ -295,7 +325,9 @@ def _words(parsed: ParsedCommand) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _unknown_model(parsed: ParsedCommand, machine: Machine, said: list[Finding], output: OutputOptions) -> int:
+def _unknown_model(
+    parsed: ParsedCommand, machine: Machine, said: list[Finding], output: OutputOptions
+) -> int:
     """Only the arguments can be judged."""
     from plan_llama.engines.reading_notes import argument_findings
 
@@ -305,7 +337,7 @@ def _unknown_model(parsed: ParsedCommand, machine: Machine, said: list[Finding],
             {
                 "schema": plan_json.SCHEMA,
                 "model": None,
-                "machine": plan_json.machine_json(machine),
+                "machine": as_json(machine),
                 "settings": None,
                 "memory": None,
                 "speed": None,
@@ -318,7 +350,10 @@ def _unknown_model(parsed: ParsedCommand, machine: Machine, said: list[Finding],
     else:
         screen = Screen()
         lines = [screen.style("INVALID", "bad") + f"  {parsed.program} b{parsed.build}"]
-        lines += [*render_plan.findings(screen, findings, notes=False), *render_plan.findings(screen, findings, notes=True)]
+        lines += [
+            *render_plan.findings(screen, findings, notes=False),
+            *render_plan.findings(screen, findings, notes=True),
+        ]
         screen.write("\n".join(lines) + "\n")
     return EXIT_NO_FIT
 
@@ -342,13 +377,17 @@ def _print(
     if candidate.footprint.verdict != "does-not-fit":
         request = (task.request.prompt_tokens, task.request.output_tokens)
         lines += [screen.heading("Speed as given"), *render_plan.speed(screen, candidate.speed, *request), ""]
-    if corrected is not None and checked.verdict not in ("fits", "tight"):
-        lines += [screen.heading("Command that works"), *render_plan.command(screen, corrected), ""]
+    if checked.verdict in ("fits", "tight"):
+        lines += ["Nothing in the command needs changing.", ""]
+    elif corrected is not None:
+        pages = any(item.id == "nothing-fits" for item in said)
+        heading = "Corrected command" + (" (it starts, and reads from disk)" if pages else "")
+        lines += [screen.heading(heading), *render_plan.command(screen, corrected), ""]
     remarks = list(render_plan.findings(screen, said, notes=True))
     if remarks:
         lines += [screen.heading("Good to know"), *remarks, ""]
     if explain:
         from plan_llama.solver.said import trace
 
-        lines += [screen.heading("The working"), *(f"  {line}" for line in trace(task, candidate, ())), ""]
+        lines += [screen.heading("The working"), *render_plan.working(screen, trace(task, candidate, ())), ""]
     screen.write("\n".join(lines).rstrip() + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -40,7 +41,14 @@ def _model_lines(known: KnownModel) -> Iterator[str]:
     context = f"context {known.context_train:,}"
     yield f"{known.id}  {known.name}, {known.architecture}, {context}, {known.licence}"
     if known.kv_quantisation_breaks:
-        yield f"  a quantised KV cache is left off: {known.kv_quantisation_breaks}"
+        yield from textwrap.wrap(
+            f"a quantised KV cache is left off: {known.kv_quantisation_breaks}",
+            100,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     for quant in known.quants:
         notes = [f"KLD {quant.kld:g}"] if quant.kld is not None else []
         if quant.engine != "llama.cpp":
@@ -128,7 +136,7 @@ def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
     extra = f" and {drafts} for drafting" if drafts else ""
     experts = spec.int_param("expert_count", 0)
     rows = [
-        ("file", _printable(spec.path or "none")),
+        ("file", _file(spec)),
         ("architecture", spec.architecture),
         ("quant", f"{spec.quant}, {8 * spec.file_bytes / max(1, spec.parameters):.2f} bits per weight"),
         ("size", f"{publisher_gb(spec.file_bytes)} ({spec.file_bytes:,} bytes)"),
@@ -156,6 +164,12 @@ def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
             f"  {total.name:<24}{total.tensors:>6}{_billions(total.elements):>13}"
             f"{publisher_gb(total.nbytes):>12}   {types}"
         )
+
+
+def _file(spec: ModelSpec) -> str:
+    if spec.source == "catalog":
+        return "not on this machine: tensors as the catalog models them"
+    return _printable(spec.path or "none")
 
 
 def _billions(count: int) -> str:

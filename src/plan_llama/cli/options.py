@@ -25,7 +25,9 @@ class HardwareOptions:
     ] = None
     gpu: Annotated[
         list[str] | None,
-        typer.Option("--gpu", metavar="NAME|SIZE[*N]", help="A card, e.g. 'RTX 3090*2' or 24GiB. Repeatable."),
+        typer.Option(
+            "--gpu", metavar="NAME|SIZE[*N]", help="A card, e.g. 'RTX 3090*2' or 24GiB. Repeatable."
+        ),
     ] = None
     gpu_free: Annotated[
         list[str] | None, typer.Option("--gpu-free", metavar="SIZE", help="Free memory, per card in order.")
@@ -34,20 +36,26 @@ class HardwareOptions:
     ram_available: Annotated[
         str | None, typer.Option("--ram-available", metavar="SIZE", help="System memory that is available.")
     ] = None
-    ram_type: Annotated[str | None, typer.Option("--ram-type", metavar="DDR5-5600", help="Memory type.")] = None
-    ram_channels: Annotated[int | None, typer.Option("--ram-channels", metavar="N", help="Memory channels.")] = None
+    ram_type: Annotated[str | None, typer.Option("--ram-type", metavar="DDR5-5600", help="Memory type.")] = (
+        None
+    )
+    ram_channels: Annotated[
+        int | None, typer.Option("--ram-channels", metavar="N", help="Memory channels.")
+    ] = None
     ram_bandwidth: Annotated[
-        float | None, typer.Option("--ram-bandwidth", metavar="GBPS", help="Memory bandwidth in 10^9 bytes/s.")
+        float | None,
+        typer.Option("--ram-bandwidth", metavar="GBPS", help="Memory bandwidth in 10^9 bytes/s."),
     ] = None
     cpu: Annotated[str | None, typer.Option("--cpu", metavar="NAME", help="Processor.")] = None
     cpu_cores: Annotated[int | None, typer.Option("--cpu-cores", metavar="N", help="Physical cores.")] = None
     cpu_isa: Annotated[
-        str | None, typer.Option("--cpu-isa", metavar="amx,avx512,…", help="Instruction sets.")
+        str | None, typer.Option("--cpu-isa", metavar="amx,avx512,...", help="Instruction sets.")
     ] = None
     unified: Annotated[bool, typer.Option("--unified", help="GPU and CPU share one pool of memory.")] = False
     no_gpu: Annotated[bool, typer.Option("--no-gpu", help="Plan without a GPU.")] = False
     reserve: Annotated[
-        str | None, typer.Option("--reserve", metavar="gpu0=4GiB,ram=24GiB", help="Keep memory for something else.")
+        str | None,
+        typer.Option("--reserve", metavar="gpu0=4GiB,ram=24GiB", help="Keep memory for something else."),
     ] = None
 
 
@@ -56,7 +64,8 @@ class ModelOptions:
     """Which model."""
 
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="MODEL", help="Catalog name or GGUF file (any part).")
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="Catalog name or GGUF file (any part)."),
     ] = None
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant; left out, the best that fits.")
@@ -70,7 +79,9 @@ class WishOptions:
     ctx: Annotated[
         str | None, typer.Option("--ctx", "-c", metavar="N|max", help="Tokens of one conversation.")
     ] = None
-    parallel: Annotated[int | None, typer.Option("--parallel", metavar="N", min=1, max=256, help="Slots.")] = None
+    parallel: Annotated[
+        int | None, typer.Option("--parallel", metavar="N", min=1, max=256, help="Slots.")
+    ] = None
     workload: Annotated[
         str, typer.Option("--workload", metavar="NAME", help="chat, agent, rag, batch or server.")
     ] = "chat"
@@ -83,7 +94,9 @@ class WishOptions:
     reuse: Annotated[
         float | None, typer.Option("--reuse", metavar="RATIO", min=0, max=1, help="Cached share of a prompt.")
     ] = None
-    users: Annotated[int | None, typer.Option("--users", metavar="N", min=1, max=256, help="Active at once.")] = None
+    users: Annotated[
+        int | None, typer.Option("--users", metavar="N", min=1, max=256, help="Active at once.")
+    ] = None
     kv_type: Annotated[
         str | None, typer.Option("--kv-type", metavar="TYPE", help="KV cache type, K and V alike.")
     ] = None
@@ -130,12 +143,15 @@ def takes(**groups: type[Any]) -> Callable[[F], F]:
         parameters = [p for p in own.parameters.values() if p.name not in groups]
         for group in groups.values():
             hints = get_type_hints(group, include_extras=True)
-            for item in fields(group):
-                parameters.append(
-                    inspect.Parameter(
-                        item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=hints[item.name]
-                    )
+            parameters += [
+                inspect.Parameter(
+                    item.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=item.default,
+                    annotation=hints[item.name],
                 )
+                for item in fields(group)
+            ]
 
         def command(**values: Any) -> Any:
             made = {}
@@ -164,6 +180,7 @@ def given(group: Any) -> list[str]:
             continue
         spelled = f"--{item.name.replace('_', '-')}"
         if get_origin(hints[item.name]) is Annotated:
-            spelled = get_args(hints[item.name])[1].param_decls[0]
+            # typer keeps the first name of an annotated option where a default would stand
+            spelled = str(get_args(hints[item.name])[1].default)
         names.append(spelled)
     return names

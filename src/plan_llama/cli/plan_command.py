@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from plan_llama.cli import plan_json, render_plan
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
-from plan_llama.engines import llama_server, refusals
+from plan_llama.engines import llama_server, older_builds, refusals
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, UsageError
-from plan_llama.findings import Finding
+from plan_llama.findings import Finding, Severity
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import Machine
@@ -48,19 +49,18 @@ def run(
     spec, machine, said = choose_model(model, hardware, wanted, engine.engine_path)
     check_against_model(wanted, spec)
     table = ModelTable(spec)
-    task = make_task(table, machine, wanted, beyond())
-    plan = solve(task)
+    task, plan, about_gpus = solved(make_task(table, machine, wanted, beyond()))
+    said += about_gpus
     if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
         plan = replace(plan, alternatives=(*smaller_quants(spec, machine, wanted), *plan.alternatives))
     if plan is None:
         raise InputError(
-            f"{spec.name} {spec.quant}: not even its smallest part fits this machine's GPUs",
-            hint="--no-gpu plans for the CPU alone",
+            f"{spec.name} {spec.quant}: with what was pinned, not even its smallest part fits this machine's GPUs",
+            hint="leave --pin out, or --no-gpu plans for the CPU alone",
         )
     _refuse_invalid(task, plan)
-    findings = [*said, *plan.findings, *machine_notes(machine)]
     launch, about_build = make_command(task, plan, machine, build)
-    findings += about_build
+    findings = in_order([*said, *plan.findings, *machine_notes(machine), *about_build])
     usable = plan.chosen.footprint.verdict in ("fits", "tight")
     accepted = plan.chosen.footprint.verdict == "pages-from-disk" and wanted.allow_paging
     written: Path | None = None
@@ -97,11 +97,44 @@ def run(
     return EXIT_OK if usable or accepted else EXIT_NO_FIT
 
 
+def solved(task: Task, *, ladder: bool = True) -> tuple[Task, Plan | None, list[Finding]]:
+    """The plan; where the GPUs are too small for any share of the work, the one that leaves them alone."""
+    plan = solve(task, ladder=ladder)
+    if plan is not None or not task.machine.gpus or "op_offload" in task.wishes.pins:
+        return task, plan, []
+    alone = replace(task.wishes, pins={**task.wishes.pins, "op_offload": "off"})
+    task = make_task(task.table, task.machine, alone, task.beyond)
+    text = "no GPU has room for a share of this model and its buffers: everything stays on the CPU"
+    said = Finding(id="gpu-too-small", severity="warning", text=text, fix="a smaller --ctx, or a larger card")
+    return task, solve(task, ladder=ladder), [said]
+
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+def in_order(items: Iterable[Finding]) -> list[Finding]:
+    """Each finding once, the worst first."""
+    once = list(dict.fromkeys(items))
+    ids = {item.id for item in once}
+    texts = tuple(item.text for item in once)
+    bandwidth_said = any(text.startswith("memory bandwidth: ") for text in texts)
+    kept = []
+    for item in once:
+        if item.id == "assumption":
+            if bandwidth_said and item.text.startswith("RAM bandwidth assumed"):
+                continue  # the machine's own note says the same, and what to do
+            if "mmap-paging-thrash" in ids and item.text.startswith("host weights exceed"):
+                continue
+        kept.append(item)
+    return sorted(kept, key=lambda item: _ORDER[item.severity])
+
+
 def print_json(answer: dict[str, object]) -> None:
     """One object on standard output, readable in any encoding."""
     import sys
 
     sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+    sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
 
 
 def choose_model(
@@ -111,16 +144,18 @@ def choose_model(
     assert options.model is not None  # noqa: S101
     known = catalog_models.find(options.model) if not options.model.lower().endswith(".gguf") else None
     if options.quant is not None or known is None:
-        spec = resolve_model(options.model, options.quant)
-        machine = measured(resolve(hardware_choice(hardware), model_path=spec.path, engine_path=engine_path))
-        return spec, machine, _about_file(spec)
+        named = resolve_model(options.model, options.quant)
+        machine = measured(resolve(hardware_choice(hardware), model_path=named.path, engine_path=engine_path))
+        return named, machine, about_file(named)
     usable = sorted((quant for quant in known.quants if quant.plannable), key=lambda quant: -quant.size_bytes)
     folder = str(download_folder(usable[0].repo)) if usable else None
     machine = measured(resolve(hardware_choice(hardware), model_path=folder, engine_path=engine_path))
-    spec = None
+    spec: ModelSpec | None = None
     tried = []
     for quant in usable:
-        room = machine.ram.available_bytes + (0 if machine.unified else sum(g.free_bytes for g in machine.gpus))
+        room = machine.ram.available_bytes + (
+            0 if machine.unified else sum(g.free_bytes for g in machine.gpus)
+        )
         if quant.size_bytes > room and quant is not usable[-1]:
             tried.append(f"{quant.quant} ({publisher_gb(quant.size_bytes)})")
             continue
@@ -137,7 +172,7 @@ def choose_model(
     if spec.quant in (item.split(" ")[0] for item in tried):
         text = f"no published quant fits; {spec.quant} is the smallest"
     chosen = Finding(id="quant-chosen", severity="note", text=text, fix="--quant names another")
-    return spec, machine, [chosen, *_about_file(spec)]
+    return spec, machine, [chosen, *about_file(spec)]
 
 
 def smaller_quants(spec: ModelSpec, machine: Machine, wanted: Wishes) -> list[Alternative]:
@@ -147,7 +182,9 @@ def smaller_quants(spec: ModelSpec, machine: Machine, wanted: Wishes) -> list[Al
     known = catalog_models.get(spec.catalog_id)
     smaller = [q for q in known.quants if q.plannable and q.size_bytes < spec.file_bytes]
     for quant in sorted(smaller, key=lambda q: -q.size_bytes):
-        plan = solve(make_task(ModelTable(from_catalog(known, quant)), machine, wanted, beyond()), ladder=False)
+        plan = solve(
+            make_task(ModelTable(from_catalog(known, quant)), machine, wanted, beyond()), ladder=False
+        )
         if plan is not None and plan.chosen.footprint.verdict in ("fits", "tight"):
             speed = plan.chosen.speed.decode_tok_s.expected
             effect = f"{publisher_gb(quant.size_bytes)} instead of {publisher_gb(spec.file_bytes)}: {rate(speed)} tok/s"
@@ -155,10 +192,11 @@ def smaller_quants(spec: ModelSpec, machine: Machine, wanted: Wishes) -> list[Al
     return []
 
 
-def _about_file(spec: ModelSpec) -> list[Finding]:
+def about_file(spec: ModelSpec) -> list[Finding]:
+    """What is to be known about a file that is not (all) here."""
     found = []
     if spec.data_note:
-        severity = "warning" if spec.download is None else "note"
+        severity: Severity = "warning" if spec.download is None else "note"
         found.append(Finding(id="model-data", severity=severity, text=f"{spec.path}: {spec.data_note}"))
     if spec.source == "catalog":
         found.append(
@@ -181,7 +219,21 @@ def _refuse_invalid(task: Task, plan: Plan) -> None:
 
 def machine_notes(machine: Machine) -> list[Finding]:
     """Assumptions and unread values of a described machine that change the numbers."""
-    return [
+    cpu = machine.cpu
+    borrowed = machine.simulated and cpu.sources.get("physical_cores") == "probe"
+    said = []
+    if borrowed:
+        name = f"{cpu.name}, " if cpu.name else ""
+        cores = f"{cpu.physical_cores} core{'s' if cpu.physical_cores != 1 else ''}"
+        said.append(
+            Finding(
+                id="cpu-of-this-machine",
+                severity="note",
+                text=f"the processor is taken from this machine: {name}{cores}",
+                fix="--cpu-cores, --cpu and --cpu-isa describe another",
+            )
+        )
+    return said + [
         Finding(
             id="hardware-unknown",
             severity="note",
@@ -189,7 +241,15 @@ def machine_notes(machine: Machine) -> list[Finding]:
             fix=note.unlock,
         )
         for note in machine.notes
+        if not _said_otherwise(note.probe, machine)
     ]
+
+
+def _said_otherwise(probe: str, machine: Machine) -> bool:
+    """Notes that say nothing about these numbers: engines of another machine, and the DIMMs beside their bandwidth."""
+    if probe == "engine":
+        return machine.simulated
+    return probe == "memory type" and any(note.probe == "memory bandwidth" for note in machine.notes)
 
 
 def make_command(
@@ -201,16 +261,11 @@ def make_command(
     installed = next((item for item in machine.engines if item.engine == "llama.cpp"), None)
     if machine.simulated:
         installed = None
-    target = build or (installed.build if installed and installed.build else None) or llama_server.BUILD
-    if target != llama_server.BUILD:
-        said.append(
-            Finding(
-                id="engine-build-unknown",
-                severity="warning",
-                text=f"the flags are those of b{llama_server.BUILD}; b{target} may spell some of them otherwise",
-                fix="llama-server ARGS --help exits with an error where it does not take them",
-            )
-        )
+    target = llama_server.BUILD
+    if build is not None:
+        target = build
+    elif installed is not None and installed.build is not None:
+        target = installed.build
     path = spec.path or (spec.download.path if spec.download else None) or f"{spec.name}.gguf"
     executable = installed.path if installed else "llama-server"
     command = llama_server.command(
@@ -230,7 +285,29 @@ def make_command(
                 fix="--engine-path names it",
             )
         )
-    return replace(command, build=llama_server.BUILD), said
+    if installed is not None and installed.arguments and build in (None, installed.build):
+        command, lost = older_builds.adapt(command, installed.arguments, target)
+        said += lost
+    elif target != llama_server.BUILD:
+        said.append(
+            Finding(
+                id="engine-build-unknown",
+                severity="warning",
+                text=f"the flags are those of b{llama_server.BUILD}; b{target} may spell some of them otherwise",
+                fix="llama-server ARGS --help exits with an error where it does not take them",
+            )
+        )
+    if target != llama_server.BUILD:
+        said.append(
+            Finding(
+                id="memory-of-other-build",
+                severity="note",
+                text=f"memory is modelled after b{llama_server.BUILD}; {older_builds.named(target)} may need more for its "
+                "compute buffers",
+                fix="leave a larger --margin, or look at the first start with -lv 4",
+            )
+        )
+    return command, said
 
 
 def write_launcher(folder: Path, task: Task, plan: Plan, command: LaunchCommand, *, force: bool) -> Path:
@@ -270,4 +347,3 @@ def launcher_files(spec: ModelSpec) -> tuple[ModelFile, ...]:
     assert spec.download is not None  # noqa: S101 - a catalog model without a file has its download
     folder = Path(spec.download.path).parent
     return tuple(ModelFile(path=str(folder / Path(name).name), size_bytes=0) for name in spec.download.files)
-

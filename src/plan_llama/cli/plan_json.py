@@ -107,7 +107,9 @@ def settings(table: ModelTable, chosen: Candidate) -> dict[str, Any]:
         "split_mode": item.split_mode,
         "tensor_split": list(item.tensor_split),
         "main_gpu": item.main_gpu,
-        "overrides": [{"pattern": o.pattern, "device": "host" if o.device < 0 else o.device} for o in item.overrides],
+        "overrides": [
+            {"pattern": o.pattern, "device": "host" if o.device < 0 else o.device} for o in item.overrides
+        ],
         "kv_offload": item.kv_offload,
         "op_offload": item.op_offload,
         "repack": item.repack,

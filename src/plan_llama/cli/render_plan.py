@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from plan_llama.cli.screen import Screen
+from plan_llama.engines import older_builds
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
@@ -16,7 +17,13 @@ from plan_llama.solver.types import Alternative, Candidate, Plan, Rung
 from plan_llama.speed.types import SpeedEstimate
 from plan_llama.units import gib, publisher_gb, rate, tokens
 
-_VERDICT_STYLE = {"fits": "good", "tight": "warn", "pages-from-disk": "bad", "does-not-fit": "bad", "invalid": "bad"}
+_VERDICT_STYLE = {
+    "fits": "good",
+    "tight": "warn",
+    "pages-from-disk": "bad",
+    "does-not-fit": "bad",
+    "invalid": "bad",
+}
 _MARK = {"error": "bad", "warning": "warn", "note": "dim"}
 
 
@@ -24,7 +31,7 @@ def title(screen: Screen, spec: ModelSpec, machine: Machine) -> Iterator[str]:
     """What is planned for what."""
     yield screen.style(f"{spec.name} {spec.quant}", "bold") + f"  ({publisher_gb(spec.file_bytes)} file)"
     where = "a described machine, not this one" if machine.simulated else "this machine"
-    yield f"on {_machine(machine)}  ({where})"
+    yield from screen.wrap(f"on {_machine(machine)}  ({where})", indent=0)
 
 
 def _machine(machine: Machine) -> str:
@@ -34,7 +41,14 @@ def _machine(machine: Machine) -> str:
         groups[key] = groups.get(key, 0) + 1
     cards = [f"{count} × {name}" if count > 1 else name for (name, _), count in groups.items()]
     pool = "shared memory" if machine.unified else "RAM"
-    return " + ".join([*(cards or ["no GPU"]), f"{gib(machine.ram.total_bytes)} {pool}"])
+    cores = f"{machine.cpu.physical_cores} core{'s' if machine.cpu.physical_cores != 1 else ''}"
+    return ", ".join(
+        [
+            *(cards or ["no GPU"]),
+            f"{gib(machine.ram.total_bytes)} {pool}",
+            f"{machine.cpu.name or 'CPU'} with {cores}",
+        ]
+    )
 
 
 def findings(screen: Screen, items: Iterable[Finding], *, notes: bool) -> Iterator[str]:
@@ -50,21 +64,43 @@ def findings(screen: Screen, items: Iterable[Finding], *, notes: bool) -> Iterat
 def headline(screen: Screen, table: ModelTable, chosen: Candidate, verdict: str) -> str:
     """The verdict and the placement in one line."""
     settings = chosen.settings
-    experts = sum(1 for size in table.expert_bytes if size)
-    if not chosen.footprint.devices:
-        where = "all on the CPU"
-    elif chosen.gpu_block_layers == table.layers:
-        where = f"all {table.layers} layers on the GPU" + ("s" if len(chosen.footprint.devices) > 1 else "")
-    else:
-        where = f"{chosen.gpu_block_layers} of {table.layers} layers on the GPU, the others on the CPU"
-    if chosen.cpu_moe_layers and chosen.gpu_block_layers:
-        where += f", experts of {chosen.cpu_moe_layers} of {experts} layers on the CPU"
     per_slot = settings.slot_limit or settings.context_per_slot
-    slots = f" for each of {settings.parallel} slots" if settings.parallel > 1 else ""
+    shared = settings.kv_unified and settings.slot_limit is None
+    slots = ""
+    if settings.parallel > 1:
+        slots = (
+            f" shared by {settings.parallel} slots" if shared else f" for each of {settings.parallel} slots"
+        )
     return (
         screen.style(verdict.upper(), _VERDICT_STYLE[verdict])
-        + f"  {where}; {tokens(per_slot)} tokens of context{slots}"
+        + f"  {_placement(table, chosen)}; {tokens(per_slot)} tokens of context{slots}"
     )
+
+
+def _placement(table: ModelTable, chosen: Candidate) -> str:
+    """What is where, each layer counted once: experts are told of the layers whose rest is on a GPU."""
+    gpus = "GPUs" if len(chosen.footprint.devices) > 1 else "GPU"
+    on_gpu = chosen.gpu_block_layers
+    if on_gpu == 0:
+        return "all on the CPU"
+    on_cpu = table.layers - on_gpu  # llama.cpp fills the GPUs from the last layer on
+    experts = sum(1 for size in table.expert_bytes[on_cpu : table.layers] if size)
+    host = min(experts, chosen.cpu_moe_layers - sum(1 for size in table.expert_bytes[:on_cpu] if size))
+    if not on_cpu:
+        where = f"all {on_gpu} layers on the {gpus}"
+        if host <= 0:
+            return where
+        return where + (
+            ", all experts on the CPU"
+            if host == experts
+            else f", experts of {host} of {experts} layers on the CPU"
+        )
+    where = f"{on_gpu} of {table.layers} layers on the {gpus}"
+    if host > 0:
+        where += (
+            " (their experts on the CPU)" if host == on_gpu else f" (experts of {host} of them on the CPU)"
+        )
+    return where + f", the other {on_cpu} on the CPU"
 
 
 def memory(screen: Screen, used: Footprint) -> Iterator[str]:
@@ -75,14 +111,20 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
     unified = not cards and bool(used.devices)
     for device, pool in zip(used.devices, cards, strict=False):
         yield _bar(screen, pool, width, device.name)
-        yield " " * (width + 4) + screen.style(
+        line = (
             f"weights {gib(device.weights_bytes)} · context {gib(device.context_bytes)} · compute "
-            f"{gib(device.compute_bytes)} · driver {gib(device.overhead_bytes)} (assumed) · peak {gib(device.peak_bytes)}",
-            "dim",
+            f"{gib(device.compute_bytes)} · driver {gib(device.overhead_bytes)} (assumed) · peak "
+            f"{gib(device.peak_bytes)}"
         )
+        line = line if device.total_bytes else "nothing is placed here"
+        yield " " * (width + 4) + screen.style(line, "dim")
     yield _bar(screen, ram, width, "shared by CPU and GPU" if unified else "")
     host = used.host
-    parts = [("weights", host.weights_bytes), ("context", host.context_bytes), ("compute", host.compute_bytes)]
+    parts = [
+        ("weights", host.weights_bytes),
+        ("context", host.context_bytes),
+        ("compute", host.compute_bytes),
+    ]
     if unified:
         parts = [
             ("weights", host.weights_bytes + sum(d.weights_bytes for d in used.devices)),
@@ -96,7 +138,7 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
 
 
 def _bar(screen: Screen, pool: Pool, width: int, name: str) -> str:
-    cells = 32
+    cells = 24
     total = max(pool.total_bytes, pool.used_bytes, 1)
     before = pool.total_bytes - pool.available_bytes
     taken = round(before / pool.total_bytes * cells) if pool.total_bytes else 0
@@ -105,14 +147,19 @@ def _bar(screen: Screen, pool: Pool, width: int, name: str) -> str:
     empty = cells - filled - taken
     over = pool.used_bytes > pool.available_bytes
     style = "bad" if over else "warn" if pool.spare_bytes < 0 else "good"
-    bar = screen.style(screen.glyph("█") * filled, style) + screen.glyph("▒") * taken + screen.glyph("░") * empty
+    bar = (
+        screen.style(screen.glyph("█") * filled, style)
+        + screen.glyph("▒") * taken
+        + screen.glyph("░") * empty
+    )
     left = pool.available_bytes - pool.used_bytes
     state = f"{gib(left)} free" if left >= 0 else f"{gib(-left)} too little"
     margin = f", margin {gib(pool.margin_bytes)}" if pool.margin_bytes else ""
-    return (
-        f"  {pool.name:<{width}}  {bar}  {gib(pool.used_bytes)} of {gib(pool.available_bytes)}, {state}{margin}"
-        + (f"  {name}" if name else "")
-    )
+    line = f"  {pool.name:<{width}}  {bar}  {gib(pool.used_bytes)} of {gib(pool.available_bytes)}, {state}{margin}"
+    room = screen.width - len(line) + len(bar) - cells - 2
+    if len(name) > room:
+        name = name[: room - 1] + screen.glyph("…") if room > 8 else ""
+    return line + (f"  {name}" if name else "")
 
 
 def speed(screen: Screen, item: SpeedEstimate, prompt_tokens: int, output_tokens: int) -> Iterator[str]:
@@ -124,9 +171,11 @@ def speed(screen: Screen, item: SpeedEstimate, prompt_tokens: int, output_tokens
         f"{rate(prefill.high)})"
     )
     load = f", loading {_seconds(item.load_s)}" if item.load_s is not None else ""
-    yield (
-        f"  first token of a new {prompt_tokens:,}-token prompt after {_seconds(item.ttft_s)}, of a follow-up after "
-        f"{_seconds(item.follow_up_ttft_s)}; {output_tokens:,} tokens out: {_seconds(item.request_s)} in all{load}"
+    yield from screen.wrap(
+        f"first token after {_seconds(item.ttft_s)} (a new prompt of {prompt_tokens:,} tokens) or "
+        f"{_seconds(item.follow_up_ttft_s)} (a follow-up); {output_tokens:,} tokens after "
+        f"{_seconds(item.request_s)}{load}",
+        indent=2,
     )
     yield f"  bound by {item.bound_by}"
 
@@ -141,19 +190,25 @@ def _seconds(value: float) -> str:
 
 def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate) -> Iterator[str]:
     """Context against micro-batch and speed."""
-    yield screen.style("    context  verdict          ubatch   prefill    decode   experts on CPU", "dim")
+    experts = bool(chosen.footprint.devices) and any(
+        r.candidate and r.candidate.cpu_moe_layers for r in rungs
+    )
+    heading = "    context  verdict          ubatch   prefill    decode"
+    yield screen.style(heading + ("   layers with experts on the CPU" if experts else ""), "dim")
     for rung in rungs:
         found = rung.candidate
         if found is None:
             yield f"  {tokens(rung.context):>9}  {screen.style('does-not-fit', 'bad')}     {rung.reason}"
             continue
         verdict = found.footprint.verdict
-        mark = "  " + screen.glyph("←") if found is chosen else ""
-        yield (
-            f"  {tokens(rung.context):>9}  {screen.style(f'{verdict:<15}', _VERDICT_STYLE[verdict])}  "
-            f"{found.settings.ubatch:>6}  {rate(found.speed.prefill_tok_s.expected):>8}  "
-            f"{rate(found.speed.decode_tok_s.expected):>8}   {found.cpu_moe_layers:>6}{mark}"
-        )
+        mark = "  " + screen.glyph("←") + " this plan" if found is chosen else ""
+        line = f"  {tokens(rung.context):>9}  {screen.style(f'{verdict:<15}', _VERDICT_STYLE[verdict])}  "
+        if verdict == "does-not-fit":
+            yield line.rstrip() + mark
+            continue
+        line += f"{found.settings.ubatch:>6}  {rate(found.speed.prefill_tok_s.expected):>8}  "
+        line += f"{rate(found.speed.decode_tok_s.expected):>8}"
+        yield line + (f"   {found.cpu_moe_layers:>6}" if experts else "") + mark
 
 
 def command(screen: Screen, item: LaunchCommand) -> Iterator[str]:
@@ -201,6 +256,15 @@ def alternatives(screen: Screen, items: Sequence[Alternative]) -> Iterator[str]:
         yield from screen.wrap(f"{item.what}: {item.effect}", indent=2)
 
 
+def working(screen: Screen, trace: Iterable[str]) -> Iterator[str]:
+    """The numbers behind an answer, indented as they were."""
+    for line in trace:
+        if len(line) < 118:  # tables stay whole
+            yield f"  {line}"
+        else:
+            yield from screen.wrap(line.lstrip(), indent=2 + len(line) - len(line.lstrip()))
+
+
 def plan(
     screen: Screen,
     table: ModelTable,
@@ -225,7 +289,7 @@ def plan(
     if not usable and item.alternatives:
         lines += [screen.heading("What would make it fit"), *alternatives(screen, item.alternatives), ""]
     if launch is not None:
-        heading = f"Command  ({launch.engine} b{launch.build})"
+        heading = f"Command  ({launch.engine}, {older_builds.named(launch.build)})"
         lines += [screen.heading(heading), *command(screen, launch), ""]
     if table.spec.download is not None:
         lines += [screen.heading("Download first"), *download(screen, table.spec, machine), ""]
@@ -233,9 +297,13 @@ def plan(
     if remarks:
         lines += [screen.heading("Good to know"), *remarks, ""]
     if explain:
-        lines += [screen.heading("The working"), *(f"  {line}" for line in item.trace), ""]
+        lines += [screen.heading("The working"), *working(screen, item.trace), ""]
         if usable and item.alternatives:
             lines += [screen.heading("Other choices"), *alternatives(screen, item.alternatives), ""]
     else:
-        lines += [screen.style("--explain shows the working, --json is for programs, --write DIR makes a launcher", "dim")]
+        lines += [
+            screen.style(
+                "--explain shows the working, --json is for programs, --write DIR makes a launcher", "dim"
+            )
+        ]
     return "\n".join(lines).rstrip() + "\n"

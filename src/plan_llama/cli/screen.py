@@ -10,20 +10,34 @@ import textwrap
 from collections.abc import Iterator
 
 _CODES = {"bold": "1", "dim": "2", "good": "32", "warn": "33", "bad": "31", "command": "36", "heading": "1;4"}
-_PLAIN = {"█": "#", "▒": "+", "░": ".", "←": "<-", "→": "->", "✗": "x", "·": "-", "×": "x"}
+_PLAIN = {
+    "█": "#",
+    "▒": "+",
+    "░": ".",
+    "←": "<-",
+    "→": "->",
+    "✗": "x",
+    "·": "-",
+    "×": "x",
+    "…": "...",
+    "–": "-",
+}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+_FOREIGN = re.compile(r"\x1b(?!\[[0-9;]*m)")  # a name may hold what would steer the terminal
 
 
 class Screen:
     """What the output goes to. `colour` and `unicode` can be forced for tests."""
 
-    def __init__(self, *, colour: bool | None = None, unicode: bool | None = None, width: int | None = None) -> None:
+    def __init__(
+        self, *, colour: bool | None = None, unicode: bool | None = None, width: int | None = None
+    ) -> None:
         tty = sys.stdout.isatty()
         wanted = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self.colour = tty and wanted if colour is None else colour
         encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
         self.unicode = encoding.startswith("utf") if unicode is None else unicode
-        self.width = width or (min(120, shutil.get_terminal_size((100, 24)).columns) if tty else 100)
+        self.width = width or (min(120, shutil.get_terminal_size((100, 24)).columns) if tty else 120)
 
     def style(self, text: str, name: str) -> str:
         """Text in a style, where colour is shown."""
@@ -53,8 +67,8 @@ class Screen:
     def write(self, text: str) -> None:
         """Prints, with control characters of foreign names made visible and what cannot be encoded replaced."""
         shown = "".join(c if c in "\n\x1b" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-        if not self.colour:
-            shown = _ESCAPE.sub("", shown).replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+        shown = shown if self.colour else _ESCAPE.sub("", shown)
+        shown = _FOREIGN.sub("\N{REPLACEMENT CHARACTER}", shown)
         if not self.unicode:
             shown = "".join(_PLAIN.get(c, c) for c in shown)
         encoding = sys.stdout.encoding or "ascii"

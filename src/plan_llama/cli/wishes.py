@@ -60,7 +60,9 @@ def wishes(options: WishOptions) -> Wishes:
         raise UsageError(f"--kv-type {kv_type!r} is not known", hint=f"it is one of {', '.join(KV_TYPES)}")
     parallel = pins.pop("parallel", None)
     if options.objective not in _OBJECTIVES:
-        raise UsageError(f"--objective {options.objective!r} is not known", hint=f"it is one of {', '.join(_OBJECTIVES)}")
+        raise UsageError(
+            f"--objective {options.objective!r} is not known", hint=f"it is one of {', '.join(_OBJECTIVES)}"
+        )
     return Wishes(
         workload=workload(options.workload),
         context=context,
@@ -80,12 +82,14 @@ def wishes(options: WishOptions) -> Wishes:
 def check_against_model(options: Wishes, spec: ModelSpec) -> None:
     """Raises UsageError for wishes that this model cannot have."""
     if options.context == "max" and not spec.context_train:
-        raise UsageError("--ctx max: the model's header does not say its context", hint="give a number of tokens")
+        raise UsageError(
+            "--ctx max: the model's header does not say its context", hint="give a number of tokens"
+        )
 
 
 def engine_build(options: EngineOptions) -> int | None:
     """The build that --engine-build names. Raises UsageError for other engines and misspelt builds."""
-    if options.engine not in ("llama.cpp",):
+    if options.engine != "llama.cpp":
         known = ("ik_llama.cpp", "ollama", "vllm")
         reason = "cannot be planned for by this version" if options.engine in known else "is not known"
         raise UsageError(f"--engine {options.engine}: {reason}", hint="llama.cpp is the engine it knows")
@@ -93,7 +97,7 @@ def engine_build(options: EngineOptions) -> int | None:
     if text is None:
         return None
     digits = text.removeprefix("b")
-    if not digits.isascii() or not digits.isdigit() or not 0 < int(digits) < 10**7:
+    if not _is_number(digits) or not 0 < int(digits) < 10**7:
         raise UsageError(f"--engine-build {text!r}: expected a build such as b11434")
     return int(digits)
 
@@ -105,11 +109,16 @@ def _context(text: str | None) -> int | Literal["max"] | None:
         return "max"
     factor = 1024 if text[-1:] in "kK" else 1
     digits = text[:-1] if factor > 1 else text
-    if not digits.isascii() or not digits.isdigit() or not 0 < int(digits) * factor <= _MOST_TOKENS:
+    if not _is_number(digits) or not 0 < int(digits) * factor <= _MOST_TOKENS:
         raise UsageError(
             f"--ctx {text!r}: expected a number of tokens such as 32768 or 32K, at most {_MOST_TOKENS:,}, or max"
         )
     return int(digits) * factor
+
+
+def _is_number(text: str) -> bool:
+    """Digits, and so few that int() takes them at once (it refuses thousands)."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def _pin(text: str) -> tuple[str, str]:
@@ -121,7 +130,7 @@ def _pin(text: str) -> tuple[str, str]:
     takes = _PINS[key]
     ok = True
     if takes in ("a number", "MiB"):
-        ok = value.isascii() and value.isdigit() and int(value) <= _MOST_TOKENS and (takes == "MiB" or int(value) > 0)
+        ok = _is_number(value) and int(value) <= _MOST_TOKENS and (takes == "MiB" or int(value) > 0)
     elif takes == "on or off":
         ok = value in ("on", "off")
     elif key == "load_mode":

@@ -16,8 +16,9 @@ from plan_llama.hardware import cache
 from plan_llama.hardware.types import InstalledEngine, ProbeNote
 
 _TOPIC = "engines"
+_CACHE_FORMAT = 2  # what is kept of an answer; another number makes the program be asked again
 _LIMIT_S = 20.0  # a CUDA build compiles its kernels for a new card on the first start
-_MOST_CHARS = 64 * 1024
+_MOST_CHARS = 256 * 1024  # --help of b11434 has 60,000
 
 Runner = Callable[[list[str]], str]
 
@@ -31,7 +32,7 @@ _BACKENDS = ("cuda", "rocm", "hip", "vulkan", "metal", "sycl", "rpc", "musa", "c
 
 
 def run(argv: list[str]) -> str:
-    """Both streams of a program, cut at 64 Ki characters. Raises OSError or TimeoutError."""
+    """Both streams of a program, cut at 256 Ki characters. Raises OSError or TimeoutError."""
     import subprocess
 
     try:
@@ -64,6 +65,25 @@ def parse_llama(version_text: str, devices_text: str, libraries: Iterable[str] =
     return found
 
 
+_HELP_LINE = re.compile(r"^(-[\w-]+(?:,\s+-[\w-]+)*)(?: (\S+(?: \S+)*?))?(?:\s{2,}|$)")
+
+
+def parse_help(text: str) -> list[str]:
+    """The arguments that `--help` lists, as "-fa,--flash-attn [on|off|auto]": names, then what the value looks like.
+
+    A value of `-ngl` that may also be the word `all` is written "N|all".
+    """
+    found: list[str] = []
+    for line in text.splitlines():
+        match = _HELP_LINE.match(line)
+        if match and not line.startswith("---"):
+            names = ",".join(re.split(r",\s+", match[1]))
+            found.append(f"{names} {match[2] or ''}".strip())
+        elif found and "'all'" in line and found[-1].startswith("-ngl,") and not found[-1].endswith("|all"):
+            found[-1] += "|all"
+    return found
+
+
 def _kind(path: Path) -> Literal["llama.cpp", "ik_llama.cpp"]:
     """ik_llama.cpp's programs have llama.cpp's names; its folder tells."""
     return "ik_llama.cpp" if "ik_llama" in str(path) else "llama.cpp"
@@ -76,7 +96,8 @@ def _ask_llama(path: Path, runner: Runner) -> dict[str, Any]:
         if folder.is_dir()
         for entry in folder.glob("*ggml-*")
     ]
-    return parse_llama(runner([str(path), "--version"]), runner([str(path), "--list-devices"]), libraries)
+    found = parse_llama(runner([str(path), "--version"]), runner([str(path), "--list-devices"]), libraries)
+    return {**found, "arguments": parse_help(runner([str(path), "--help"]))}
 
 
 def _ask_ollama(path: Path, runner: Runner) -> dict[str, Any]:
@@ -96,6 +117,7 @@ def _cached(path: Path, ask: Callable[[Path, Runner], dict[str, Any]], runner: R
     state = path.stat()
     known = cache.read(_TOPIC).get(str(path))
     stamp = {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
+    stamp["format"] = _CACHE_FORMAT
     if isinstance(known, dict) and all(known.get(key) == value for key, value in stamp.items()):
         return known
     answer = ask(path, runner)
@@ -133,6 +155,7 @@ def describe(
         commit=commit if isinstance(commit, str) else None,
         backends=_texts(found.get("backends")),
         devices=_texts(found.get("devices")),
+        arguments=_texts(found.get("arguments")),
         note=note,
     )
 

@@ -123,6 +123,7 @@ class InstalledEngine:
     commit: str | None = None
     backends: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()  # lines of --list-devices
+    arguments: tuple[str, ...] = ()  # what its --help lists: "-fa,--flash-attn [on|off|auto]"
     note: str | None = None
 
 

@@ -1,8 +1,8 @@
 """The graph of each architecture, put together from blocks. Mirrors src/models/*.cpp of llama.cpp b11434.
 
-An architecture is a class with the inputs it makes once and the block it repeats; `GRAPHS` names them. A decoder whose
-architecture is not named here is built from the tensors it has (`Decoder`), which is right for most and said to be an
-assumption.
+An architecture is a class with the inputs it makes once and the block it repeats; `GRAPHS` names those that were held
+against the real engine. `Decoder` follows the tensors that a file has; for an architecture that is not named here an
+upper bound is used instead (rough.py), and said to be an assumption.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ class Decoder:
         if last:
             cur = g.get_rows(cur, self.out_ids)
             residual = g.get_rows(residual, self.out_ids)
-        cur = self._post_norm(cur, prefix, "post_attention_norm", il)
+        cur = self._post_norm(cur, prefix, "post_attention_norm")
         ffn_in = g.like("ADD", cur, residual)
         cur = b.norm(ffn_in, self._ffn_norm(prefix))
         cur = self.feed_forward(cur, il)
-        cur = self._post_norm(cur, prefix, "post_ffw_norm", il)
+        cur = self._post_norm(cur, prefix, "post_ffw_norm")
         return g.like("ADD", cur, ffn_in)
 
-    def _post_norm(self, x: Node, prefix: str, name: str, il: int) -> Node:
+    def _post_norm(self, x: Node, prefix: str, name: str) -> Node:
         if not self.post_norms or not self.b.has(f"{prefix}.{name}.weight"):
             return x
         return self.b.norm(x, f"{prefix}.{name}")
@@ -317,5 +317,7 @@ class GlmDsa(Decoder):
 
 GRAPHS: dict[str, type[Decoder]] = {
     "glm-dsa": GlmDsa,
+    "glm4moe": Decoder,
     "llama": Decoder,
+    "qwen3moe": Decoder,
 }

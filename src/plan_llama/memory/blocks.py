@@ -19,6 +19,10 @@ _NO_MIXED_BATCH = frozenset(
 )
 
 
+class UndescribedGraph(Exception):  # noqa: N818 - not an error: the caller then takes an upper bound
+    """The file lacks a tensor or a number that the graph of its architecture needs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """The batch that the engine reserves for, and the caches it reads (src/llama-context.cpp, graph_reserve).
@@ -86,6 +90,8 @@ class Builder:
     def w(self, name: str) -> Node:
         """A weight by its name in the file."""
         if name not in self._weights:
+            if name not in self._tensors or name not in self._device_of:
+                raise UndescribedGraph(name)
             fact = self._tensors[name]
             full = (*fact.shape, *(1,) * (4 - len(fact.shape)))
             node = Node("NONE", fact.type, (full[0], full[1], full[2], full[3]), [])
@@ -192,6 +198,8 @@ class Builder:
 
         `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used).
         """
+        if used < 1:
+            raise UndescribedGraph("expert_used_count")
         g, tokens = self.g, x.ne[1]
         logits = self.mm(f"{prefix}.ffn_gate_inp", x)
         experts = logits.ne[0]

@@ -7,10 +7,12 @@ different layers, not on their count.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from plan_llama.memory.architectures import GRAPHS, Decoder
-from plan_llama.memory.blocks import Batch, Builder
+from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
 from plan_llama.memory.ggml import Node
+from plan_llama.memory.rough import upper_bound
 from plan_llama.memory.scheduler import (
     CPU_KIND,
     PIPELINE_COPIES,
@@ -27,7 +29,7 @@ _KEPT_ALIKE = 2  # layers of a run of equal ones that are built in full before t
 
 
 def is_described(spec: ModelSpec) -> bool:
-    """Whether the architecture's own graph is known; if not, it is read off the tensors."""
+    """Whether the architecture's own graph is known; if not, its compute buffers are an upper bound."""
     return spec.architecture in GRAPHS
 
 
@@ -52,8 +54,10 @@ def compute_bytes(
     placement: Placement,
     kinds: Sequence[BackendKind],
 ) -> tuple[int, ...]:
-    """Bytes of the compute buffer of each GPU and, last, of the host."""
-    spec = table.spec
+    """Bytes of the compute buffer of each GPU and, last, of the host.
+
+    An upper bound where the graph is not known, or where the file lacks a tensor that it needs.
+    """
     devices = len(kinds)
     signatures = _signatures(table, placement)
     pipelined = (
@@ -66,6 +70,30 @@ def compute_bytes(
     key = (batch, tuple(signatures), tuple(kinds), placement.output_device, pipelined, settings.op_offload)
     if key in table.compute_cache:
         return table.compute_cache[key]
+    made: tuple[int, ...] | None = None
+    if is_described(table.spec):
+        with suppress(UndescribedGraph):
+            made = _walk(table, settings, batch, placement, kinds, signatures, pipelined=pipelined)
+    if made is None:
+        made = upper_bound(
+            table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined
+        )
+    table.compute_cache[key] = made
+    return made
+
+
+def _walk(
+    table: ModelTable,
+    settings: Settings,
+    batch: Batch,
+    placement: Placement,
+    kinds: Sequence[BackendKind],
+    signatures: Sequence[object],
+    *,
+    pipelined: bool,
+) -> tuple[int, ...]:
+    """Builds the graph and has the scheduler and the allocator go through it."""
+    spec = table.spec
     builder = Builder(
         spec,
         batch,
@@ -75,10 +103,10 @@ def compute_bytes(
             if device is not None
         },
         dict(enumerate(placement.layer_device)),
-        devices,
+        len(kinds),
     )
     builder.output_device = placement.output_device
-    graph: Decoder = GRAPHS.get(spec.architecture, Decoder)(builder)
+    graph: Decoder = GRAPHS[spec.architecture](builder)
     x = graph.inputs()
     alike = 0
     constants: list[Node] = []
@@ -97,5 +125,4 @@ def compute_bytes(
         op_offload=settings.op_offload,
         copies=PIPELINE_COPIES if pipelined else 1,
     )
-    table.compute_cache[key] = compute_sizes(builder.g, options)
-    return table.compute_cache[key]
+    return compute_sizes(builder.g, options)

@@ -1,4 +1,7 @@
-"""The KV cache and what the reserved batch looks like. Source: src/llama-context.cpp, src/llama-kv-cache*.cpp, b11434."""
+"""The KV cache and what the reserved batch looks like.
+
+Source: src/llama-context.cpp, src/llama-kv-cache*.cpp, b11434.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.blocks import Batch, padded
+from plan_llama.memory.ggml import F32
+from plan_llama.memory.recurrent import recurrent_layers, state_elements
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.memory.types import HOST, Program, Settings
 from plan_llama.models.ggml_types import by_name
@@ -19,10 +24,14 @@ _CELLS = 256  # the context is padded to this
 
 @dataclass(frozen=True, slots=True)
 class CacheLayer:
-    """One layer's caches: the rows that a cell takes, one per tensor (K, V, index keys)."""
+    """One layer's caches: the rows that a cell takes, one per tensor (K, V, index keys), and its state.
+
+    `states` are the elements (f32) that a recurrent layer keeps per sequence, one entry per tensor.
+    """
 
     layer: int
     rows: tuple[tuple[TensorType, int], ...]  # type and elements
+    states: tuple[int, ...] = ()
 
     @property
     def cell_bytes(self) -> int:
@@ -72,28 +81,40 @@ def reserved_batch(settings: Settings) -> Batch:
 
 
 def cache_layers(spec: ModelSpec, k: TensorType, v: TensorType) -> tuple[CacheLayer, ...]:
-    """Bytes per cell of every layer that has a cache.
+    """Bytes per cell of every layer that has a cache, and the states of recurrent ones.
 
     Latent attention (MLA) keeps K only: latent and rope part in one row; an indexer (DSA) its own keys beside it.
+    A sliding window is not taken off: every layer is counted for the whole context, which is never too little.
     """
     latent = spec.int_param("attention.kv_lora_rank", 0)
     names = {tensor.name for tensor in spec.tensors}
+    recurrent = recurrent_layers(spec)
     layers = []
     for il in range(spec.layers):
-        if latent and spec.int_param("attention.key_length_mla", 0):
+        states: tuple[int, ...] = state_elements(spec, il) if il in recurrent else ()
+        rows: list[tuple[TensorType, int]] = []
+        if il in recurrent and f"blk.{il}.attn_k.weight" not in names:
+            pass  # a hybrid's recurrent layer has no cache of cells
+        elif latent and spec.int_param("attention.key_length_mla", 0):
             rows = [(k, latent + spec.int_param("rope.dimension_count"))]
             if f"blk.{il}.indexer.attn_k.weight" in names:
                 rows.append((k, spec.int_param("attention.indexer.key_length")))
         else:
-            heads = spec.int_param("attention.head_count", layer=il)
-            kv_heads = spec.int_param("attention.head_count_kv", heads, layer=il)
-            default = spec.int_param("embedding_length") // max(1, heads)
-            key = spec.int_param("attention.key_length", default)
-            value = spec.int_param("attention.value_length", default)
-            rows = [(k, key * kv_heads), (v, value * kv_heads)]
-        if rows[0][1]:
-            layers.append(CacheLayer(il, tuple(rows)))
+            rows = [(k, _row(spec, il, "key")), (v, _row(spec, il, "value"))]
+        rows = [row for row in rows if row[1]]
+        states = tuple(elements for elements in states if elements)
+        if rows or states:
+            layers.append(CacheLayer(il, tuple(rows), states))
     return tuple(layers)
+
+
+def _row(spec: ModelSpec, layer: int, half: str) -> int:
+    """Elements of K or V per cell: heads times head size; the larger head where windowed layers have their own."""
+    heads = spec.int_param("attention.head_count", 0, layer=layer)
+    kv_heads = spec.int_param("attention.head_count_kv", heads, layer=layer)
+    default = spec.int_param("embedding_length") // max(1, heads)
+    size = spec.int_param(f"attention.{half}_length", default)
+    return kv_heads * max(size, spec.int_param(f"attention.{half}_length_swa", 0))
 
 
 def bytes_per_token(spec: ModelSpec, k: str = "f16", v: str = "f16") -> int:
@@ -112,4 +133,6 @@ def context_bytes(
         for row_type, elements in layer.rows:
             size = row_type.nbytes(elements) * batch.cells * batch.streams
             total[device] += padded_bytes(size, row_type, elements, kind)
+        for elements in layer.states:
+            total[device] += padded_bytes(F32.nbytes(elements) * batch.sequences, F32, elements, kind)
     return total

@@ -164,7 +164,7 @@ def footprint(
     )
     host = _host(settings, machine, made, beyond)
     pools = _pools(machine, devices, host, beyond, margin_bytes)
-    verdict, resident = _judge(settings, machine, devices, host, pools)
+    verdict, resident = _judge(settings, devices, host, pools)
     return Footprint(devices=devices, host=host, pools=pools, verdict=verdict, resident_ratio=resident)
 
 
@@ -232,7 +232,6 @@ def _pools(
 
 def _judge(
     settings: Settings,
-    machine: Machine,
     devices: Sequence[DeviceUse],
     host: HostUse,
     pools: Sequence[Pool],

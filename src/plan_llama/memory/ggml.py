@@ -17,11 +17,12 @@ I64 = TensorType(27, "i64", 1, 8)
 
 # ggml_op_can_inplace in ggml-alloc.c: these may overwrite a source that nobody else reads.
 INPLACE_OPS = frozenset(
-    "FILL SCALE DIAG_MASK_INF ADD ADD_ID SUB MUL DIV SQR SQRT LOG UNARY ROPE RMS_NORM CLAMP SOFT_MAX".split()
+    ("FILL", "SCALE", "DIAG_MASK_INF", "ADD", "ADD_ID", "SUB", "MUL", "DIV", "SQR", "SQRT", "LOG", "UNARY")
+    + ("ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX")
 )
 # ggml_is_view_op in ggml-backend.cpp: no work, so the scheduler passes over them.
 # HOLD is ours: it stands for the use of a constant in a layer that is left out (Builder.skip).
-VIEW_OPS = frozenset("VIEW RESHAPE PERMUTE TRANSPOSE HOLD".split())
+VIEW_OPS = frozenset(("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "HOLD"))
 
 Shape = tuple[int, int, int, int]
 
@@ -32,30 +33,29 @@ def _strides(kind: TensorType, ne: Shape) -> Shape:
 
 
 class Node:
-    """One tensor of a graph. The last block of fields is scratch space of the scheduler and the allocator."""
+    """One tensor of a graph. What the scheduler and the allocator note of it is kept with it."""
 
     __slots__ = (
+        "allocated",
         "backend",
         "buffer",
+        "children",
+        "home",
         "is_input",
         "is_output",
         "is_weight",
         "name",
         "nb",
         "ne",
+        "offset",
         "op",
+        "size",
         "src",
         "twin",
         "type",
         "view_src",
-        "visited",
-        # scheduler and allocator
-        "children",
         "views",
-        "allocated",
-        "offset",
-        "home",
-        "size",
+        "visited",
     )
 
     def __init__(
@@ -96,10 +96,7 @@ class Node:
         (a, b, c, d), (w, x, y, z), kind = self.ne, self.nb, self.type
         if not (a and b and c and d):
             return 0
-        if kind.block_elements == 1:
-            first = kind.block_bytes + (a - 1) * w
-        else:
-            first = a * w // kind.block_elements
+        first = kind.block_bytes + (a - 1) * w if kind.block_elements == 1 else a * w // kind.block_elements
         return first + (b - 1) * x + (c - 1) * y + (d - 1) * z
 
     def contiguous(self) -> bool:

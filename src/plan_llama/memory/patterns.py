@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from plan_llama.errors import InputError
 from plan_llama.memory.types import HOST, Override
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"

@@ -110,10 +110,8 @@ class ModelSpec:
         """An integer hyperparameter; a per-layer array needs `layer`. Raises ModelError where missing."""
         value = self.hparams.get(key, default)
         if isinstance(value, tuple):
-            if layer is None:
-                value = max(value, default=default)
-            else:
-                value = value[layer] if layer < len(value) else default
+            found = value if layer is None else value[layer : layer + 1]
+            value = max(found, default=default)
         if not isinstance(value, int):
             from plan_llama.errors import ModelError
 

@@ -52,8 +52,10 @@ def apply(
     changes: list[str] = []
     if not over(settings):
         return Fitted(settings, ())
-    if "ctx" not in user_set and minimum_context is not None and settings.context > minimum_context:
-        low, high = minimum_context // _CELLS, settings.context // _CELLS
+    # the minimum is of one stream, and slots that do not share a cache have one each (n_ctx_min_total)
+    least = (minimum_context or 0) * (1 if settings.kv_unified else settings.parallel)
+    if "ctx" not in user_set and minimum_context is not None and settings.context > least:
+        low, high = least // _CELLS, settings.context // _CELLS
         while low < high:
             middle = (low + high + 1) // 2
             if over(replace(settings, context=middle * _CELLS)):

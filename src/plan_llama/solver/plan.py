@@ -8,6 +8,7 @@ from plan_llama.memory.footprint import Beyond
 from plan_llama.memory.table import ModelTable
 from plan_llama.solver import said
 from plan_llama.solver.place import Filler
+from plan_llama.solver.profiles import repack_breakages
 from plan_llama.solver.search import (
     LADDER,
     SMALLEST_CONTEXT,
@@ -33,6 +34,7 @@ def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyon
         wishes=wishes,
         beyond=beyond,
         filler=Filler(table, machine, beyond, wishes.margin_bytes),
+        breakages=repack_breakages(),
     )
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from plan_llama import catalog
 from plan_llama.errors import UsageError
 from plan_llama.memory.footprint import Beyond
-from plan_llama.solver.types import Workload
+from plan_llama.solver.types import Breakage, Workload
 from plan_llama.units import MIB
 
 
@@ -41,6 +41,27 @@ def workload(name: str) -> Workload:
     if name not in known:
         raise UsageError(f"--workload {name!r} is not known", hint=f"there are {', '.join(known)}")
     return known[name]
+
+
+@cache
+def repack_breakages() -> tuple[Breakage, ...]:
+    """Crashes of repacked weights that are known, to be kept away from."""
+    path = catalog.root() / "engines" / "llama.cpp" / "breakages.toml"
+    table = catalog.Table(catalog.load(path), str(path))
+    table.take("schema", int)
+    found = []
+    for row in table.tables("repack"):
+        found.append(
+            Breakage(
+                architecture=row.take("architecture", str),
+                isa=row.take("isa", str),
+                text=row.take("text", str),
+                source=row.take("source", str),
+            )
+        )
+        row.done()
+    table.done()
+    return tuple(found)
 
 
 @cache

@@ -10,7 +10,7 @@ from plan_llama.memory.compute import is_described
 from plan_llama.memory.context import bytes_per_token, kv_type
 from plan_llama.memory.footprint import gpu_margin_bytes, host_margin_bytes
 from plan_llama.models.spec import is_expert
-from plan_llama.solver.search import Task, wanted_context
+from plan_llama.solver.search import Task, repack_crash, wanted_context
 from plan_llama.solver.types import Candidate
 from plan_llama.units import gib, mib_exact, rate, tokens
 
@@ -37,6 +37,11 @@ def context_reduced(task: Task, wanted: int, chosen: Candidate) -> Finding:
 def about(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """Everything else, the worst first."""
     yield from _verdict(task, chosen)
+    yield from remarks(task, chosen)
+
+
+def remarks(task: Task, chosen: Candidate) -> Iterator[Finding]:
+    """What holds of settings on a machine whatever the verdict, also for a command that somebody else wrote."""
     yield from _quantised_cache(task, chosen)
     yield from _context(task, chosen)
     yield from _engine(task, chosen)
@@ -92,7 +97,7 @@ def _quantised_cache(task: Task, chosen: Candidate) -> Iterator[Finding]:
             id="kv-quant-corrupts",
             severity="warning",
             text=f"a {chosen.settings.kv_type_k} cache is known to spoil this model's output: {breaks}",
-            fix="leave --kv-type out (f16)",
+            fix="an f16 cache: leave --kv-type, -ctk and -ctv out",
         )
 
 
@@ -105,7 +110,7 @@ def _context(task: Task, chosen: Candidate) -> Iterator[Finding]:
             text=f"{tokens(got)} tokens are more than the {tokens(trained)} that the model was trained for",
             fix=f"--ctx {trained} or less",
         )
-    if chosen.settings.parallel > 1:
+    if chosen.settings.parallel > 1 and chosen.settings.kv_unified:
         yield Finding(
             id="ctx-shared-pool-exhausted",
             severity="note",
@@ -151,8 +156,16 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
         yield Finding(
             id="draft-block-unused",
             severity="note",
-            text=f"the file's {drafts} draft block ({gib(unused)}) is not loaded; drafting with experts on the CPU "
-            "has been measured as a loss",
+            text=f"the file's draft block{'s' if drafts > 1 else ''} ({gib(unused)}) "
+            f"{'are' if drafts > 1 else 'is'} not loaded"
+            + ("; drafting with experts on the CPU has been measured as a loss" if offloaded else ""),
+        )
+    crash = repack_crash(task)
+    if crash is not None and not settings.repack:
+        yield Finding(
+            id="repack-crash",
+            severity="note",
+            text=f"-nr keeps the weights in their own layout: {crash.text}",
         )
     if task.machine.wsl:
         yield Finding(
@@ -169,7 +182,7 @@ def _unsure(task: Task, chosen: Candidate) -> Iterator[Finding]:
             id="architecture-assumed",
             severity="warning",
             text=f"the compute graph of '{task.table.spec.architecture}' is not described: its compute buffers are "
-            "read off the tensors as for a plain decoder",
+            "an upper bound, often twice what it takes",
             fix="measure with llama-fit-params before you rely on a tight fit",
         )
     for text in chosen.speed.assumptions:
@@ -223,7 +236,7 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
         yield (
             f"  -ub {candidate.settings.ubatch:<5} {candidate.footprint.verdict:<16} prefill "
             f"{speed.prefill_tok_s.expected:7.1f}  decode {speed.decode_tok_s.expected:6.2f}  request "
-            f"{speed.request_s:7.1f}  experts on the CPU in {candidate.cpu_moe_layers} layers{mark}"
+            f"{speed.request_s:7.1f}  CPU experts in {candidate.cpu_moe_layers} layers{mark}"
         )
     yield f"A decoded token takes {1000 / chosen.speed.decode_tok_s.expected:.1f} ms:"
     for name, seconds in sorted(chosen.speed.parts.items(), key=lambda item: -item[1]):

@@ -12,7 +12,7 @@ from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, LoadMode, Settings
 from plan_llama.memory.weights import place
 from plan_llama.solver.place import Filled, Filler
-from plan_llama.solver.types import Candidate, Rung, Wishes
+from plan_llama.solver.types import Breakage, Candidate, Rung, Wishes
 from plan_llama.speed.estimate import estimate
 from plan_llama.speed.traffic import LayerTable
 from plan_llama.speed.types import Request
@@ -35,6 +35,7 @@ class Task:
     wishes: Wishes
     beyond: Beyond
     filler: Filler
+    breakages: tuple[Breakage, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -92,7 +93,16 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
         threads=threads(task.machine),
         cache_ram_bytes=cache_ram_bytes(task, context, kv_type),
         ctx_checkpoints=_CHECKPOINTS,
+        repack=repack_crash(task) is None,
     )
+
+
+def repack_crash(task: Task) -> Breakage | None:
+    """The known crash of repacked weights that this model and machine would meet, if any."""
+    if task.machine.gpus:
+        return None  # weights on the host are then not repacked
+    architecture, isa = task.table.spec.architecture, task.machine.cpu.isa
+    return next((b for b in task.breakages if b.architecture == architecture and b.isa in isa), None)
 
 
 def threads(machine: Machine) -> int:

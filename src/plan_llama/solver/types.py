@@ -34,6 +34,16 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Breakage:
+    """A crash of the engine that a setting avoids: repacked weights of an architecture on CPUs with an ISA."""
+
+    architecture: str
+    isa: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """The request: None is "choose for me". `context` is of one conversation; "max" is the model's own."""
 

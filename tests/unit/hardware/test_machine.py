@@ -124,13 +124,13 @@ def test_answers_are_kept_until_the_program_changes(tmp_path: Path) -> None:
         ("ollama", "0.12.3"),
     ]
     assert notes == []
-    assert len(runner.started) == 3
+    assert len(runner.started) == 4
     again, _ = engines.installed(str(server), runner=runner, which=paths.get)
     assert again == found
-    assert len(runner.started) == 3
+    assert len(runner.started) == 4
     server.write_text("a new build")
     engines.installed(str(server), runner=runner, which=paths.get)
-    assert len(runner.started) == 5
+    assert len(runner.started) == 7
 
 
 def test_engines_that_fail_are_notes(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Which model a checked command means: its file, what the name of a file that is elsewhere says, or --model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plan_llama.cli.options import ModelOptions
+from plan_llama.cli.plan_command import about_file
+from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
+from plan_llama.findings import Finding
+from plan_llama.models import catalog_models
+from plan_llama.models.catalog_models import KnownModel, KnownQuant
+from plan_llama.models.resolve import from_catalog, resolve_model
+from plan_llama.models.spec import load
+from plan_llama.models.types import ModelSpec
+
+_DEFAULT_TAG = "Q4_K_M"  # what -hf owner/repo without a tag loads (common/arg.cpp, b11434)
+
+
+def model_of(parsed: ParsedCommand, options: ModelOptions) -> tuple[ModelSpec | None, list[Finding]]:
+    """The model, or None with the finding that says why it is not known. Nothing is fetched."""
+    if options.model is not None:
+        spec = resolve_model(options.model, options.quant)
+        return spec, about_file(spec)
+    words = {name: item for item in parsed.arguments if item.argument for name in item.argument.names}
+    path, repo = _value(words.get("-m")), _value(words.get("-hf"))
+    if path is not None and _is_file(path):
+        spec = load(path)
+        return spec, about_file(spec)
+    if path is not None:
+        found = _by_file_name(path)
+    elif repo is not None:
+        found = _by_repository(repo, _value(words.get("-hff")))
+    else:
+        text = "the command names no model (-m FILE)"
+        return None, [Finding(id="model-missing", severity="error", text=text, fix="name it, or add --model")]
+    name = path or repo
+    if found is None:
+        what = "no such file, and its name is not that" if path else "not the name"
+        text = f"{name}: {what} of a model and quant in the catalog: memory and speed are unknown"
+        fix = "--model NAME before -- says which model it is"
+        return None, [Finding(id="file-not-found", severity="error", text=text, fix=fix)]
+    known, quant = found
+    spec = from_catalog(known, quant)
+    if path is None and repo is not None and repo.partition(":")[0].lower() == quant.repo.lower():
+        return spec, about_file(spec)
+    text = f"{name} is not here; by its name it is taken for {known.name} {quant.quant} of {quant.repo}"
+    taken = Finding(
+        id="file-not-found", severity="warning", text=text, fix="--model NAME before -- if that is wrong"
+    )
+    return spec, [taken, *about_file(spec)]
+
+
+def _value(item: ParsedArgument | None) -> str | None:
+    return item.values[0] if item and item.values else None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
+
+
+def _by_file_name(name: str) -> tuple[KnownModel, KnownQuant] | None:
+    guess = catalog_models.guess(Path(name).name)
+    if guess is None:
+        return None
+    known = catalog_models.model(guess[0])
+    return known, catalog_models.get_quant(known, guess[1])
+
+
+def _by_repository(name: str, file: str | None) -> tuple[KnownModel, KnownQuant] | None:
+    """What `-hf owner/repo[:QUANT]` means: the catalog's own repository, else one that is named after a model."""
+    if file is not None:
+        return _by_file_name(file)
+    repo, _, tag = name.partition(":")
+    wanted = (repo.lower(), (tag or _DEFAULT_TAG).lower())
+    for known in catalog_models.list_models():
+        for quant in known.quants:
+            if quant.plannable and (quant.repo.lower(), quant.quant.lower()) == wanted:
+                return known, quant
+    return _by_file_name(f"{repo.rpartition('/')[2].removesuffix('-GGUF')}-{tag or _DEFAULT_TAG}.gguf")

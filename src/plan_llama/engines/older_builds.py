@@ -1,0 +1,130 @@
+"""Writes a command for the llama-server that is installed: only arguments that its own --help lists.
+
+A plan's command is written for b11434 and then held against the installed help. What is missing there is replaced by
+the older spelling (profiles/engines/llama.cpp/older-spellings.toml) or left out, and every loss is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from plan_llama import catalog
+from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.findings import Finding
+from plan_llama.memory.patterns import expert_layers
+from plan_llama.memory.types import HOST
+
+_MANY_LAYERS = "999"  # for builds whose -ngl takes a number only: more than any model has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OlderSpelling:
+    """What stands in the place of an argument that a build does not have, by its value."""
+
+    flag: str
+    values: Mapping[str, tuple[str, ...]]
+    lost: str = ""
+
+
+@cache
+def spellings() -> Mapping[str, OlderSpelling]:
+    """The replacements, by flag."""
+    path = catalog.root() / "engines" / "llama.cpp" / "older-spellings.toml"
+    table = catalog.Table(catalog.load(path), str(path))
+    table.take("schema", int)
+    found = {}
+    for row in table.tables("spelling"):
+        values = row.table("values")
+        flag = row.take("flag", str)
+        found[flag] = OlderSpelling(
+            flag=flag,
+            values={key: values.strings(key) for key in values.keys()},  # noqa: SIM118 - a method of ours
+            lost=row.get("lost", str) or "",
+        )
+        row.done()
+    table.done()
+    return found
+
+
+def named(build: int) -> str:
+    """A build as one says it. 0 and 1 are what a tree without its history reports: no build number at all."""
+    return f"b{build}" if build > 1 else "a build without a number"
+
+
+class InstalledHelp:
+    """The arguments that a binary's --help lists ("-fa,--flash-attn [on|off|auto]" each)."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._values: dict[str, str] = {}
+        for line in arguments:
+            names, _, value = line.partition(" ")
+            for name in names.split(","):
+                self._values[name] = value
+
+    def has(self, flag: str) -> bool:
+        """Whether the binary knows a spelling."""
+        return flag in self._values
+
+    def value_of(self, flag: str) -> str:
+        """What its value looks like; empty for a switch."""
+        return self._values.get(flag, "")
+
+
+def adapt(command: LaunchCommand, arguments: Sequence[str], build: int) -> tuple[LaunchCommand, list[Finding]]:
+    """The command for a binary with these arguments, and what is lost on the way.
+
+    An argument that the binary lacks and for which nothing is known is left out with an error.
+    """
+    known = InstalledHelp(arguments)
+    said: list[Finding] = []
+    words: list[str] = [command.argv[0]]
+    for flag, values in _arguments(command.argv[1:]):
+        words += _rewritten(known, flag, values, build, said)
+    return replace(command, argv=tuple(words), build=build), said
+
+
+def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Flags with their values, as plans write them: at most one value each, never beginning with a dash."""
+    index = 0
+    while index < len(argv):
+        flag = argv[index]
+        values = []
+        if index + 1 < len(argv) and not argv[index + 1].startswith("-"):
+            values = [argv[index + 1]]
+        yield flag, values
+        index += 1 + len(values)
+
+
+def _rewritten(
+    known: InstalledHelp, flag: str, values: list[str], build: int, said: list[Finding]
+) -> Sequence[str]:
+    value = values[0] if values else ""
+    if flag == "-ngl" and value == "all" and not known.value_of(flag).endswith("|all"):
+        return (flag, _MANY_LAYERS)
+    if flag == "-fa" and known.has(flag) and not known.value_of(flag):
+        return (flag,) if value == "on" else ()
+    if known.has(flag):
+        return (flag, *values)
+    if flag == "-ncmoe" and known.has("-ot"):  # the first layers by one pattern, as the flag does by one per layer
+        override = expert_layers(range(int(value)), HOST)
+        return ("-ot", f"{override.pattern}=CPU")
+    older = spellings().get(flag)
+    if older is not None:
+        instead = older.values.get(value, older.values.get("*"))
+        if instead is not None and all(known.has(word) for word in instead if word.startswith("-")):
+            if older.lost:
+                said.append(
+                    Finding(id="flag-unknown-old-build", severity="warning", text=f"{named(build)} has no {flag}: {older.lost}")
+                )
+            return instead
+    said.append(
+        Finding(
+            id="flag-unknown-old-build",
+            severity="error",
+            text=f"{named(build)} has no {' '.join([flag, *values])}, and nothing that does the same is known: it is left out",
+            fix="a newer llama-server",
+        )
+    )
+    return ()

@@ -1,0 +1,165 @@
+"""An upper bound of the compute buffers of a graph that is not described: what each part could need at once.
+
+Nothing of it is a simulation. It is for architectures whose graph the walk cannot build, or builds without some of
+their tensors; it was held against the real engine (b11434) for latent attention, sliding windows, Mamba 2 and gated
+delta nets, and is never below what was measured there, at the price of being often twice as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plan_llama.memory.blocks import Batch
+from plan_llama.memory.context import CacheLayer, cache_layers
+from plan_llama.memory.recurrent import recurrent_layers
+from plan_llama.memory.scheduler import OFFLOAD_MIN_BATCH, PIPELINE_COPIES, BackendKind
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import HOST
+from plan_llama.memory.weights import Placement
+from plan_llama.models.spec import is_expert
+from plan_llama.models.types import Tensor
+
+_F32 = 4
+_INDEX = 8
+_STREAM_ROWS = 4  # residual, its norm, the branch and their sum
+_STATE_COPIES = 4  # gathered, updated and written back
+_MASKS = 2  # one for full attention, one for windows or an indexer
+_CHUNKED = 4  # a delta net or scan works on several chunked copies of its rows
+_SLACK_BYTES = 1 << 20  # positions, ids, alignment
+
+
+class _Bounds:
+    def __init__(
+        self,
+        table: ModelTable,
+        batch: Batch,
+        placement: Placement,
+        kinds: Sequence[BackendKind],
+        *,
+        op_offload: bool,
+        pipelined: bool,
+    ) -> None:
+        self.table, self.spec, self.batch = table, table.spec, batch
+        self.placement, self.kinds = placement, kinds
+        self.offload = bool(kinds) and op_offload and batch.tokens >= OFFLOAD_MIN_BATCH
+        self.copies = PIPELINE_COPIES if pipelined else 1
+        self.width = self.spec.int_param("embedding_length")
+        self.used = max(1, self.spec.int_param("expert_used_count", 0))
+        self.caches = {
+            layer.layer: layer for layer in cache_layers(self.spec, batch.kv_type_k, batch.kv_type_v)
+        }
+        self.recurrent = recurrent_layers(self.spec)
+        self.value_row = max((layer.rows[-1][1] for layer in self.caches.values() if layer.rows), default=0)
+
+    def all(self) -> tuple[int, ...]:
+        """Every GPU, then the host."""
+        return tuple(self.of(device) for device in (*range(len(self.kinds)), HOST))
+
+    def of(self, device: int) -> int:
+        """The sum of the parts that a device could need at once; 0 for a card that nothing runs on."""
+        work = max((self.layer(il, device) for il in range(self.table.layers)), default=0)
+        head = self.head(device)
+        if device != HOST and not work and not head:
+            return 0
+        return max(work, head) + self.inputs(device) + _SLACK_BYTES
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def runs(self, where: set[int], home: int, device: int) -> bool:
+        """Whether a device computes for a layer or head: its home, its own weights, or the host's by offload."""
+        if device == HOST:
+            return home == HOST or (HOST in where and not self.offload) or not self.batch.kv_offload
+        return device == home or device in where or (device == 0 and HOST in (*where, home) and self.offload)
+
+    def inputs(self, device: int) -> int:
+        """Masks and embeddings; under pipeline parallelism every copy of them."""
+        batch, copies = self.batch, self.copies + (self.copies > 1 and device == HOST)
+        element = 2 if batch.flash_attn else _F32
+        masks = _MASKS * batch.cells * batch.tokens * (element if device != HOST else _F32)
+        if not batch.flash_attn:  # the transposed V cache is written element by element: an index for each
+            masks += _MASKS * batch.tokens * self.value_row * _INDEX
+        rows = batch.tokens * self.width * _F32
+        return copies * (masks + 2 * rows) + 2 * rows
+
+    def head(self, device: int) -> int:
+        """The logits, and the head's matrix where it is copied to be multiplied."""
+        if not self.runs(set(), self.placement.output_device, device):
+            return 0
+        vocabulary = self.spec.vocab_size
+        logits = self.batch.outputs * (vocabulary + 2 * self.width) * _F32
+        name = "output.weight" if self.table.has_output else "token_embd.weight"
+        index = self.table.by_name.get(name)
+        moved = index is not None and device not in (HOST, self.placement.output_device)
+        return logits + (self.spec.tensors[index].nbytes if index is not None and moved else 0)
+
+    def layer(self, il: int, device: int) -> int:
+        """One layer's activations, attention, state and copied weights on a device."""
+        tensors = [(self.spec.tensors[i], self.placement.device_of[i]) for i in self.table.block_tensors[il]]
+        where = {place for _, place in tensors if place is not None}
+        if not self.runs(where, self.placement.layer_device[il], device):
+            return 0
+        rows = sum(self.row(tensor) for tensor, _ in tensors)
+        moved = sorted((tensor.nbytes for tensor, place in tensors if place == HOST), reverse=True)
+        total = self.batch.tokens * (rows + self.latent_row(il) + _STREAM_ROWS * self.width) * _F32
+        if device != HOST:
+            total += sum(moved[:2])
+        layer = self.caches.get(il)
+        if layer is not None:
+            total += self.attention(layer, device)
+        if il in self.recurrent:
+            total += (_CHUNKED - 1) * self.batch.tokens * self.dense_row(tensors) * _F32
+        return total
+
+    def row(self, tensor: Tensor) -> int:
+        """Elements per token of a product with a weight."""
+        if len(tensor.shape) < 2:
+            return 0
+        if is_expert(tensor):
+            return tensor.shape[1] * self.used
+        return tensor.shape[1] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
+
+    def dense_row(self, tensors: Sequence[tuple[Tensor, int | None]]) -> int:
+        """The same over a layer's weights that are no experts."""
+        return sum(self.row(tensor) for tensor, _ in tensors if not is_expert(tensor))
+
+    def latent_row(self, il: int) -> int:
+        """Elements per token that latent attention has beside its products: queries put together, and what they find;
+        an indexer's scores of all cells.
+        """
+        latent = self.spec.int_param("attention.kv_lora_rank", 0)
+        row = 0
+        if latent:
+            heads = self.spec.int_param("attention.head_count", 0, layer=il)
+            row += 2 * heads * (latent + self.spec.int_param("rope.dimension_count", 0))
+        if self.spec.int_param("attention.indexer.top_k", 0):
+            row += 2 * self.batch.cells
+        return row
+
+    def attention(self, layer: CacheLayer, device: int) -> int:
+        """Scores without flash attention, caches that are copied or converted, and recurrent states."""
+        batch, total = self.batch, 0
+        cells = batch.cells * batch.streams
+        home = self.placement.layer_device[layer.layer] if batch.kv_offload else HOST
+        for kind, elements in layer.rows:
+            if device != home:
+                total += kind.nbytes(elements) * cells
+            if kind.name != "f16":
+                total += 2 * elements * cells
+        heads = self.spec.int_param("attention.head_count", 0, layer=layer.layer)
+        if layer.rows and not batch.flash_attn:
+            total += 2 * heads * batch.cells * batch.tokens * _F32
+            total += max(elements for _, elements in layer.rows) * cells * _F32
+        return total + _STATE_COPIES * sum(layer.states) * batch.sequences * _F32
+
+
+def upper_bound(
+    table: ModelTable,
+    batch: Batch,
+    placement: Placement,
+    kinds: Sequence[BackendKind],
+    *,
+    op_offload: bool,
+    pipelined: bool,
+) -> tuple[int, ...]:
+    """Bytes of the compute buffer of each GPU and, last, of the host, none too small."""
+    return _Bounds(table, batch, placement, kinds, op_offload=op_offload, pipelined=pipelined).all()

@@ -1,0 +1,120 @@
+"""Commands that people have: refused arguments, memory, the corrected command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import GIB, ONE_CARD, Cli
+from tests.gguf_builder import write
+
+# A guide's command for a 24 GB card: layers counted as if each were half a gigabyte, flags of three different years.
+GUIDE = "llama-server -m GLM-5.1-UD-IQ2_M.gguf -ngl 47 -c 4096 --mmap --mlock --flash-attn --defrag-thold 0.1".split()
+
+
+def test_a_guides_command_is_taken_apart(cli: Cli) -> None:
+    check = cli("check", *ONE_CARD, "--json", "--", *GUIDE)
+    answer = check.json
+    assert (check.code, answer["verdict"]) == (3, "invalid")
+    errors = [item["text"] for item in answer["findings"] if item["severity"] == "error"]
+    for refused in ("--mmap", "--mlock", "--flash-attn"):
+        assert any(text.startswith(refused) for text in errors)
+    # llama.cpp b11434 puts 131,494 MiB of weights on the card for -ngl 47 (a mix of 233.9 GB)
+    card = answer["memory"]["devices"][0]
+    assert 128 * GIB < card["weights_bytes"] < card["total_bytes"] < 135 * GIB
+    assert any("would need 131" in text or "would need 130" in text for text in errors)
+    # 45 layers and the output: the draft block and the output layer are counted by -ngl too
+    assert answer["settings"]["layers_on_gpu"] == 45
+    assert answer["settings"]["context_per_slot"] == 4096
+
+
+def test_the_corrected_command_passes_its_own_check(cli: Cli) -> None:
+    corrected = cli("check", *ONE_CARD, "--json", "--", *GUIDE).json["command"]["argv"]
+    assert corrected[:5] == ["llama-server", "-m", "GLM-5.1-UD-IQ2_M.gguf", "-c", "4096"]
+    assert not {"--mmap", "--mlock", "--defrag-thold"} & set(corrected)
+    again = cli("check", *ONE_CARD, "--json", "--", *corrected)
+    assert (again.code, again.json["verdict"]) == (0, "fits")
+    assert again.json["command"]["argv"] == corrected
+    assert "Nothing in the command needs changing." in cli("check", *ONE_CARD, "--", *corrected).out
+
+
+def test_the_text_names_everything_wrong_before_the_rest(cli: Cli) -> None:
+    text = cli("check", *ONE_CARD, "--", *GUIDE).out
+    assert (
+        "INVALID  45 of 78 layers on the GPU, the other 33 on the CPU; 4K tokens of context shared by 4 slots"
+        in text
+    )
+    assert text.index("--mmap: removed") < text.index("is not here; by its name")
+    assert text.index("Memory as given:") < text.index("Corrected command:")
+    assert "the given one 4 (llama-server's default" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("repo", ["unsloth/GLM-5.1-GGUF:UD-IQ2_M", "Unsloth/glm-5.1-gguf:ud-iq2_m"])
+def test_a_repository_is_a_model_too(cli: Cli, repo: str) -> None:
+    check = cli(
+        "check", *ONE_CARD, "--json", "--", "./build/bin/llama-server", "-hf", repo, "-ngl", "40", "--jinja"
+    )
+    answer = check.json
+    assert (check.code, answer["verdict"]) == (3, "does-not-fit")
+    assert (answer["model"]["name"], answer["model"]["quant"]) == ("GLM-5.1", "UD-IQ2_M")
+    argv = answer["command"]["argv"]
+    assert argv[:3] == ["./build/bin/llama-server", "-hf", repo]
+    assert "--jinja" in argv
+    assert "-m" not in argv
+
+
+def test_a_model_that_is_not_known(cli: Cli) -> None:
+    check = cli("check", *ONE_CARD, "--json", "--", "llama-server", "-m", "nobody-knows.gguf", "--mlock")
+    answer = check.json
+    assert (check.code, answer["verdict"], answer["model"], answer["memory"]) == (3, "invalid", None, None)
+    assert [item["id"] for item in answer["findings"][:2]] == ["flag-removed", "file-not-found"]
+    named = cli("check", "--model", "glm-5.1", "--quant", "UD-IQ2_M", *ONE_CARD, "--json", "--")
+    assert named.code == 2  # there is no command
+
+
+def test_the_model_can_be_named_beside_the_command(cli: Cli) -> None:
+    check = cli(
+        *("check", "--model", "glm-5.1", "--quant", "UD-IQ2_M", *ONE_CARD, "--json", "--"),
+        *("llama-server", "-m", "/srv/models/renamed.gguf", "-ngl", "99", "-cmoe", "-c", "16384", "-np", "1"),
+    )
+    assert (check.code, check.json["verdict"]) == (0, "fits")
+    assert check.json["command"]["argv"][2] == "/srv/models/renamed.gguf"
+
+
+def test_a_cache_that_spoils_the_output_is_said(cli: Cli) -> None:
+    command = "llama-server -m GLM-5.1-UD-IQ2_M.gguf -ngl 99 -cmoe -c 32768 -ctk q8_0 -ctv q8_0 -fa on"
+    ids = {item["id"] for item in cli("check", *ONE_CARD, "--json", "--", *command.split()).json["findings"]}
+    assert "kv-quant-corrupts" in ids
+    assert "draft-block-unused" in ids
+
+
+def test_combinations_that_the_engine_refuses(cli: Cli) -> None:
+    command = "llama-server -m GLM-5.1-UD-IQ2_M.gguf -ngl 99 -cmoe -c 8192 -ctk q8_0 -ctv q4_0 -fa off"
+    check = cli("check", *ONE_CARD, "--json", "--", *command.split())
+    ids = {item["id"] for item in check.json["findings"] if item["severity"] == "error"}
+    assert (check.code, check.json["verdict"]) == (3, "invalid")
+    assert {"kv-type-combo-unsupported", "kv-quant-needs-fa"} <= ids
+
+
+def test_a_corrected_command_that_still_pages_says_so(cli: Cli) -> None:
+    command = "llama-server -m GLM-5.1-UD-IQ2_M.gguf -ngl 99 -cmoe -c 8192"
+    check = cli("check", "--gpu", "24GiB", "--ram", "64GiB", "--", *command.split())
+    assert check.code == 3
+    assert "PAGES-FROM-DISK" in check.out
+    assert "Corrected command (it starts, and reads from disk):" in check.out
+
+
+@pytest.mark.parametrize(
+    "name", ["with space.gguf", 'it\'s "quoted".gguf', "two\nlines.gguf", "$(touch x);`y`.gguf"]
+)
+def test_names_come_back_quoted(cli: Cli, home: Path, name: str) -> None:
+    write(home / name)
+    command = ("llama-server", "-m", name, "-c", "512", "-np", "1", "--mlock")
+    check = cli("check", "--no-gpu", "--ram", "8GiB", "--cpu-cores", "4", "--json", "--", *command)
+    argv = check.json["command"]["argv"]
+    assert argv[argv.index("-m") + 1] == name
+    text = cli("check", "--no-gpu", "--ram", "64GiB", "--cpu-cores", "4", "--", *command).out
+    block = text.split("Corrected command:\n")[1].split("\n\n")[0]
+    assert name in shlex.split(block.replace("\\\n", " "))
