@@ -10,20 +10,19 @@ import sys
 
 def main() -> int:
     wanted = float(sys.argv[1])
-    done = subprocess.run(["plan-llama", *sys.argv[2:], "--json"], stdout=subprocess.PIPE, check=False)
+    argv = ["plan-llama", *sys.argv[2:], "--json"]  # the one on PATH, as in a shell
+    done = subprocess.run(argv, stdout=subprocess.PIPE, check=False)
     if done.returncode not in (0, 3):  # plan-llama has said why on standard error
         return done.returncode
     ladder = json.loads(done.stdout)["ladder"]
     good = [
-        rung
-        for rung in ladder
-        if rung["verdict"] in ("fits", "tight") and rung["decode_tok_s"] >= wanted
+        rung for rung in ladder if rung["verdict"] in ("fits", "tight") and rung["decode_tok_s"] >= wanted
     ]
     if not good:
-        print(f"no context reaches {wanted:g} tok/s on this machine")
+        sys.stdout.write(f"no context reaches {wanted:g} tok/s on this machine\n")
         return 3
     best = max(good, key=lambda rung: rung["context"])
-    print(f"--ctx {best['context']}  ({best['decode_tok_s']:.1f} tok/s, -ub {best['ubatch']})")
+    sys.stdout.write(f"--ctx {best['context']}  ({best['decode_tok_s']:.1f} tok/s, -ub {best['ubatch']})\n")
     return 0
 
 

@@ -11,7 +11,10 @@ from tests.cli.conftest import GIB, ONE_CARD, Cli
 from tests.gguf_builder import write
 
 # A guide's command for a 24 GB card: layers counted as if each were half a gigabyte, flags of three different years.
-GUIDE = "llama-server -m GLM-5.1-UD-IQ2_M.gguf -ngl 47 -c 4096 --mmap --mlock --flash-attn --defrag-thold 0.1".split()
+GUIDE = (
+    *("llama-server", "-m", "GLM-5.1-UD-IQ2_M.gguf", "-ngl", "47", "-c", "4096"),
+    *("--mmap", "--mlock", "--flash-attn", "--defrag-thold", "0.1"),
+)
 
 
 def test_a_guides_command_is_taken_apart(cli: Cli) -> None:

@@ -27,7 +27,8 @@ def started(*argv: str, **env: str) -> subprocess.CompletedProcess[bytes]:
 
 def test_version_loads_nothing() -> None:
     probe = (
-        "import sys, runpy; sys.argv = ['plan-llama', '--version']; runpy.run_module('plan_llama', run_name='__main__');"
+        "import sys, runpy; sys.argv = ['plan-llama', '--version'];"
+        "runpy.run_module('plan_llama', run_name='__main__');"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
@@ -37,7 +38,8 @@ def test_version_loads_nothing() -> None:
 def test_a_plan_loads_no_heavy_package() -> None:
     probe = (
         "import sys; from plan_llama.cli.app import run; code = run(sys.argv[1:]);"
-        "print(code, [name for name in ('pynvml', 'numpy', 'rich', 'pydantic') if name in sys.modules], file=sys.stderr)"
+        "heavy = [name for name in ('pynvml', 'numpy', 'rich', 'pydantic') if name in sys.modules];"
+        "print(code, heavy, file=sys.stderr)"
     )
     argv = [sys.executable, "-c", probe, *GLM, *ONE_CARD]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)

@@ -18,8 +18,8 @@ SCHEMA: dict[str, Any] = json.loads(
 PROMISED = {
     "model": "name architecture quant file_bytes parameters active_parameters layers context_train source path present "
     "download",
-    "settings": "context_per_slot context_pool parallel kv_unified batch ubatch flash_attn kv_type_k kv_type_v gpu_layers "
-    "cpu_moe_layers load_mode threads",
+    "settings": "context_per_slot context_pool parallel kv_unified batch ubatch flash_attn kv_type_k kv_type_v "
+    "gpu_layers cpu_moe_layers load_mode threads",
     "speed": "decode_tok_s prefill_tok_s ttft_s follow_up_ttft_s request_s load_s bound_by",
     "command": "engine build argv env",
     "memory": "devices host pools peak",

@@ -302,8 +302,8 @@ def make_command(
             Finding(
                 id="memory-of-other-build",
                 severity="note",
-                text=f"memory is modelled after b{llama_server.BUILD}; {older_builds.named(target)} may need more for its "
-                "compute buffers",
+                text=f"memory is modelled after b{llama_server.BUILD}; {older_builds.named(target)} may need more for "
+                "its compute buffers",
                 fix="leave a larger --margin, or look at the first start with -lv 4",
             )
         )

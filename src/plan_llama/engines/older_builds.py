@@ -72,7 +72,9 @@ class InstalledHelp:
         return self._values.get(flag, "")
 
 
-def adapt(command: LaunchCommand, arguments: Sequence[str], build: int) -> tuple[LaunchCommand, list[Finding]]:
+def adapt(
+    command: LaunchCommand, arguments: Sequence[str], build: int
+) -> tuple[LaunchCommand, list[Finding]]:
     """The command for a binary with these arguments, and what is lost on the way.
 
     An argument that the binary lacks and for which nothing is known is left out with an error.
@@ -107,7 +109,9 @@ def _rewritten(
         return (flag,) if value == "on" else ()
     if known.has(flag):
         return (flag, *values)
-    if flag == "-ncmoe" and known.has("-ot"):  # the first layers by one pattern, as the flag does by one per layer
+    if flag == "-ncmoe" and known.has(
+        "-ot"
+    ):  # the first layers by one pattern, as the flag does by one per layer
         override = expert_layers(range(int(value)), HOST)
         return ("-ot", f"{override.pattern}=CPU")
     older = spellings().get(flag)
@@ -116,7 +120,11 @@ def _rewritten(
         if instead is not None and all(known.has(word) for word in instead if word.startswith("-")):
             if older.lost:
                 said.append(
-                    Finding(id="flag-unknown-old-build", severity="warning", text=f"{named(build)} has no {flag}: {older.lost}")
+                    Finding(
+                        id="flag-unknown-old-build",
+                        severity="warning",
+                        text=f"{named(build)} has no {flag}: {older.lost}",
+                    )
                 )
             return instead
     said.append(

@@ -18,7 +18,9 @@ _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight"}
 class Decoder:
     """A decoder-only transformer with grouped-query attention (src/models/llama.cpp and its many relatives)."""
 
-    post_norms = False  # whether norms named attn_post_norm/post_attention_norm follow the branch (gemma, glm4)
+    post_norms = (
+        False  # whether norms named attn_post_norm/post_attention_norm follow the branch (gemma, glm4)
+    )
 
     def __init__(self, builder: Builder) -> None:
         self.b = builder
@@ -304,7 +306,9 @@ class GlmDsa(Decoder):
         assert top is not None, "a layer without an indexer follows one with it"  # noqa: S101 - as the engine asserts
         closed = g.like("FILL", mask)
         closed = g.view(closed, (1, mask.ne[0], mask.ne[1], mask.ne[3]), mask.nb[:3])
-        rows = g.view(top, (top.ne[0], top.ne[1], top.ne[3], 1), (top.nb[1], top.nb[2], top.ne[3] * top.nb[3]))
+        rows = g.view(
+            top, (top.ne[0], top.ne[1], top.ne[3], 1), (top.nb[1], top.nb[2], top.ne[3] * top.nb[3])
+        )
         zeros = b.filled(1, rows.ne[0], rows.ne[1], rows.ne[2])
         opened = g.set_rows(closed, zeros, rows)
         opened = g.view(

@@ -14,9 +14,7 @@ from plan_llama.memory.types import HOST
 from plan_llama.models.types import ModelSpec, TensorType
 
 # llm_arch_supports_mixed_batch, src/llama-arch.cpp: batches of tokens and embeddings together are not for these
-_NO_MIXED_BATCH = frozenset(
-    {"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"}
-)
+_NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"})
 
 
 class UndescribedGraph(Exception):  # noqa: N818 - not an error: the caller then takes an upper bound

@@ -251,9 +251,7 @@ def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[No
         fresh = node.backend != current
         if not fresh and inputs:
             # by starting a new split, the memory of the previously offloaded weights can be reused
-            fresh = any(
-                s.is_weight and s.backend != current and not _readable(s, current) for s in node.src
-            )
+            fresh = any(s.is_weight and s.backend != current and not _readable(s, current) for s in node.src)
         if fresh:
             close()
             current = node.backend

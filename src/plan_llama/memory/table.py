@@ -71,7 +71,8 @@ class ModelTable:
         """The tensors (by index) of each layer that hold routed experts."""
         tensors = self.spec.tensors
         return tuple(
-            tuple(i for i in self.block_tensors[il] if EXPERT.search(tensors[i].name)) for il in range(self.layers)
+            tuple(i for i in self.block_tensors[il] if EXPERT.search(tensors[i].name))
+            for il in range(self.layers)
         )
 
     @cached_property
@@ -84,7 +85,8 @@ class ModelTable:
         """What each tensor takes in a backend's buffer: its bytes, CUDA's row padding and alignment."""
         if kind not in self._stored:
             self._stored[kind] = tuple(
-                padded_bytes(tensor.nbytes, tensor.type, tensor.shape[0], kind) for tensor in self.spec.tensors
+                padded_bytes(tensor.nbytes, tensor.type, tensor.shape[0], kind)
+                for tensor in self.spec.tensors
             )
         return self._stored[kind]
 

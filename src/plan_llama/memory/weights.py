@@ -48,7 +48,9 @@ def split_layers(
         running = _f32(running + _f32(share))
         cumulative.append(running)
     if active and running <= 0:
-        raise UsageError("--tensor-split: the shares add up to nothing", hint="give each card a positive share")
+        raise UsageError(
+            "--tensor-split: the shares add up to nothing", hint="give each card a positive share"
+        )
     points = [_f32(value / running) for value in cumulative] if running else []
     placed = []
     for block in range(total):
@@ -104,9 +106,7 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
     )
 
 
-def weight_bytes(
-    table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]
-) -> dict[int, int]:
+def weight_bytes(table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]) -> dict[int, int]:
     """Bytes of weights by device (HOST included)."""
     total = dict.fromkeys((*kinds, HOST), 0)
     stored = {device: table.stored_bytes(kinds.get(device, CPU_KIND)) for device in total}

@@ -11,10 +11,16 @@ from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.estimate import buffers
-from plan_llama.memory.footprint import Beyond, device_memory, gpu_margin_bytes, host_budget_bytes, runtime_pool_bytes
+from plan_llama.memory.footprint import (
+    Beyond,
+    device_memory,
+    gpu_margin_bytes,
+    host_budget_bytes,
+    runtime_pool_bytes,
+)
+from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, Override, Settings
-from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
 from plan_llama.memory.weights import place
 
 _MOST_STEPS = 64
@@ -31,9 +37,7 @@ class Filled:
 class Filler:
     """Places one model on one machine for given context, micro-batch and cache type."""
 
-    def __init__(
-        self, table: ModelTable, machine: Machine, beyond: Beyond, margin_bytes: int | None
-    ) -> None:
+    def __init__(self, table: ModelTable, machine: Machine, beyond: Beyond, margin_bytes: int | None) -> None:
         self.table = table
         self.machine = machine
         self.beyond = beyond
@@ -81,7 +85,9 @@ class Filler:
         """The cards whose budget a placement exceeds."""
         budgets = self.budgets(filled.settings)
         return [
-            i for i, part in enumerate(filled.made.devices) if part.total_bytes and part.total_bytes > budgets[i]
+            i
+            for i, part in enumerate(filled.made.devices)
+            if part.total_bytes and part.total_bytes > budgets[i]
         ]
 
     def _excess_bytes(self, filled: Filled) -> int:
@@ -126,7 +132,9 @@ class Filler:
 
     def _choose(self, start: Filled, layers: Sequence[int], home: Sequence[int]) -> list[int]:
         """The layers whose experts stay on the host, by what is left on each card: the first ones of each card."""
-        room = [b - d.total_bytes for b, d in zip(self.budgets(start.settings), start.made.devices, strict=True)]
+        room = [
+            b - d.total_bytes for b, d in zip(self.budgets(start.settings), start.made.devices, strict=True)
+        ]
         host = []
         for il in reversed(layers):
             card, size = home[il], self.table.expert_bytes[il]

@@ -99,7 +99,9 @@ def _ubatch_alternatives(chosen: Candidate, others: list[Candidate]) -> list[Alt
             f"{base.request_s:.0f} s"
         )
         if other.cpu_moe_layers != chosen.cpu_moe_layers:
-            effect += f", experts of {other.cpu_moe_layers} instead of {chosen.cpu_moe_layers} layers on the CPU"
+            effect += (
+                f", experts of {other.cpu_moe_layers} instead of {chosen.cpu_moe_layers} layers on the CPU"
+            )
         made.append(Alternative(what=f"--pin ubatch={other.settings.ubatch}", effect=effect))
     return made
 
@@ -114,19 +116,26 @@ def relaxations(task: Task, chosen: Candidate) -> list[Alternative]:
     if lacks > 0:
         need = ram.total_bytes + lacks
         made.append(
-            Alternative(what=f"{gib(lacks)} more memory", effect=f"a machine of about {gib(need)} keeps it resident")
+            Alternative(
+                what=f"{gib(lacks)} more memory", effect=f"a machine of about {gib(need)} keeps it resident"
+            )
         )
     for device, pool in zip(chosen.footprint.devices, chosen.footprint.pools[1:], strict=False):
         short = device.peak_bytes - pool.available_bytes
         if short > 0:
-            made.append(Alternative(what=f"{gib(short)} more on {pool.name}", effect=f"{device.name} then holds its share"))
+            made.append(
+                Alternative(
+                    what=f"{gib(short)} more on {pool.name}", effect=f"{device.name} then holds its share"
+                )
+            )
     if chosen.footprint.verdict == "does-not-fit":
         context = (chosen.settings.slot_limit or chosen.settings.context_per_slot) // 2
         while context >= SMALLEST_CONTEXT:
             smaller = best_at(task, context, chosen.settings.kv_type_k)
             if smaller is not None and smaller.footprint.verdict in ("fits", "tight"):
-                made.append(Alternative(what=f"--ctx {context}", effect=f"fits with {tokens(context)} tokens"))
+                made.append(
+                    Alternative(what=f"--ctx {context}", effect=f"fits with {tokens(context)} tokens")
+                )
                 break
             context //= 2
     return made
-

@@ -29,7 +29,8 @@ def context_reduced(task: Task, wanted: int, chosen: Candidate) -> Finding:
         id="ctx-shrunk-by-fit",
         severity="warning" if not below else "error",
         text=f"the context is {tokens(got)} tokens, not the {tokens(wanted)} that {work.name} wants: more does not "
-        f"fit beside the model" + (f"; below {tokens(work.context_floor)} this use is not served" if below else ""),
+        f"fit beside the model"
+        + (f"; below {tokens(work.context_floor)} this use is not served" if below else ""),
         fix="a smaller quant, another card, or --ctx with the number you need to see what is missing",
     )
 
@@ -204,7 +205,11 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
     yield (
         f"  {table.layers} layers run"
         + (f", {table.blocks - table.layers} draft block is left out" if table.blocks > table.layers else "")
-        + (f"; routed experts are {gib(experts)}, {gib(max(table.expert_bytes))} in one layer" if experts else "")
+        + (
+            f"; routed experts are {gib(experts)}, {gib(max(table.expert_bytes))} in one layer"
+            if experts
+            else ""
+        )
     )
     per_token = bytes_per_token(spec, settings.kv_type_k, settings.kv_type_v)
     yield (
@@ -212,7 +217,9 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
         + ", ".join(f"{tokens(step)} = {gib(step * per_token)}" for step in (4096, 32768, 131072))
     )
     yield f"Wanted: {tokens(wanted_context(task))} tokens for {task.wishes.workload.name}; the request is {_request(task)}."
-    for gpu, device, pool in zip(task.machine.gpus, chosen.footprint.devices, chosen.footprint.pools[1:], strict=False):
+    for gpu, device, pool in zip(
+        task.machine.gpus, chosen.footprint.devices, chosen.footprint.pools[1:], strict=False
+    ):
         margin = gpu_margin_bytes(task.machine, gpu, task.beyond, task.wishes.margin_bytes)
         yield (
             f"{pool.name} {gpu.name}: {gib(gpu.free_bytes)} free - {gib(margin)} margin - "

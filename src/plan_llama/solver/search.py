@@ -132,7 +132,11 @@ def load_mode(task: Task, filled: Filled) -> LoadMode:
 def evaluate(task: Task, filled: Filled) -> Candidate:
     """A placement with its footprint and speed."""
     settings = replace(filled.settings, load_mode=load_mode(task, filled))
-    if task.machine.gpus and filled.made.host.weights_bytes <= task.table.lookup_bytes and "threads" not in task.wishes.pins:
+    if (
+        task.machine.gpus
+        and filled.made.host.weights_bytes <= task.table.lookup_bytes
+        and "threads" not in task.wishes.pins
+    ):
         settings = replace(settings, threads=None)  # the CPU has nothing to compute
     if "load_mode" in task.wishes.pins:
         settings = replace(settings, load_mode=task.wishes.pins["load_mode"])  # type: ignore[arg-type]
@@ -154,9 +158,7 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
     traffic = task.layers.of_tensors(
         placed.device_of, placed.layer_device[: table.layers], settings, output_device=placed.output_device
     )
-    speed = estimate(
-        task.machine, traffic, settings, task.request, resident_ratio=used.resident_ratio
-    )
+    speed = estimate(task.machine, traffic, settings, task.request, resident_ratio=used.resident_ratio)
     on_host = [
         il
         for il in range(table.layers)
@@ -209,7 +211,13 @@ def best_at(task: Task, context: int, kv_type: str) -> Candidate | None:
 def rungs(task: Task, kv_type: str, chosen: Candidate, context: int) -> tuple[Rung, ...]:
     """The context ladder: from 8K to what the model was trained for, the chosen context among them."""
     trained = task.table.spec.context_train
-    steps = sorted({*(step for step in LADDER if step <= max(trained, context)), context, *([trained] if trained else [])})
+    steps = sorted(
+        {
+            *(step for step in LADDER if step <= max(trained, context)),
+            context,
+            *([trained] if trained else []),
+        }
+    )
     found = []
     for step in steps:
         if step == context:
