@@ -40,7 +40,7 @@ from plan_llama.solver import fit
 from plan_llama.solver.place import Filler
 from plan_llama.solver.plan import make_task
 from plan_llama.solver.profiles import beyond
-from plan_llama.solver.said import remarks
+from plan_llama.solver.said import memory_findings, remarks
 from plan_llama.solver.search import Task, judged
 from plan_llama.solver.types import Candidate, Wishes
 from plan_llama.units import gib, tokens
@@ -162,7 +162,7 @@ def _judge(
     used = footprint(table, settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)
     candidate = judged(task, settings, used)
     verdict = "invalid" if parsed.refused or wrong else used.verdict
-    said += _about_memory(candidate)
+    said += memory_findings(task, candidate)
     # what the planner says of its own choice of load mode is not about a given one
     said += [item for item in remarks(task, candidate) if item.id != "mmap-with-cpu-override-slow"]
     return _Checked(
@@ -173,58 +173,6 @@ def _judge(
 def _bare(task: Task) -> Beyond:
     """The engine's own fit knows nothing of driver overhead: it reads free memory and keeps a target."""
     return replace(task.beyond, context_bytes=dict.fromkeys(task.beyond.context_bytes, 0))
-
-
-def _about_memory(candidate: Candidate) -> list[Finding]:
-    used = candidate.footprint
-    found = []
-    for device, pool in zip(used.devices, used.pools[1:], strict=False):
-        if device.peak_bytes > pool.available_bytes:
-            found.append(
-                Finding(
-                    id="gpu-oom-weights",
-                    severity="error",
-                    text=f"{pool.name} ({device.name}) would need {gib(device.peak_bytes)}: weights "
-                    f"{gib(device.weights_bytes)}, context {gib(device.context_bytes)}, compute "
-                    f"{gib(device.compute_bytes)}, driver {gib(device.overhead_bytes)}; it has "
-                    f"{gib(pool.available_bytes)} free",
-                    fix="the corrected command keeps what does not fit on the CPU",
-                )
-            )
-    ram = used.pools[0]
-    if used.verdict == "pages-from-disk":
-        found.append(
-            Finding(
-                id="mmap-paging-thrash",
-                severity="error",
-                text=f"{gib(used.host.weights_bytes)} of weights stay on the host and {gib(ram.available_bytes)} are "
-                f"available: the rest is read from disk for every token, at about "
-                f"{candidate.speed.decode_tok_s.expected:.2f} tok/s",
-                fix="a smaller quant or more memory",
-            )
-        )
-    elif ram.used_bytes > ram.available_bytes:
-        found.append(
-            Finding(
-                id="host-alloc-failed",
-                severity="error",
-                text=f"{ram.name} would need {gib(ram.used_bytes)} and has {gib(ram.available_bytes)} available",
-                fix="--load-mode mmap, a smaller quant, or more memory",
-            )
-        )
-    elif used.verdict == "tight":
-        for pool in used.pools:
-            if pool.spare_bytes < 0:
-                left = pool.available_bytes - pool.used_bytes
-                found.append(
-                    Finding(
-                        id="tight-margin",
-                        severity="warning",
-                        text=f"{pool.name}: only {gib(left)} would stay free",
-                        fix=f"{gib(pool.margin_bytes)} is the margin to keep",
-                    )
-                )
-    return found
 
 
 def _correct(
@@ -286,7 +234,7 @@ def _correct(
     extra = _kept(parsed) if own else ()
     executable = parsed.executable if own else command.argv[0]
     source = _model_words(parsed, reading, command.argv[2])
-    argv = (*parsed.wrapper, executable, *source, *command.argv[3:-4], *extra)
+    argv = (*parsed.wrapper, executable, *source, *_without_address(command.argv[3:]), *extra)
     argv += ("--host", reading.host, "--port", str(reading.port))
     return replace(command, argv=argv), said
 
@@ -300,6 +248,12 @@ def _model_words(parsed: ParsedCommand, reading: CommandReading, planned_path: s
         if not item.from_env and item.argument and {"-hf", "-hff"}.intersection(item.argument.names):
             words += [item.spelling, *item.values]
     return tuple(words) or ("-m", planned_path)
+
+
+def _without_address(argv: Sequence[str]) -> tuple[str, ...]:
+    """A plan's own words less its host and port: the given command's are kept."""
+    host = argv.index("--host")
+    return (*argv[:host], *argv[host + 4 :])
 
 
 def _gives(parsed: ParsedCommand, name: str) -> bool:
@@ -387,7 +341,7 @@ def _print(
     if remarks:
         lines += [screen.heading("Good to know"), *remarks, ""]
     if explain:
-        from plan_llama.solver.said import trace
+        from plan_llama.solver.trace import trace
 
         lines += [screen.heading("The working"), *render_plan.working(screen, trace(task, candidate, ())), ""]
     screen.write("\n".join(lines).rstrip() + "\n")

@@ -150,6 +150,7 @@ def choose_model(
     usable = sorted((quant for quant in known.quants if quant.plannable), key=lambda quant: -quant.size_bytes)
     folder = str(download_folder(usable[0].repo)) if usable else None
     machine = measured(resolve(hardware_choice(hardware), model_path=folder, engine_path=engine_path))
+    enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
     spec: ModelSpec | None = None
     tried = []
     for quant in usable:
@@ -161,12 +162,13 @@ def choose_model(
             continue
         spec = from_catalog(known, quant)
         plan = solve(make_task(ModelTable(spec), machine, wanted, beyond()), ladder=False)
-        if plan is not None and plan.chosen.footprint.verdict == "fits":
+        if plan is not None and plan.chosen.footprint.verdict in enough:
             break
         tried.append(f"{quant.quant} ({publisher_gb(quant.size_bytes)})")
     if spec is None:
         raise ModelError(f"{known.name}: the catalog has no quant for llama.cpp", hint="give a GGUF file")
-    text = f"{spec.quant} is the largest published quant that fits with every margin kept"
+    kept = "" if wanted.objective == "quality" else " with every margin kept"
+    text = f"{spec.quant} is the largest published quant that fits{kept}"
     if tried:
         text += f"; too large: {', '.join(tried[-4:])}"
     if spec.quant in (item.split(" ")[0] for item in tried):
@@ -275,6 +277,8 @@ def make_command(
         model_path=path,
         executable=executable,
         sampling=spec.sampling,
+        # a plan without a GPU must hold on a machine that has one: unasked, the engine would use it
+        extra=("--device", "none") if machine.simulated and not machine.gpus else (),
     )
     if installed is None and not machine.simulated and machine.engines:
         said.append(

@@ -116,7 +116,8 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
             f"{gib(device.compute_bytes)} · driver {gib(device.overhead_bytes)} (assumed) · peak "
             f"{gib(device.peak_bytes)}"
         )
-        line = line if device.total_bytes else "nothing is placed here"
+        if device.total_bytes == device.overhead_bytes:
+            line = f"nothing is placed here; driver {gib(device.overhead_bytes)} (assumed)"
         yield " " * (width + 4) + screen.style(line, "dim")
     yield _bar(screen, ram, width, "shared by CPU and GPU" if unified else "")
     host = used.host

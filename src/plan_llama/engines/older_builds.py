@@ -131,7 +131,8 @@ def _rewritten(
         Finding(
             id="flag-unknown-old-build",
             severity="error",
-            text=f"{named(build)} has no {' '.join([flag, *values])}, and nothing that does the same is known: it is left out",
+            text=f"{named(build)} has no {' '.join([flag, *values])}, and nothing that does the same is known: "
+            "it is left out",
             fix="a newer llama-server",
         )
     )

@@ -172,7 +172,9 @@ def _device(
     table: ModelTable, settings: Settings, machine: Machine, index: int, made: Buffers, beyond: Beyond
 ) -> DeviceUse:
     gpu, part = machine.gpus[index], made.devices[index]
-    overhead = beyond.context_bytes[gpu.backend] if part.total_bytes else 0
+    # a context is made on every card that the engine is given, also where nothing is placed
+    given = part.total_bytes or settings.split_mode != "none" or settings.main_gpu == index
+    overhead = beyond.context_bytes[gpu.backend] if given else 0
     growth = runtime_pool_bytes(table, settings) if part.total_bytes else 0
     total = part.total_bytes + overhead
     return DeviceUse(
@@ -223,7 +225,10 @@ def _pools(
             total_bytes=gpu.total_bytes,
             available_bytes=gpu.free_bytes,
             used_bytes=device.total_bytes,
-            margin_bytes=gpu_margin_bytes(machine, gpu, beyond, margin_bytes) if device.total_bytes else 0,
+            # on a card with nothing but the driver's own share there is nothing that could run short
+            margin_bytes=gpu_margin_bytes(machine, gpu, beyond, margin_bytes)
+            if device.total_bytes > device.overhead_bytes
+            else 0,
         )
         for gpu, device in zip(machine.gpus, devices, strict=True)
     )

@@ -20,6 +20,7 @@ from plan_llama.solver.search import (
     score,
     wanted_context,
 )
+from plan_llama.solver.trace import provenance, trace
 from plan_llama.solver.types import Alternative, Candidate, Plan, Wishes
 from plan_llama.speed.traffic import prepare
 from plan_llama.units import gib, rate, tokens
@@ -57,8 +58,8 @@ def solve(task: Task, *, ladder: bool = True) -> Plan | None:
         ladder=rungs(task, kv_type, chosen, per_slot) if ladder else (),
         alternatives=tuple(relaxations(task, chosen) or _ubatch_alternatives(chosen, others)),
         findings=tuple(findings),
-        trace=said.trace(task, chosen, others),
-        provenance=said.provenance(task),
+        trace=trace(task, chosen, others),
+        provenance=provenance(task),
     )
 
 

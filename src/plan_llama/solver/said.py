@@ -1,18 +1,15 @@
-"""What a plan has to say beside its numbers: warnings with the fix, the working for --explain, and where facts are from."""
+"""What has to be said beside a plan's or a command's numbers: what is wrong or odd, why, and what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from plan_llama.findings import Finding
-from plan_llama.hardware.types import Source
 from plan_llama.memory.compute import is_described
-from plan_llama.memory.context import bytes_per_token, kv_type
-from plan_llama.memory.footprint import gpu_margin_bytes, host_margin_bytes
-from plan_llama.models.spec import is_expert
-from plan_llama.solver.search import Task, repack_crash, wanted_context
+from plan_llama.memory.context import kv_type
+from plan_llama.solver.search import Task, repack_crash
 from plan_llama.solver.types import Candidate
-from plan_llama.units import gib, mib_exact, rate, tokens
+from plan_llama.units import gib, rate, tokens
 
 
 def per_slot(candidate: Candidate) -> int:
@@ -37,7 +34,7 @@ def context_reduced(task: Task, wanted: int, chosen: Candidate) -> Finding:
 
 def about(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """Everything else, the worst first."""
-    yield from _verdict(task, chosen)
+    yield from memory_findings(task, chosen)
     yield from remarks(task, chosen)
 
 
@@ -49,36 +46,38 @@ def remarks(task: Task, chosen: Candidate) -> Iterator[Finding]:
     yield from _unsure(task, chosen)
 
 
-def _verdict(task: Task, chosen: Candidate) -> Iterator[Finding]:
+def memory_findings(task: Task, chosen: Candidate) -> Iterator[Finding]:
+    """What does not fit, or only just, with its parts."""
     used = chosen.footprint
     ram = used.pools[0]
-    host = used.host
+    for device, pool in zip(used.devices, used.pools[1:], strict=False):
+        if device.peak_bytes > pool.available_bytes:
+            yield Finding(
+                id="gpu-oom-weights",
+                severity="error",
+                text=f"{pool.name} ({device.name}) would need {gib(device.peak_bytes)}: weights "
+                f"{gib(device.weights_bytes)}, context {gib(device.context_bytes)}, compute "
+                f"{gib(device.compute_bytes)}, driver {gib(device.overhead_bytes)}; it has "
+                f"{gib(pool.available_bytes)} free",
+                fix="what does not fit goes to the CPU: fewer layers, or the experts of more layers there",
+            )
     if used.verdict == "pages-from-disk":
+        share = max(1, (1 - used.resident_ratio) * 100)
         yield Finding(
             id="mmap-paging-thrash",
             severity="error" if not task.wishes.allow_paging else "warning",
-            text=f"{gib(host.weights_bytes)} of weights stay on the host, and {gib(ram.available_bytes)} of memory "
-            f"is available: about {max(1, (1 - used.resident_ratio) * 100):.0f} % of them would be read from disk "
-            f"for every token, at about {rate(chosen.speed.decode_tok_s.expected)} tok/s",
+            text=f"{gib(used.host.weights_bytes)} of weights stay on the host, and {gib(ram.available_bytes)} of "
+            f"memory is available: about {share:.0f} % of them would be read from disk for every token, at about "
+            f"{rate(chosen.speed.decode_tok_s.expected)} tok/s",
             fix="a smaller quant, more memory or another card; --allow-paging accepts it",
         )
-    elif used.verdict == "does-not-fit":
-        for device, pool in zip(used.devices, used.pools[1:], strict=False):
-            if device.peak_bytes > pool.available_bytes:
-                yield Finding(
-                    id="gpu-oom-weights",
-                    severity="error",
-                    text=f"{pool.name} ({device.name}) would need {gib(device.peak_bytes)} and has "
-                    f"{gib(pool.available_bytes)} free",
-                    fix="see what would make it fit, below",
-                )
-        if ram.used_bytes > ram.available_bytes:
-            yield Finding(
-                id="host-alloc-failed",
-                severity="error",
-                text=f"{ram.name} would need {gib(ram.used_bytes)} and has {gib(ram.available_bytes)} available",
-                fix="a smaller quant, a smaller context, or more memory",
-            )
+    elif ram.used_bytes > ram.available_bytes:
+        yield Finding(
+            id="host-alloc-failed",
+            severity="error",
+            text=f"{ram.name} would need {gib(ram.used_bytes)} and has {gib(ram.available_bytes)} available",
+            fix="a smaller quant, a smaller context, --load-mode mmap, or more memory",
+        )
     elif used.verdict == "tight":
         for pool in used.pools:
             if pool.spare_bytes < 0:
@@ -188,95 +187,3 @@ def _unsure(task: Task, chosen: Candidate) -> Iterator[Finding]:
         )
     for text in chosen.speed.assumptions:
         yield Finding(id="assumption", severity="note", text=text)
-
-
-# -- the working ------------------------------------------------------------------------------------------------------
-
-
-def trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> tuple[str, ...]:
-    """The numbers behind the plan, line by line."""
-    return tuple(_trace(task, chosen, others))
-
-
-def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterator[str]:
-    spec, table, settings = task.table.spec, task.table, chosen.settings
-    experts = sum(t.nbytes for t in spec.tensors if is_expert(t))
-    yield f"Model: {len(spec.tensors):,} tensors, {spec.parameters / 1e9:.3f} B parameters, {gib(spec.file_bytes)} of file."
-    yield (
-        f"  {table.layers} layers run"
-        + (f", {table.blocks - table.layers} draft block is left out" if table.blocks > table.layers else "")
-        + (
-            f"; routed experts are {gib(experts)}, {gib(max(table.expert_bytes))} in one layer"
-            if experts
-            else ""
-        )
-    )
-    per_token = bytes_per_token(spec, settings.kv_type_k, settings.kv_type_v)
-    yield (
-        f"  context costs {per_token:,} bytes per token at {settings.kv_type_k}: "
-        + ", ".join(f"{tokens(step)} = {gib(step * per_token)}" for step in (4096, 32768, 131072))
-    )
-    yield f"Wanted: {tokens(wanted_context(task))} tokens for {task.wishes.workload.name}; the request is {_request(task)}."
-    for gpu, device, pool in zip(
-        task.machine.gpus, chosen.footprint.devices, chosen.footprint.pools[1:], strict=False
-    ):
-        margin = gpu_margin_bytes(task.machine, gpu, task.beyond, task.wishes.margin_bytes)
-        yield (
-            f"{pool.name} {gpu.name}: {gib(gpu.free_bytes)} free - {gib(margin)} margin - "
-            f"{gib(device.overhead_bytes)} driver - {mib_exact(device.peak_bytes - device.total_bytes)} growth on long "
-            f"prompts leaves {gib(pool.available_bytes - margin - device.overhead_bytes - (device.peak_bytes - device.total_bytes))}"
-        )
-        yield (
-            f"  uses {mib_exact(device.weights_bytes)} weights + {mib_exact(device.context_bytes)} context + "
-            f"{mib_exact(device.compute_bytes)} compute"
-        )
-    host = chosen.footprint.host
-    yield (
-        f"host: {gib(host.available_bytes)} available - {gib(host_margin_bytes(task.machine, task.beyond))} margin; uses "
-        f"{mib_exact(host.weights_bytes)} weights + {mib_exact(host.context_bytes)} context + "
-        f"{mib_exact(host.compute_bytes)} compute + {mib_exact(host.cache_bytes)} prompt cache"
-    )
-    yield "Micro-batches tried (prefill and decode in tok/s, the request in seconds):"
-    for candidate in sorted((chosen, *others), key=lambda c: c.settings.ubatch):
-        speed = candidate.speed
-        mark = "  <- chosen" if candidate is chosen else ""
-        yield (
-            f"  -ub {candidate.settings.ubatch:<5} {candidate.footprint.verdict:<16} prefill "
-            f"{speed.prefill_tok_s.expected:7.1f}  decode {speed.decode_tok_s.expected:6.2f}  request "
-            f"{speed.request_s:7.1f}  CPU experts in {candidate.cpu_moe_layers} layers{mark}"
-        )
-    yield f"A decoded token takes {1000 / chosen.speed.decode_tok_s.expected:.1f} ms:"
-    for name, seconds in sorted(chosen.speed.parts.items(), key=lambda item: -item[1]):
-        yield f"  {seconds * 1000:8.2f} ms  {name}"
-
-
-def _request(task: Task) -> str:
-    request = task.request
-    return (
-        f"{request.prompt_tokens:,} tokens in, {request.output_tokens:,} out, "
-        f"{request.reuse_ratio * 100:.0f} % of a follow-up cached"
-    )
-
-
-def provenance(task: Task) -> dict[str, Source]:
-    """How each part of the answer is known."""
-    machine, wishes = task.machine, task.wishes
-    ram_source = machine.ram.sources.get("bandwidth_bytes_per_s", "assumed")
-    found: dict[str, Source] = {
-        "model": task.table.spec.source,
-        "memory.weights": "file" if task.table.spec.source == "file" else "modelled",
-        "memory.context": "modelled",
-        "memory.compute": "modelled" if is_described(task.table.spec) else "assumed",
-        "memory.overhead": "assumed",
-        "speed": "modelled",
-        "machine.ram": machine.ram.sources.get("total_bytes", "probe"),
-        "machine.ram.bandwidth": ram_source,
-        "settings.context": "user" if wishes.context is not None else "catalog",
-        "settings.kv_type": "user" if wishes.kv_type else "catalog",
-    }
-    for index, gpu in enumerate(machine.gpus):
-        found[f"machine.gpus[{index}].total_bytes"] = gpu.sources.get("total_bytes", "probe")
-        found[f"machine.gpus[{index}].bandwidth"] = gpu.sources.get("bandwidth_bytes_per_s", "assumed")
-    for key in wishes.pins:
-        found[f"settings.{key}"] = "user"
-    return found
