@@ -191,7 +191,7 @@ def test_the_page_names_the_described_architectures() -> None:
         r"described for the architectures(.*?)\. For others", page("docs/concepts/memory.md"), re.DOTALL
     )
     assert sentence
-    assert set(re.findall(r"`([a-z0-9-]+)`", sentence[1])) == set(GRAPHS)
+    assert set(re.findall(r"`([a-z0-9_-]+)`", sentence[1])) == set(GRAPHS)
 
 
 def test_the_assumptions_and_margins_of_the_page(cli: Cli) -> None:

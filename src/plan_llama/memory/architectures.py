@@ -11,6 +11,11 @@ from plan_llama.memory.blocks import Builder, hadamard_size
 from plan_llama.memory.ggml import F16, F32, I32, I64, Node
 from plan_llama.models.types import ModelSpec
 
+# llama_model_rope_type, src/llama-model.cpp
+_MROPE = frozenset(
+    {"qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "clef", "qwen4exp", "qwen3tts"}
+)
+_MROPE_IF_DIVIDED = frozenset({"glm4", "glm4moe", "bailingmoe3", "hunyuan_vl"})
 # src/llama-hparams.h, enum llama_expert_gating_func_type
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight"}
 
@@ -18,9 +23,8 @@ _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight"}
 class Decoder:
     """A decoder-only transformer with grouped-query attention (src/models/llama.cpp and its many relatives)."""
 
-    post_norms = (
-        False  # whether norms named attn_post_norm/post_attention_norm follow the branch (gemma, glm4)
-    )
+    soft_caps = False  # scores and logits are capped by tanh (gemma 2)
+    post_norms = False  # norms named post_attention_norm and post_ffw_norm follow the branches (gemma, glm4)
 
     def __init__(self, builder: Builder) -> None:
         self.b = builder
@@ -40,8 +44,11 @@ class Decoder:
         return x
 
     def positions_per_token(self) -> int:
-        """n_pos_per_embd: 4 for multi-dimensional rope (Qwen-VL), else 1."""
-        return 4 if "rope.dimension_sections" in self.spec.hparams else 1
+        """n_pos_per_embd: 4 for multi-dimensional rope, else 1 (llama_model_rope_type and use_mrope)."""
+        sections = self.spec.hparams.get("rope.dimension_sections")
+        divided = isinstance(sections, tuple) and len(sections) > 1 and sections[0] > 0 and sections[1] > 0
+        architecture = self.spec.architecture
+        return 4 if architecture in _MROPE or (divided and architecture in _MROPE_IF_DIVIDED) else 1
 
     def attention_inputs(self) -> None:
         """build_attn_inp_kv."""
@@ -156,7 +163,7 @@ class Decoder:
             b.read_v(cache_v, head_v, kv_heads, batch.cells),
             self.mask,
             sinks=sinks,
-            soft_cap="attn_logit_softcapping" in self.spec.hparams,
+            soft_cap=self.soft_caps,
         )
         return out if self.rotation_v is None else b.rotate(out, self.rotation_v)
 
@@ -208,7 +215,7 @@ class Decoder:
         x.is_output = True
         name = "output.weight" if b.has("output.weight") else "token_embd.weight"
         logits = g.mul_mat(b.output_weight(name), x)
-        for op in ("SCALE", "UNARY", "SCALE") if "final_logit_softcapping" in self.spec.hparams else ():
+        for op in ("SCALE", "UNARY", "SCALE") if self.soft_caps else ():
             logits = g.like(op, logits)
         logits.is_output = True
         g.expand(logits)
@@ -319,9 +326,14 @@ class GlmDsa(Decoder):
         return g.like("ADD", opened, mask)
 
 
-GRAPHS: dict[str, type[Decoder]] = {
-    "glm-dsa": GlmDsa,
-    "glm4moe": Decoder,
-    "llama": Decoder,
-    "qwen3moe": Decoder,
-}
+# Held against the real engine, tensor for tensor of their smallest models (tests/engine/test_archs.py).
+_PLAIN = (
+    "arcee", "bailingmoe", "bailingmoe2", "chatglm", "codeshell", "dbrx", "deci", "deepseek",
+    "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "gemma", "glm4", "glm4moe", "gptneox",
+    "granite", "granitemoe", "grovemoe", "hunyuan-moe", "hy_v3", "internlm2", "jais2", "llama",
+    "minicpm", "minimax-m2", "mistral3", "nanbeige", "nemotron", "olmo", "olmoe", "openelm",
+    "orion", "paddleocr", "pangu-embedded", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3",
+    "qwen3moe", "qwen3vl", "qwen3vlmoe", "seed_oss", "smollm3", "stablelm", "starcoder2", "xverse",
+)
+
+GRAPHS: dict[str, type[Decoder]] = {**dict.fromkeys(_PLAIN, Decoder), "glm-dsa": GlmDsa}

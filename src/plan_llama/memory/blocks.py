@@ -145,10 +145,11 @@ class Builder:
 
     # -- norms and projections ------------------------------------------------------------------------------------
 
-    def mm(self, name: str, x: Node) -> Node:
-        """build_lora_mm with the tensor's bias and scale, where there are any."""
+    def mm(self, name: str, x: Node, *, bias_first: bool = False) -> Node:
+        """build_lora_mm with the tensor's scale and bias, where there are any; a feed-forward adds the bias first."""
         out = self.g.mul_mat(self.w(f"{name}.weight"), x)
-        for suffix, op in ((".scale", "MUL"), (".bias", "ADD")):
+        extras = [(".scale", "MUL"), (".bias", "ADD")]
+        for suffix, op in reversed(extras) if bias_first else extras:
             extra = self.maybe(name + suffix)
             if extra is not None:
                 out = self.g.like(op, out, extra)
@@ -172,14 +173,14 @@ class Builder:
 
     def ffn(self, x: Node, prefix: str, suffix: str = "") -> Node:
         """build_ffn: up, gate (parallel, where there is one), activation, down."""
-        up = self.mm(f"{prefix}.ffn_up{suffix}", x)
+        up = self.mm(f"{prefix}.ffn_up{suffix}", x, bias_first=True)
         if self.has(f"{prefix}.ffn_gate{suffix}.weight"):
-            x = self.g.glu(self.mm(f"{prefix}.ffn_gate{suffix}", x), up)
+            x = self.g.glu(self.mm(f"{prefix}.ffn_gate{suffix}", x, bias_first=True), up)
         elif up.ne[0] == 2 * self.w(f"{prefix}.ffn_down{suffix}.weight").ne[0]:
             x = self.g.glu(up)  # gate and up in one matrix (phi-3, glm-4)
         else:
             x = self.g.like("UNARY", up)
-        return self.mm(f"{prefix}.ffn_down{suffix}", x)
+        return self.mm(f"{prefix}.ffn_down{suffix}", x, bias_first=True)
 
     def moe(
         self,

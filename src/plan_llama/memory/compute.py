@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from plan_llama.memory.architectures import GRAPHS, Decoder
 from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
@@ -25,6 +26,8 @@ from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
 from plan_llama.models.types import ModelSpec
 
+# llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
+_NO_FLASH_ATTENTION = frozenset({"grok"})
 _KEPT_ALIKE = 2  # layers of a run of equal ones that are built in full before the rest is left out
 
 
@@ -58,6 +61,8 @@ def compute_bytes(
 
     An upper bound where the graph is not known, or where the file lacks a tensor that it needs.
     """
+    if table.spec.architecture in _NO_FLASH_ATTENTION:
+        batch = replace(batch, flash_attn=False)
     devices = len(kinds)
     signatures = _signatures(table, placement)
     pipelined = (

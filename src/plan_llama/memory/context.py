@@ -101,6 +101,9 @@ def cache_layers(spec: ModelSpec, k: TensorType, v: TensorType) -> tuple[CacheLa
                 rows.append((k, spec.int_param("attention.indexer.key_length")))
         else:
             rows = [(k, _row(spec, il, "key")), (v, _row(spec, il, "value"))]
+            if f"blk.{il}.indexer.k_proj.weight" in names:  # a cache of one head beside it, K and V
+                size = spec.int_param("attention.indexer.key_length")
+                rows += [(k, size), (v, spec.int_param("attention.value_length", size))]
         rows = [row for row in rows if row[1]]
         states = tuple(elements for elements in states if elements)
         if rows or states:

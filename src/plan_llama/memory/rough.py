@@ -79,7 +79,13 @@ class _Bounds:
         if not batch.flash_attn:  # the transposed V cache is written element by element: an index for each
             masks += _MASKS * batch.tokens * self.value_row * _INDEX
         rows = batch.tokens * self.width * _F32
-        return copies * (masks + 2 * rows) + 2 * rows
+        return copies * (masks + 2 * rows) + 2 * rows + self.constants(device)
+
+    def constants(self, device: int) -> int:
+        """What an indexer's selection opens the mask with: zeros that every layer has from the start."""
+        most = self.spec.int_param("attention.indexer.top_k", 0)
+        layers = sum(home == device for home in self.placement.layer_device[: self.table.layers])
+        return layers * min(most, self.batch.cells) * self.batch.tokens * _F32
 
     def head(self, device: int) -> int:
         """The logits, and the head's matrix where it is copied to be multiplied."""
