@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.engine_fixtures import glm, machine
 
 from plan_llama.engines.command_settings import to_settings
 from plan_llama.engines.commandline import parse
@@ -13,6 +12,7 @@ from plan_llama.engines.llama_server import command
 from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_ffn, n_cpu_moe
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.units import MIB
+from tests.unit.engine_fixtures import glm, machine
 
 NAMES = {name for item in FlagTable.load().arguments for name in item.names}
 WORDS = [*sorted(NAMES), "-1", "x", "1,2", "="]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from plan_llama.engines.llama_server import command
-from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
 from plan_llama.errors import InputError
+from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.units import GIB
 

@@ -9,9 +9,9 @@ import pytest
 from plan_llama.engines.command_settings import CommandReading, to_settings
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable
-from plan_llama.memory.patterns import EXPERTS
 from plan_llama.engines.refusals import refusals
 from plan_llama.hardware.types import Machine
+from plan_llama.memory.patterns import EXPERTS
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.models.types import ModelSpec
 

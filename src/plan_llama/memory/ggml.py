@@ -17,8 +17,10 @@ I64 = TensorType(27, "i64", 1, 8)
 
 # ggml_op_can_inplace in ggml-alloc.c: these may overwrite a source that nobody else reads.
 INPLACE_OPS = frozenset(
-    ("FILL", "SCALE", "DIAG_MASK_INF", "ADD", "ADD_ID", "SUB", "MUL", "DIV", "SQR", "SQRT", "LOG", "UNARY")
-    + ("ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX")
+    {
+        *("FILL", "SCALE", "DIAG_MASK_INF", "ADD", "ADD_ID", "SUB", "MUL", "DIV", "SQR", "SQRT", "LOG"),
+        *("UNARY", "ROPE", "RMS_NORM", "CLAMP", "SOFT_MAX"),
+    }
 )
 # ggml_is_view_op in ggml-backend.cpp: no work, so the scheduler passes over them.
 # HOLD is ours: it stands for the use of a constant in a layer that is left out (Builder.skip).

@@ -23,7 +23,8 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
     spec, table, settings = task.table.spec, task.table, chosen.settings
     experts = sum(t.nbytes for t in spec.tensors if is_expert(t))
     yield (
-        f"Model: {len(spec.tensors):,} tensors, {spec.parameters / 1e9:.3f} B parameters, {gib(spec.file_bytes)} of file."
+        f"Model: {len(spec.tensors):,} tensors, {spec.parameters / 1e9:.3f} B parameters, "
+        f"{gib(spec.file_bytes)} of file."
     )
     yield (
         f"  {table.layers} layers run"
