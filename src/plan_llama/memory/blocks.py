@@ -37,6 +37,7 @@ class Batch:
     kv_type_k: TensorType
     kv_type_v: TensorType
     kv_offload: bool
+    window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
 
 
 def padded(value: int, multiple: int) -> int:

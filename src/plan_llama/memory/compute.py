@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from plan_llama.memory.architectures import GRAPHS, Decoder
+from plan_llama.memory.architectures import GRAPHS
 from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
+from plan_llama.memory.decoder import Decoder
 from plan_llama.memory.ggml import Node
 from plan_llama.memory.rough import upper_bound
 from plan_llama.memory.scheduler import (
@@ -24,6 +25,7 @@ from plan_llama.memory.scheduler import (
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
+from plan_llama.memory.windows import windows
 from plan_llama.models.types import ModelSpec
 
 # llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
@@ -37,7 +39,8 @@ def is_described(spec: ModelSpec) -> bool:
 
 
 def _signatures(table: ModelTable, placement: Placement) -> list[tuple[object, ...]]:
-    """What makes two layers alike: tensors, types and shapes, and the devices of the layer and of its tensors."""
+    """What makes two layers alike: tensors, types and shapes, the devices of the layer and of its tensors, a window."""
+    behind = windows(table.spec).layers
     found: list[tuple[object, ...]] = []
     for il in range(table.layers):
         home = placement.layer_device[il]
@@ -46,7 +49,7 @@ def _signatures(table: ModelTable, placement: Placement) -> list[tuple[object, .
             for position, i in enumerate(table.block_tensors[il])
             if placement.device_of[i] != home
         )
-        found.append((table.kinds[il], home, moved))
+        found.append((table.kinds[il], home, moved, il in behind))
     return found
 
 

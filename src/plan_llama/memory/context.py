@@ -14,6 +14,7 @@ from plan_llama.memory.ggml import F32
 from plan_llama.memory.recurrent import recurrent_layers, state_elements
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.memory.types import HOST, Program, Settings
+from plan_llama.memory.windows import windows
 from plan_llama.models.ggml_types import by_name
 from plan_llama.models.types import ModelSpec, TensorType
 
@@ -32,6 +33,7 @@ class CacheLayer:
     layer: int
     rows: tuple[tuple[TensorType, int], ...]  # type and elements
     states: tuple[int, ...] = ()
+    windowed: bool = False  # behind a sliding window: its cells do not grow with the context
 
     @property
     def cell_bytes(self) -> int:
@@ -55,8 +57,11 @@ def outputs_reserved(program: Program, tokens: int, batch: int, parallel: int) -
     return min(tokens, most)
 
 
-def reserved_batch(settings: Settings) -> Batch:
-    """The worst-case batch that sched_reserve builds its graph for."""
+def reserved_batch(settings: Settings, window: int = 0) -> Batch:
+    """The worst-case batch that sched_reserve builds its graph for; `window` is the model's sliding window.
+
+    Source: llama_context and llama_kv_cache_iswa, src/llama-context.cpp and src/llama-kv-cache-iswa.cpp, b11434.
+    """
     sequences = settings.parallel
     context = padded(settings.context, _CELLS)
     if settings.kv_unified:
@@ -77,18 +82,28 @@ def reserved_batch(settings: Settings) -> Batch:
         kv_type_k=kv_type(settings.kv_type_k),
         kv_type_v=kv_type(settings.kv_type_v),
         kv_offload=settings.kv_offload,
+        window_cells=_window_cells(window, cells, ubatch, settings) if window else 0,
     )
+
+
+def _window_cells(window: int, cells: int, ubatch: int, settings: Settings) -> int:
+    if settings.swa_full:
+        return cells
+    sequences = settings.parallel if settings.kv_unified else 1
+    return padded(min(cells, window * sequences + ubatch), _CELLS)
 
 
 def cache_layers(spec: ModelSpec, k: TensorType, v: TensorType) -> tuple[CacheLayer, ...]:
     """Bytes per cell of every layer that has a cache, and the states of recurrent ones.
 
     Latent attention (MLA) keeps K only: latent and rope part in one row; an indexer (DSA) its own keys beside it.
-    A sliding window is not taken off: every layer is counted for the whole context, which is never too little.
+    Layers behind a sliding window are marked; where an architecture's windows are not known none is, which is never
+    too little.
     """
     latent = spec.int_param("attention.kv_lora_rank", 0)
     names = {tensor.name for tensor in spec.tensors}
     recurrent = recurrent_layers(spec)
+    behind = windows(spec).layers
     layers = []
     for il in range(spec.layers):
         states: tuple[int, ...] = state_elements(spec, il) if il in recurrent else ()
@@ -100,29 +115,36 @@ def cache_layers(spec: ModelSpec, k: TensorType, v: TensorType) -> tuple[CacheLa
             if f"blk.{il}.indexer.attn_k.weight" in names:
                 rows.append((k, spec.int_param("attention.indexer.key_length")))
         else:
-            rows = [(k, _row(spec, il, "key")), (v, _row(spec, il, "value"))]
+            windowed = il in behind if behind else None
+            rows = [(k, _row(spec, il, "key", windowed)), (v, _row(spec, il, "value", windowed))]
             if f"blk.{il}.indexer.k_proj.weight" in names:  # a cache of one head beside it, K and V
                 size = spec.int_param("attention.indexer.key_length")
                 rows += [(k, size), (v, spec.int_param("attention.value_length", size))]
         rows = [row for row in rows if row[1]]
         states = tuple(elements for elements in states if elements)
         if rows or states:
-            layers.append(CacheLayer(il, tuple(rows), states))
+            layers.append(CacheLayer(il, tuple(rows), states, il in behind))
     return tuple(layers)
 
 
-def _row(spec: ModelSpec, layer: int, half: str) -> int:
-    """Elements of K or V per cell: heads times head size; the larger head where windowed layers have their own."""
+def _row(spec: ModelSpec, layer: int, half: str, windowed: bool | None) -> int:
+    """Elements of K or V per cell: heads times head size. Windowed layers may have a head size of their own; where it
+    is not known which layers those are (None), the larger one.
+    """
     heads = spec.int_param("attention.head_count", 0, layer=layer)
     kv_heads = spec.int_param("attention.head_count_kv", heads, layer=layer)
     default = spec.int_param("embedding_length") // max(1, heads)
     size = spec.int_param(f"attention.{half}_length", default)
-    return kv_heads * max(size, spec.int_param(f"attention.{half}_length_swa", 0))
+    own = spec.int_param(f"attention.{half}_length_swa", 0)
+    if windowed is None:
+        return kv_heads * max(size, own)
+    return kv_heads * (own if windowed and own else size)
 
 
 def bytes_per_token(spec: ModelSpec, k: str = "f16", v: str = "f16") -> int:
-    """What one token of context costs over all layers."""
-    return sum(layer.cell_bytes for layer in cache_layers(spec, kv_type(k), kv_type(v)))
+    """What one more token of context costs over all layers; those behind a full window cost nothing more."""
+    layers = cache_layers(spec, kv_type(k), kv_type(v))
+    return sum(layer.cell_bytes for layer in layers if not layer.windowed)
 
 
 def context_bytes(
@@ -133,8 +155,9 @@ def context_bytes(
     for layer in layers:
         device = layer_device[layer.layer] if batch.kv_offload else HOST
         kind = kinds.get(device, CPU_KIND)
+        cells = batch.window_cells if layer.windowed and batch.window_cells else batch.cells
         for row_type, elements in layer.rows:
-            size = row_type.nbytes(elements) * batch.cells * batch.streams
+            size = row_type.nbytes(elements) * cells * batch.streams
             total[device] += padded_bytes(size, row_type, elements, kind)
         for elements in layer.states:
             total[device] += padded_bytes(F32.nbytes(elements) * batch.sequences, F32, elements, kind)

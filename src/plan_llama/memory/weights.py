@@ -18,6 +18,10 @@ from plan_llama.memory.types import HOST, Settings
 # made once per device that has a layer (TENSOR_DUPLICATED)
 _PER_DEVICE_TENSORS = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 
+# Their loaders ask for the tied output before the token table, and so find none to share even on one device
+# (src/models/gemma3n.cpp, gemma4.cpp).
+_OUTPUT_FIRST = frozenset({"gemma3n", "gemma4"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -95,7 +99,8 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
             if index == embedding:
                 tied = override.device
     copies = [(i, device) for i in per_device for device in sorted(set(layers[:loaded]) - {device_of[i]})]
-    if not table.has_output and embedding is not None and tied != device_of[embedding]:
+    apart = table.spec.architecture in _OUTPUT_FIRST
+    if not table.has_output and embedding is not None and (apart or tied != device_of[embedding]):
         copies.append((embedding, tied))  # the output projection is a second copy of the token table
     return Placement(
         device_of=tuple(device_of),

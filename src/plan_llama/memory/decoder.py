@@ -1,0 +1,262 @@
+"""The graph of a plain decoder, put together from blocks: it follows the tensors that a file has.
+
+Mirrors src/models/llama.cpp of llama.cpp b11434 and its many relatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plan_llama.memory.blocks import Builder, hadamard_size
+from plan_llama.memory.ggml import F32, I32, I64, Node
+from plan_llama.memory.windows import windows
+from plan_llama.models.types import ModelSpec
+
+# llama_model_rope_type, src/llama-model.cpp
+_MROPE = frozenset(
+    {"qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "clef", "qwen4exp", "qwen3tts"}
+)
+_MROPE_IF_DIVIDED = frozenset({"glm4", "glm4moe", "bailingmoe3", "hunyuan_vl"})
+# src/llama-hparams.h, enum llama_expert_gating_func_type
+_GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight"}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInputs:
+    """The inputs of one KV cache."""
+
+    cells: int
+    rows_k: Node
+    rows_v: Node
+    mask: Node
+    rotation_k: Node | None
+    rotation_v: Node | None
+
+
+class Decoder:
+    """A decoder-only transformer with grouped-query attention (src/models/llama.cpp and its many relatives)."""
+
+    soft_caps = False  # scores and logits are capped by tanh (gemma 2)
+    scaled_embedding = False  # token rows are scaled on their way in (gemma)
+    scaled_query = False  # queries are scaled before the cache is read (gemma)
+    late_rows = False  # the rows that are wanted are picked after the last layer, not in it (gpt-oss)
+    post_norms = False  # norms named post_attention_norm and post_ffw_norm follow the branches (gemma, glm4)
+
+    def __init__(self, builder: Builder) -> None:
+        self.b = builder
+        self.g = builder.g
+        self.spec: ModelSpec = builder.spec
+        self.batch = builder.batch
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+
+    def inputs(self) -> Node:
+        """Makes the graph's inputs and returns the first layer's input."""
+        g, batch = self.g, self.batch
+        x = self.b.input_embedding()
+        if self.scaled_embedding:
+            x = g.like("MUL", x, g.input(F32, 1, batch.tokens))
+            g.expand(x)
+        self.positions = g.input(I32, batch.tokens * self.positions_per_token())
+        self.attention_inputs()
+        self.out_ids = g.input(I32, batch.outputs)
+        return x
+
+    def positions_per_token(self) -> int:
+        """n_pos_per_embd: 4 for multi-dimensional rope, else 1 (llama_model_rope_type and use_mrope)."""
+        sections = self.spec.hparams.get("rope.dimension_sections")
+        divided = isinstance(sections, tuple) and len(sections) > 1 and sections[0] > 0 and sections[1] > 0
+        architecture = self.spec.architecture
+        return 4 if architecture in _MROPE or (divided and architecture in _MROPE_IF_DIVIDED) else 1
+
+    def attention_inputs(self) -> None:
+        """build_attn_inp_kv."""
+        batch = self.batch
+        self.full = self._cache_inputs(batch.cells)
+        self.window = self._cache_inputs(batch.window_cells) if batch.window_cells else self.full
+        self.windowed = windows(self.spec).layers
+
+    def _cache_inputs(self, cells: int) -> CacheInputs:
+        """Rows to write, mask to read, and the rotation before a quantised cache."""
+        g, batch = self.g, self.batch
+        value_rows = 1 if batch.flash_attn else max(self.value_row(il) for il in range(self.spec.layers))
+        return CacheInputs(
+            cells=cells,
+            rows_k=g.input(I64, batch.tokens),
+            rows_v=g.input(I64, batch.tokens * value_rows),
+            mask=self.b.mask(cells),
+            rotation_k=self._rotation(batch.kv_type_k.quantised, self.head_k(0), largest=True),
+            rotation_v=self._rotation(batch.kv_type_v.quantised, self.head_v(0), largest=False),
+        )
+
+    def _rotation(self, quantised: bool, head: int, *, largest: bool) -> Node | None:
+        if not quantised or head % 64:
+            return None
+        size = hadamard_size(head) if largest else 64
+        return self.g.input(F32, size, size)
+
+    # -- shapes ---------------------------------------------------------------------------------------------------
+
+    def heads(self, il: int) -> int:
+        """Query heads of a layer."""
+        return self.spec.int_param("attention.head_count", layer=il)
+
+    def kv_heads(self, il: int) -> int:
+        """Key and value heads of a layer."""
+        return self.spec.int_param("attention.head_count_kv", self.heads(il), layer=il)
+
+    def head_k(self, il: int) -> int:
+        """Elements of a key head."""
+        default = self.spec.int_param("embedding_length") // max(1, self.heads(il))
+        return self.spec.int_param("attention.key_length", default)
+
+    def head_v(self, il: int) -> int:
+        """Elements of a value head."""
+        default = self.spec.int_param("embedding_length") // max(1, self.heads(il))
+        return self.spec.int_param("attention.value_length", default)
+
+    def value_row(self, il: int) -> int:
+        """Elements of V per cell."""
+        return self.head_v(il) * self.kv_heads(il)
+
+    # -- the block --------------------------------------------------------------------------------------------------
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """One layer: norm, attention, residual, norm, feed-forward, residual."""
+        b, g, prefix = self.b, self.g, f"blk.{il}"
+        residual = x
+        cur = b.norm(x, f"{prefix}.attn_norm")
+        cur = self.attention_of(cur, il)
+        if last and not self.late_rows:
+            cur = g.get_rows(cur, self.out_ids)
+            residual = g.get_rows(residual, self.out_ids)
+        cur = self._post_norm(cur, prefix, "post_attention_norm")
+        ffn_in = g.like("ADD", cur, residual)
+        cur = b.norm(ffn_in, self._ffn_norm(prefix))
+        cur = self.feed_forward(cur, il)
+        cur = self._post_norm(cur, prefix, "post_ffw_norm")
+        return g.like("ADD", cur, ffn_in)
+
+    def _post_norm(self, x: Node, prefix: str, name: str) -> Node:
+        if not self.post_norms or not self.b.has(f"{prefix}.{name}.weight"):
+            return x
+        return self.b.norm(x, f"{prefix}.{name}")
+
+    def _ffn_norm(self, prefix: str) -> str:
+        # glm4moe and gpt-oss name the norm before the feed-forward "post_attention_norm"
+        if self.b.has(f"{prefix}.ffn_norm.weight") or self.post_norms:
+            return f"{prefix}.ffn_norm"
+        return f"{prefix}.post_attention_norm"
+
+    def attention_of(self, x: Node, il: int) -> Node:
+        """build_qkv, rope, build_attn."""
+        b, g, prefix = self.b, self.g, f"blk.{il}"
+        tokens = self.batch.tokens
+        heads, kv_heads, head_k, head_v = self.heads(il), self.kv_heads(il), self.head_k(il), self.head_v(il)
+        if b.has(f"{prefix}.attn_qkv.weight"):
+            qkv = b.mm(f"{prefix}.attn_qkv", x)
+            part = (qkv.type.nbytes(head_k), qkv.nb[1])
+            q = g.view(qkv, (head_k, heads, tokens), part)
+            k = g.view(qkv, (head_k, kv_heads, tokens), part)
+            v = g.view(qkv, (head_v, kv_heads, tokens), (qkv.type.nbytes(head_v), qkv.nb[1]))
+        else:
+            q = g.reshape(b.mm(f"{prefix}.attn_q", x), head_k, heads, tokens)
+            k = g.reshape(b.mm(f"{prefix}.attn_k", x), head_k, kv_heads, tokens)
+            v = g.reshape(b.mm(f"{prefix}.attn_v", x), head_v, kv_heads, tokens)
+        if b.has(f"{prefix}.attn_q_norm.weight"):
+            q = b.norm(q, f"{prefix}.attn_q_norm")
+            k = b.norm(k, f"{prefix}.attn_k_norm")
+        factors = b.maybe("rope_freqs.weight")
+        q = b.rope(q, self.positions, factors)
+        k = b.rope(k, self.positions, factors)
+        if self.scaled_query:
+            q = g.like("SCALE", q)
+        out = self.cached_attention(q, k, v, il)
+        return b.mm(f"{prefix}.attn_output", out)
+
+    def cached_attention(self, q: Node, k: Node, v: Node, il: int) -> Node:
+        """build_attn for a plain KV cache, or for one of a pair with a sliding window (build_attn_inp_kv_iswa)."""
+        b, g, batch = self.b, self.g, self.batch
+        at = self.window if il in self.windowed else self.full
+        if at.rotation_k is not None:
+            q, k = b.rotate(q, at.rotation_k), b.rotate(k, at.rotation_k)
+        if at.rotation_v is not None:
+            v = b.rotate(v, at.rotation_v)
+        if self.windowed:
+            g.expand(q, k, v)
+        else:
+            g.expand(q, v, k)
+        kv_heads, head_k, head_v = self.kv_heads(il), self.head_k(il), self.head_v(il)
+        cache_k = b.cache("k", batch.kv_type_k, head_k * kv_heads, at.cells, il)
+        cache_v = b.cache("v", batch.kv_type_v, head_v * kv_heads, at.cells, il)
+        b.store(cache_k, k, at.rows_k)
+        (b.store if batch.flash_attn else b.store_transposed)(cache_v, v, at.rows_v)
+        sinks = b.maybe(f"blk.{il}.attn_sinks.weight")
+        out = b.attention(
+            q,
+            b.read_k(cache_k, head_k, kv_heads, at.cells),
+            b.read_v(cache_v, head_v, kv_heads, at.cells),
+            at.mask,
+            sinks=sinks,
+            soft_cap=self.soft_caps,
+        )
+        return out if at.rotation_v is None else b.rotate(out, at.rotation_v)
+
+    def feed_forward(self, x: Node, il: int) -> Node:
+        """The dense branch, or the experts with the shared ones beside them."""
+        prefix = f"blk.{il}"
+        if not self.b.has(f"{prefix}.ffn_gate_inp.weight"):
+            return self.b.ffn(x, prefix)
+        out = self.experts_of(x, il)
+        if self.b.has(f"{prefix}.ffn_up_shexp.weight"):
+            out = self.g.like("ADD", out, self.shared_experts(x, prefix))
+        return out
+
+    def shared_experts(self, x: Node, prefix: str) -> Node:
+        """The experts that every token visits; Qwen gates them."""
+        out = self.b.ffn(x, prefix, "_shexp")
+        if self.b.has(f"{prefix}.ffn_gate_inp_shexp.weight"):
+            gate = self.g.like("UNARY", self.b.mm(f"{prefix}.ffn_gate_inp_shexp", x))
+            out = self.g.like("MUL", out, gate)
+        return out
+
+    def experts_of(self, x: Node, il: int) -> Node:
+        """build_moe_ffn with the header's routing."""
+        params = self.spec.hparams
+        gating = self.spec.int_param("expert_gating_func", self.default_gating)
+        scale = params.get("expert_weights_scale", 0.0)
+        return self.b.moe(
+            x,
+            f"blk.{il}",
+            used=self.spec.int_param("expert_used_count", layer=il),
+            gating=_GATING.get(gating, "softmax"),
+            normalise=bool(params.get("expert_weights_norm", self.default_normalise)),
+            scale=scale not in (0, 1),
+            groups=(
+                self.spec.int_param("expert_group_count", 1),
+                self.spec.int_param("expert_group_used_count", 1),
+            ),
+        )
+
+    default_gating = 1
+    default_normalise = True
+
+    # -- the head -----------------------------------------------------------------------------------------------------
+
+    def head(self, x: Node) -> None:
+        """Final norm and logits; both stay allocated (set_outputs)."""
+        b, g = self.b, self.g
+        if self.late_rows:
+            x = g.get_rows(x, self.out_ids)
+        x = b.norm(x, "output_norm")
+        x.is_output = True
+        name = "output.weight" if b.has("output.weight") else "token_embd.weight"
+        logits = g.mul_mat(b.output_weight(name), x)
+        for op in ("SCALE", "UNARY", "SCALE") if self.caps_logits() else ():
+            logits = g.like(op, logits)
+        logits.is_output = True
+        g.expand(logits)
+
+    def caps_logits(self) -> bool:
+        """Whether the logits are capped by tanh."""
+        return self.soft_caps

@@ -1,0 +1,149 @@
+"""Graphs with latent attention (MLA): DeepSeek-V2 and V3 and what descends from them, with or without an indexer.
+
+Mirrors src/models/deepseek2.cpp and glm-dsa.cpp of llama.cpp b11434.
+"""
+
+from __future__ import annotations
+
+from plan_llama.memory.blocks import UndescribedGraph, hadamard_size
+from plan_llama.memory.decoder import Decoder
+from plan_llama.memory.ggml import F16, F32, I64, Node
+
+
+class Latent(Decoder):
+    """Multi-head latent attention over a K-only cache (src/models/deepseek2.cpp)."""
+
+    default_normalise = False
+
+    def attention_inputs(self) -> None:
+        """build_attn_inp_k."""
+        if not self.spec.int_param("attention.key_length_mla", 0):
+            raise UndescribedGraph("an older file without the absorbed K and V projections")
+        self.rows_k = self.g.input(I64, self.batch.tokens)
+        self.mask = self.b.mask(self.batch.cells)
+
+    def read_mask(self, query: Node, x: Node, il: int) -> None:
+        """What a layer does between its first projection and the queries: an indexer, where there is one."""
+
+    def mask_for(self) -> Node:
+        """The mask that attention reads."""
+        return self.mask
+
+    def query_rank(self, x: Node, prefix: str) -> tuple[Node, Node]:
+        """The normed low-rank query and the query, which small models project in one step."""
+        b, g = self.b, self.g
+        if not b.has(f"{prefix}.attn_q_a.weight"):
+            return x, g.mul_mat(b.w(f"{prefix}.attn_q.weight"), x)
+        low = b.norm(g.mul_mat(b.w(f"{prefix}.attn_q_a.weight"), x), f"{prefix}.attn_q_a_norm")
+        return low, g.mul_mat(b.w(f"{prefix}.attn_q_b.weight"), low)
+
+    def attention_of(self, x: Node, il: int) -> Node:
+        """Query and key in latent form, attention, and the way back from it."""
+        b, g, batch, prefix = self.b, self.g, self.batch, f"blk.{il}"
+        tokens = batch.tokens
+        heads = self.heads(il)
+        latent = self.spec.int_param("attention.kv_lora_rank")
+        rope = self.spec.int_param("rope.dimension_count")
+        head = self.spec.int_param("attention.key_length_mla")
+        low, q = self.query_rank(x, prefix)
+        self.read_mask(low, x, il)
+        q_strides = (q.type.nbytes(head), q.type.nbytes(head) * heads)
+        q_nope = g.view(q, (head - rope, heads, tokens), q_strides)
+        q_pe = g.view(q, (rope, heads, tokens), q_strides)
+        compressed = g.mul_mat(b.w(f"{prefix}.attn_kv_a_mqa.weight"), x)
+        row = compressed.type.nbytes(latent + rope)
+        kv = g.view(compressed, (latent, tokens), (row,))
+        k_pe = g.view(compressed, (rope, 1, tokens), (row, row))
+        q_pe = b.rope(q_pe, self.positions)
+        k_pe = b.rope(k_pe, self.positions)
+        kv = b.norm(kv, f"{prefix}.attn_kv_a_norm")
+        absorbed = g.mul_mat(b.w(f"{prefix}.attn_k_b.weight"), g.permute(q_nope, 0, 2, 1, 3))
+        query = g.concat(g.permute(absorbed, 0, 2, 1, 3), q_pe, 0)
+        kv = g.reshape(kv, latent, 1, tokens)
+        key = g.concat(kv, k_pe, 0)
+        g.expand(query, kv, key)
+        cache = b.cache("k", batch.kv_type_k, latent + rope, batch.cells, il)
+        b.store(cache, key, self.rows_k)
+        mask = self.mask_for()
+        k = b.read_k(cache, latent + rope, 1, batch.cells)
+        v = g.view(k, (latent, *k.ne[1:]), k.nb[1:])
+        out = b.attention(query, k, v, mask, v_mla=b.w(f"{prefix}.attn_v_b.weight"))
+        return b.mm(f"{prefix}.attn_output", out)
+
+
+class GlmDsa(Latent):
+    """GLM-5: latent attention over the cells that an indexer selects (src/models/glm-dsa.cpp)."""
+
+    default_gating = 2
+
+    def attention_inputs(self) -> None:
+        """build_attn_inp_k_dsa: rows and mask of the latent cache, and the same for the indexer's."""
+        g, b, batch = self.g, self.b, self.batch
+        self.rows_k = g.input(I64, batch.tokens)
+        self.mask = b.mask(batch.cells)
+        self.rows_index = g.input(I64, batch.tokens)
+        self.mask_index = b.mask(batch.cells, F16)  # the fused indexer reads an f16 mask
+        size = hadamard_size(self.spec.int_param("attention.indexer.key_length"))
+        self.rotation_index = g.input(F32, size, size)
+        self.selected: Node | None = None
+
+    def has_indexer(self, il: int) -> bool:
+        """Whether a layer selects cells itself; else it takes the selection of the layer before (GLM-5.2)."""
+        return self.b.has(f"blk.{il}.indexer.attn_k.weight")
+
+    def read_mask(self, query: Node, x: Node, il: int) -> None:
+        """A layer with an indexer selects; one without takes the selection of the layer before."""
+        if self.has_indexer(il):
+            self.selected = self._index(query, x, il)
+
+    def mask_for(self) -> Node:
+        """Open only for the selected cells."""
+        return self._selected_mask()
+
+    def _index(self, qr: Node, x: Node, il: int) -> Node:
+        """The lightning indexer: scores over all cells and the indices of the best."""
+        b, g, batch, prefix = self.b, self.g, self.batch, f"blk.{il}.indexer"
+        tokens = batch.tokens
+        size = self.spec.int_param("attention.indexer.key_length")
+        heads = self.spec.int_param("attention.indexer.head_count")
+        wanted = self.spec.int_param("attention.indexer.top_k")
+        q = g.reshape(g.mul_mat(b.w(f"{prefix}.attn_q_b.weight"), qr), size, heads, tokens)
+        q = b.rope(q, self.positions)
+        k = b.norm(g.mul_mat(b.w(f"{prefix}.attn_k.weight"), x), f"{prefix}.k_norm", op="NORM")
+        k = b.rope(g.reshape(k, size, 1, tokens), self.positions)
+        q = g.mul_mat(self.rotation_index, q)
+        k = g.mul_mat(self.rotation_index, k)
+        cache = b.cache("index", batch.kv_type_k, size, batch.cells, il)
+        b.store(cache, k, self.rows_index)
+        weights = g.mul_mat(b.w(f"{prefix}.proj.weight"), x)
+        keys = b.read_k(cache, size, 1, batch.cells)
+        streams = keys.ne[3]
+        per_stream = tokens // streams
+        q = g.view(q, (size, heads, per_stream, streams), (q.nb[1], q.nb[2], q.nb[3] // streams))
+        weights = g.view(
+            weights,
+            (heads, per_stream, 1, streams),
+            (weights.nb[1], weights.nb[2] // streams, weights.nb[3] // streams),
+        )
+        weights = g.like("SCALE", weights)
+        scores = g.lightning_indexer(q, keys, weights, self.mask_index)
+        return g.cont(g.top_k(scores, min(wanted, batch.cells)))
+
+    def _selected_mask(self) -> Node:
+        """The mask with everything but the selected cells closed (build_attn of the DSA input)."""
+        g, b, mask = self.g, self.b, self.mask
+        top = self.selected
+        assert top is not None, "a layer without an indexer follows one with it"  # noqa: S101 - as the engine asserts
+        closed = g.like("FILL", mask)
+        closed = g.view(closed, (1, mask.ne[0], mask.ne[1], mask.ne[3]), mask.nb[:3])
+        rows = g.view(
+            top, (top.ne[0], top.ne[1], top.ne[3], 1), (top.nb[1], top.nb[2], top.ne[3] * top.nb[3])
+        )
+        zeros = b.filled(1, rows.ne[0], rows.ne[1], rows.ne[2])
+        opened = g.set_rows(closed, zeros, rows)
+        opened = g.view(
+            opened,
+            (opened.ne[1], opened.ne[2], 1, opened.ne[3]),
+            (opened.nb[2], opened.nb[3], opened.nb[3]),
+        )
+        return g.like("ADD", opened, mask)
