@@ -133,7 +133,8 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
             ("compute", host.compute_bytes + sum(d.compute_bytes for d in used.devices)),
             ("driver", sum(d.overhead_bytes for d in used.devices)),
         ]
-    parts.append(("prompt cache up to", host.cache_bytes))
+    kept = "prompt cache" if host.checkpoint_bytes == 0 else "prompt cache and checkpoints"
+    parts.append((f"{kept} up to", host.cache_bytes))
     text = " · ".join(f"{name} {gib(size)}" for name, size in parts if size)
     yield " " * (width + 4) + screen.style(text, "dim")
 

@@ -147,6 +147,16 @@ def bytes_per_token(spec: ModelSpec, k: str = "f16", v: str = "f16") -> int:
     return sum(layer.cell_bytes for layer in layers if not layer.windowed)
 
 
+def checkpoint_bytes(layers: Sequence[CacheLayer], batch: Batch) -> int:
+    """One context checkpoint of one slot: what of its memory cannot be rolled back, kept in system memory.
+
+    These are the cells of windowed layers and the states of recurrent ones (common_prompt_checkpoint with
+    LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, tools/server/server-context.cpp, b11434); 0 for a model without either.
+    """
+    windowed = sum(layer.cell_bytes for layer in layers if layer.windowed) * batch.window_cells
+    return windowed + F32.nbytes(sum(sum(layer.states) for layer in layers))
+
+
 def context_bytes(
     layers: Sequence[CacheLayer], batch: Batch, layer_device: Sequence[int], kinds: Mapping[int, BackendKind]
 ) -> dict[int, int]:

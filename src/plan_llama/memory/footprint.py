@@ -15,6 +15,7 @@ from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.scheduler import CUDA_KIND, OTHER_GPU_KIND
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Buffers, Settings
+from plan_llama.memory.windows import windows
 
 Verdict = Literal["fits", "tight", "pages-from-disk", "does-not-fit", "invalid"]
 
@@ -57,12 +58,14 @@ class DeviceUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostUse:
-    """System memory under a plan. `cache_bytes` is the limit that the server's prompt cache may grow to."""
+    """System memory under a plan. `cache_bytes` is what the server's prompt cache and context checkpoints may grow
+    to; `checkpoint_bytes` of it is the checkpoints'."""
 
     weights_bytes: int
     context_bytes: int
     compute_bytes: int
     cache_bytes: int
+    checkpoint_bytes: int
     available_bytes: int
     peak_bytes: int
 
@@ -162,7 +165,7 @@ def footprint(
     devices = tuple(
         _device(table, settings, machine, index, made, beyond) for index in range(len(machine.gpus))
     )
-    host = _host(settings, machine, made, beyond)
+    host = _host(settings, machine, made, beyond, checkpoints_bytes(table, settings))
     pools = _pools(machine, devices, host, beyond, margin_bytes)
     verdict, resident = _judge(settings, devices, host, pools)
     return Footprint(devices=devices, host=host, pools=pools, verdict=verdict, resident_ratio=resident)
@@ -189,15 +192,31 @@ def _device(
     )
 
 
-def _host(settings: Settings, machine: Machine, made: Buffers, beyond: Beyond) -> HostUse:
+def server_cache_bytes(table: ModelTable, settings: Settings) -> int:
+    """What the server keeps in system memory when it is busy: prompt cache and context checkpoints, both full."""
+    return settings.cache_ram_bytes + checkpoints_bytes(table, settings)
+
+
+def checkpoints_bytes(table: ModelTable, settings: Settings) -> int:
+    """What the context checkpoints of all slots may grow to; only the server makes them."""
+    if settings.program != "llama-server" or not settings.ctx_checkpoints:
+        return 0
+    batch = context.reserved_batch(settings, windows(table.spec).cells)
+    layers = context.cache_layers(table.spec, batch.kv_type_k, batch.kv_type_v)
+    return settings.parallel * settings.ctx_checkpoints * context.checkpoint_bytes(layers, batch)
+
+
+def _host(settings: Settings, machine: Machine, made: Buffers, beyond: Beyond, checkpoints: int) -> HostUse:
     part = made.host
-    total = part.total_bytes + settings.cache_ram_bytes
+    cache = settings.cache_ram_bytes + checkpoints
+    total = part.total_bytes + cache
     staging = beyond.staging_bytes if machine.gpus and settings.load_mode in ("none", "mlock", "dio") else 0
     return HostUse(
         weights_bytes=part.weights_bytes,
         context_bytes=part.context_bytes,
         compute_bytes=part.compute_bytes,
-        cache_bytes=settings.cache_ram_bytes,
+        cache_bytes=cache,
+        checkpoint_bytes=checkpoints,
         available_bytes=machine.ram.available_bytes,
         peak_bytes=total + staging,
     )

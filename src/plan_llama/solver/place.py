@@ -17,6 +17,7 @@ from plan_llama.memory.footprint import (
     gpu_margin_bytes,
     host_budget_bytes,
     runtime_pool_bytes,
+    server_cache_bytes,
 )
 from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
 from plan_llama.memory.table import ModelTable
@@ -199,7 +200,7 @@ class Filler:
 
     def host_spare_bytes(self, filled: Filled) -> int:
         """What is left of the host's budget; negative where it does not fit."""
-        made = filled.made.host.total_bytes + filled.settings.cache_ram_bytes
+        made = filled.made.host.total_bytes + server_cache_bytes(self.table, filled.settings)
         if self.machine.unified:
             made += sum(part.total_bytes for part in filled.made.devices)
             made += sum(self.beyond.context_bytes[gpu.backend] for gpu in self.machine.gpus)

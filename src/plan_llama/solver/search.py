@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.context import bytes_per_token
-from plan_llama.memory.footprint import Beyond, Footprint, footprint
+from plan_llama.memory.footprint import Beyond, Footprint, checkpoints_bytes, footprint, server_cache_bytes
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, LoadMode, Settings
 from plan_llama.memory.weights import place
@@ -92,9 +92,15 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
         load_mode="mmap",
         threads=threads(task.machine),
         cache_ram_bytes=cache_ram_bytes(task, context, kv_type),
-        ctx_checkpoints=_CHECKPOINTS,
         repack=repack_crash(task) is None,
     )
+
+
+def checkpoints(table: ModelTable, settings: Settings) -> int:
+    """As many context checkpoints as take no more than the prompt cache does, at least one; the engine's own number
+    for models that have none."""
+    each = checkpoints_bytes(table, replace(settings, ctx_checkpoints=1))
+    return max(1, min(_CHECKPOINTS, settings.cache_ram_bytes // each)) if each else _CHECKPOINTS
 
 
 def repack_crash(task: Task) -> Breakage | None:
@@ -120,7 +126,7 @@ def load_mode(task: Task, filled: Filled) -> LoadMode:
     if machine.unified or not machine.gpus:
         return "mmap"
     host = filled.made.host
-    held = host.total_bytes + filled.settings.cache_ram_bytes
+    held = host.total_bytes + server_cache_bytes(task.table, filled.settings)
     if host.weights_bytes < 4 * 1024 * MIB:
         return "mmap"  # next to nothing stays on the host: keep the page cache's quick reload
     if machine.os == "windows" and held > machine.ram.total_bytes // 2:
@@ -182,6 +188,7 @@ def candidates(task: Task, context: int, kv_type: str) -> Iterator[Candidate]:
         if seen and ubatch // 2 >= task.request.prompt_tokens:
             break  # it would never be filled
         base = pinned_settings(task, base_settings(task, context, ubatch, kv_type))
+        base = replace(base, ctx_checkpoints=checkpoints(task.table, base))
         if base.ubatch in seen:
             continue
         seen.add(base.ubatch)

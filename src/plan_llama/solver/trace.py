@@ -61,7 +61,7 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
     yield (
         f"host: {gib(host.available_bytes)} available - {kept} margin; uses "
         f"{mib_exact(host.weights_bytes)} weights + {mib_exact(host.context_bytes)} context + "
-        f"{mib_exact(host.compute_bytes)} compute + {mib_exact(host.cache_bytes)} prompt cache"
+        f"{mib_exact(host.compute_bytes)} compute + {mib_exact(host.cache_bytes)} prompt cache and checkpoints"
     )
     yield "Micro-batches tried (prefill and decode in tok/s, the request in seconds):"
     for candidate in sorted((chosen, *others), key=lambda c: c.settings.ubatch):

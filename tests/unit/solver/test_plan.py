@@ -123,6 +123,18 @@ def test_pins_are_kept(pins: dict[str, str], key: str, value: object) -> None:
     assert getattr(plan.chosen.settings, key) == value
 
 
+@pytest.mark.parametrize("cache_ram", ["0", "512", "4096"])
+def test_context_checkpoints_take_no_more_than_the_prompt_cache(cache_ram: str) -> None:
+    chosen = plan_of(
+        table("gemma-3-27b-q4_0"), one_card(24 * 1024), context=16384, pins={"cache_ram": cache_ram}
+    ).chosen
+    kept, limit = chosen.footprint.host.checkpoint_bytes, chosen.settings.cache_ram_bytes
+    assert chosen.settings.ctx_checkpoints >= 1
+    assert kept > 0
+    assert kept <= limit or chosen.settings.ctx_checkpoints == 1
+    assert chosen.footprint.host.cache_bytes == limit + kept
+
+
 def test_a_wished_margin_is_kept() -> None:
     for margin in (0, GIB, 2 * GIB):
         used = plan_of(SMALL, one_card(4600), margin_bytes=margin).chosen.footprint
