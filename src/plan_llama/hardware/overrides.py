@@ -90,7 +90,7 @@ def parse_gpu(written: str) -> tuple[Gpu, int, gpu_table.GpuFacts | None]:
             hint = (
                 f"nearest: {', '.join(close)}; or a size such as 24GiB"
                 if close
-                else "give its memory, such as 24GiB"
+                else "give its memory, such as 24GiB; --no-gpu plans without one"
             )
             raise UsageError(f"--gpu: no card is called {name!r}", hint=hint) from None
         if total == 0:

@@ -6,6 +6,7 @@ Source: llama_model_base::load_tensors (src/llama-model.cpp), llama_model_loader
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,17 @@ def split_layers(
     return tuple(placed)
 
 
+# What loaders take of the blocks for drafting though nobody drafts: tensors that they create without the flag that
+# skips those blocks (src/models/*.cpp, b11434).
+_LOADED_OF_DRAFTS = {
+    "glm-dsa": re.compile(r"\.exp_probs_b\.bias$"),
+    "deepseek32": re.compile(r"\.exp_probs_b\.bias$"),
+    "step35": re.compile(
+        r"\.(attn_[qk]_norm|attn_gate|ffn_gate|ffn_up|ffn_down|nextn\.shared_head_(head|norm))\.weight$"
+    ),
+}
+
+
 def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> Placement:
     """Places every tensor. `free_bytes` by GPU decides the split where no -ts is given, as in the engine."""
     devices: Sequence[int] = range(len(free_bytes))
@@ -78,11 +90,13 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
         shares = [float(free_bytes[i]) for i in devices]
     *layers, output = split_layers(table.blocks, settings.gpu_layers, shares, devices)
     loaded = table.blocks if settings.draft_layers else table.layers
+    always = _LOADED_OF_DRAFTS.get(table.spec.architecture)
     device_of: list[int | None] = []
     per_device: list[int] = []
     for index, (tensor, block) in enumerate(zip(table.spec.tensors, table.block_of, strict=True)):
         if block is not None:
-            device_of.append(layers[block] if block < loaded else None)
+            taken = block < loaded or (always is not None and always.search(tensor.name))
+            device_of.append(layers[block] if taken else None)
         elif tensor.name.startswith(INPUT_TENSORS):
             device_of.append(HOST)
         elif tensor.name.startswith(_PER_DEVICE_TENSORS):
