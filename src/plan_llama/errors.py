@@ -40,5 +40,25 @@ class ModelError(InputError):
     """A model is unknown, or its file cannot be read."""
 
 
+class RemoteError(ModelError):
+    """A server that cannot be reached (`status` None) or that answers with an error (its HTTP status).
+
+    `code` is what a hub calls the error; `wait` is when to try again: "later", or "in 30 s".
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", status: int | None = None, code: str = "", wait: str = "later"
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.code = code
+        self.wait = wait
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may well succeed later: what is known from before still holds."""
+        return self.status is None or self.status == 429 or self.status >= 500
+
+
 class ProfileError(InputError):
     """A TOML profile does not say what it must."""

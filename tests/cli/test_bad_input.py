@@ -25,13 +25,15 @@ def refused(cli: Cli, *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--model", "glm-5.2"), "did you mean glm-5.1"),
+        (("--model", "glm-51"), "did you mean glm-5.1"),
         (("--model", "glm-5.1", "--quant", "UD-IQ2_X"), "did you mean UD-IQ2_M"),
         (("--model", "glm-5.1", "--quant", "smol-IQ4_K"), "needs ik_llama.cpp"),
         (("--model", "nowhere.gguf"), "no such file"),
         (("--model", ""), "--model is empty"),
         (("--model", "."), "a folder"),
-        (("--model", "hf:someone/something"), "does not understand hf: models"),
+        (("--model", "hf:someone"), "expected hf:OWNER/REPO"),
+        (("--model", "ollama:no-such-model"), "`ollama pull no-such-model` fetches it"),
+        (("--model", "https://example.org/page.html"), "not a link to a .gguf file"),
         ((*GLM, "--gpu", "24"), "such as 24GiB"),
         ((*GLM, "--gpu", "-24GiB"), "24GiB"),
         ((*GLM, "--gpu", "RTX 9090"), "no card is called 'RTX 9090'"),

@@ -79,7 +79,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def finished(
-    argv: Sequence[str | Path], *, env: Mapping[str, str], timeout_s: float = 120.0
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    timeout_s: float = 120.0,
+    address_space_bytes: int = ADDRESS_SPACE_BYTES,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program of the engine to its end, inside the memory limit. Raises TimeoutExpired."""
     return subprocess.run(
@@ -90,7 +94,7 @@ def finished(
         text=True,
         timeout=timeout_s,
         check=False,
-        preexec_fn=_limit(ADDRESS_SPACE_BYTES),
+        preexec_fn=_limit(address_space_bytes),
     )
 
 

@@ -183,7 +183,9 @@ def hardware(
 
 @app.command()
 def models(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORDS]", help="Search words.")] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORDS]", help="Search words, or hf:OWNER/REPO.")
+    ] = None,
     *,
     json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
 ) -> int:
@@ -195,7 +197,9 @@ def models(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Catalog name or GGUF file.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Catalog name, GGUF file, hf: or ollama: name.")
+    ],
     *,
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant of a catalog model.")

@@ -39,6 +39,8 @@ def model_of(parsed: ParsedCommand, options: ModelOptions) -> tuple[ModelSpec | 
         what = "no such file, and its name is not that" if path else "not the name"
         text = f"{name}: {what} of a model and quant in the catalog: memory and speed are unknown"
         fix = "--model NAME before -- says which model it is"
+        if path is None:  # nothing is fetched because a command names it
+            fix += f"; --model hf:{repo} asks the hub"
         return None, [Finding(id="file-not-found", severity="error", text=text, fix=fix)]
     known, quant = found
     spec = from_catalog(known, quant)
@@ -76,7 +78,7 @@ def _by_repository(name: str, file: str | None) -> tuple[KnownModel, KnownQuant]
         return _by_file_name(file)
     repo, _, tag = name.partition(":")
     wanted = (repo.lower(), (tag or _DEFAULT_TAG).lower())
-    for known in catalog_models.list_models():
+    for known in catalog_models.by_repository(repo):
         for quant in known.quants:
             if quant.plannable and (quant.repo.lower(), quant.quant.lower()) == wanted:
                 return known, quant

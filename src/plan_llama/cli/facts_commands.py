@@ -41,18 +41,28 @@ def hardware(
 
 
 def models(words: str, *, json: bool) -> int:
-    """Lists the catalog."""
+    """Lists the catalog, or the quants of a repository on the hub (`hf:OWNER/REPO`)."""
+    if words.lower().startswith("hf:"):
+        from plan_llama.cli import repository
+        from plan_llama.models.remote import hub_repository
+
+        found = hub_repository(words)
+        if json:
+            return _json({"schema": 1, "repository": repository.as_json(found)})
+        Screen().write(repository.render(found))
+        return EXIT_OK
     from plan_llama.cli.models import models_json, render_models, search
 
-    found = search(words)
+    listed = search(words)
     if json:
-        return _json({"schema": 1, **models_json(found)})
-    Screen().write(render_models(found))
+        return _json({"schema": 1, **models_json(listed)})
+    Screen().write(render_models(listed))
     return EXIT_OK
 
 
 def inspect(model: str, quant: str | None, *, write_header: Path | None, force: bool, json: bool) -> int:
     """Shows what a model's file holds; writes its header as a sparse file where asked."""
+    from plan_llama.cli import repository
     from plan_llama.cli.models import as_json, render_inspect
     from plan_llama.models.resolve import resolve_model
 
@@ -62,9 +72,15 @@ def inspect(model: str, quant: str | None, *, write_header: Path | None, force: 
         from plan_llama.models.writer import write_header as write
 
         size = write(spec, write_header, force=force)
+    found = repository.offered(model)
     if json:
-        return _json({"schema": 1, **as_json(spec)})
+        more = {"origin_note": spec.origin_note, "repository": repository.as_json(found) if found else None}
+        return _json({"schema": 1, **as_json(spec), **more})
     text = render_inspect(spec)
+    if spec.origin_note:
+        text += f"\n  {spec.origin_note}\n"
+    if found:
+        text += f"\n{repository.render(found)}"
     if size is not None:
         text += f"\nwritten: {write_header}, a header over {size:,} bytes of hole\n"
     Screen().write(text)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from plan_llama.models.catalog_models import KnownModel, KnownQuant, list_models
-from plan_llama.models.spec import active_parameters, class_totals
+from plan_llama.models.catalog_models import KnownModel, KnownQuant, list_models, model
+from plan_llama.models.known_models import Projector, Published
+from plan_llama.models.spec import active_bytes, active_parameters, class_totals
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import publisher_gb
+
+_IN_FULL = 6  # models that are listed with all their quants
 
 
 def search(words: str = "") -> tuple[KnownModel, ...]:
@@ -25,11 +29,18 @@ def search(words: str = "") -> tuple[KnownModel, ...]:
 
 
 def render_models(models: Iterable[KnownModel]) -> str:
-    """The catalog for people: a model, then its quants, best first."""
-    blocks = ["\n".join(_model_lines(known)) for known in models]
-    if not blocks:
+    """The catalog for people: each model with its quants, best first; of many models a line each."""
+    listed = tuple(models)
+    if not listed:
         return "No model in the catalog matches.\n"
-    return "\n\n".join(blocks) + "\n\nSizes are as published: GB is 10**9 bytes, GiB 2**30.\n"
+    if len(listed) > _IN_FULL:
+        lines = "\n".join(_short_lines(listed))
+        return f"{lines}\n\n{len(listed)} models; plan-llama models WORDS shows the quants of those that match.\n"
+    blocks = ["\n".join(_model_lines(known)) for known in listed]
+    return (
+        "\n\n".join(blocks)
+        + "\n\nSizes are as published, or (about) what llama-quantize makes: GB is 10**9 bytes, GiB 2**30.\n"
+    )
 
 
 def models_json(models: Iterable[KnownModel]) -> dict[str, Any]:
@@ -37,9 +48,36 @@ def models_json(models: Iterable[KnownModel]) -> dict[str, Any]:
     return {"schema": 1, "models": [_model_json(known) for known in models]}
 
 
+def _short_lines(models: tuple[KnownModel, ...]) -> Iterator[str]:
+    width = max(len(known.id) for known in models)
+    yield f"{'MODEL':<{width}}  {'WEIGHTS':>7} {'ACTIVE':>6}  {'CONTEXT':>10}  FILES"
+    for known in models:
+        total, active = _weights(known)
+        files = [quant for quant in known.quants if quant.plannable]
+        sizes = ""
+        if files:
+            largest, smallest = (pick(files, key=lambda quant: quant.size_bytes) for pick in (max, min))
+            sizes = f"{largest.quant} {publisher_gb(largest.size_bytes)}"
+            if smallest is not largest:
+                sizes += f" to {smallest.quant} {publisher_gb(smallest.size_bytes)}"
+        yield f"{known.id:<{width}}  {total:>7} {active:>6}  {known.context_train:>10,}  {sizes}".rstrip()
+
+
+def _weights(known: KnownModel) -> tuple[str, str]:
+    """Total and active weights as published, short."""
+    if known.parameters is None:
+        return "", ""
+    billions = known.parameters.expected / 1e9
+    return f"{billions:.4g}B", known.parameters.active or ""
+
+
 def _model_lines(known: KnownModel) -> Iterator[str]:
     context = f"context {known.context_train:,}"
-    yield f"{known.id}  {known.name}, {known.architecture}, {context}, {known.licence}"
+    total, active = _weights(known)
+    weights = f"{total} weights{f' ({active} active)' if active else ''}, " if total else ""
+    yield f"{known.id}  {known.name}, {weights}{known.architecture}, {context}, {known.licence}"
+    if known.projector is not None:
+        yield f"  images: {_projector(known.projector)}"
     if known.kv_quantisation_breaks:
         yield from textwrap.wrap(
             f"a quantised KV cache is left off: {known.kv_quantisation_breaks}",
@@ -59,6 +97,15 @@ def _model_lines(known: KnownModel) -> Iterator[str]:
         yield line.rstrip()
 
 
+def _projector(projector: Projector) -> str:
+    if projector.tokens_per_image is not None:
+        tokens = f"{projector.tokens_per_image} tokens each"
+    else:
+        tokens = f"a token per {projector.pixels_per_token} pixels"
+    size = publisher_gb(2 * projector.parameters)
+    return f"{tokens}, with a projector (mmproj) of {_billions(projector.parameters)}, {size} at F16"
+
+
 def _model_json(known: KnownModel) -> dict[str, Any]:
     return {
         "id": known.id,
@@ -72,7 +119,32 @@ def _model_json(known: KnownModel) -> dict[str, Any]:
         "kv_quantisation_breaks": known.kv_quantisation_breaks,
         "source": known.source,
         "default_quant": known.default_quant,
+        "parameters": _published_json(known.parameters),
+        "projector": _projector_json(known.projector),
         "quants": [_quant_json(quant) for quant in known.quants],
+    }
+
+
+def _published_json(published: Published | None) -> dict[str, Any] | None:
+    if published is None:
+        return None
+    return {
+        "total": published.total,
+        "exact": published.rounding == 0,
+        "active": published.active,
+        "in_gguf": dict(published.in_gguf),
+        "source": published.source,
+    }
+
+
+def _projector_json(projector: Projector | None) -> dict[str, Any] | None:
+    if projector is None:
+        return None
+    return {
+        "parameters": projector.parameters,
+        "tokens_per_image": projector.tokens_per_image,
+        "pixels_per_token": projector.pixels_per_token,
+        "source": projector.source,
     }
 
 
@@ -109,6 +181,9 @@ def as_json(spec: ModelSpec) -> dict[str, Any]:
         "data_note": spec.data_note,
         "parameters": spec.parameters,
         "active_parameters": active_parameters(spec),
+        "active_bytes": active_bytes(spec),
+        "kv_bytes_per_token": _kv_bytes(spec),
+        "projector": _projector_json(_projector_of(spec)),
         "layers": spec.layers,
         "draft_layers": spec.int_param("nextn_predict_layers", 0),
         "context_train": spec.context_train,
@@ -131,6 +206,21 @@ def as_json(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def _kv_bytes(spec: ModelSpec) -> int | None:
+    """Bytes that a token adds to an f16 cache; None where the header lacks what that takes."""
+    from plan_llama.errors import ModelError
+    from plan_llama.memory.context import bytes_per_token
+
+    try:
+        return bytes_per_token(spec)
+    except ModelError:
+        return None
+
+
+def _projector_of(spec: ModelSpec) -> Projector | None:
+    return model(spec.catalog_id).projector if spec.catalog_id else None
+
+
 def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
     drafts = spec.int_param("nextn_predict_layers", 0)
     extra = f" and {drafts} for drafting" if drafts else ""
@@ -147,14 +237,23 @@ def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
         ("layers", f"{spec.layers}{extra}"),
         ("experts", f"{experts}, {spec.int_param('expert_used_count', 0)} used" if experts else "none"),
         ("context", f"{spec.context_train:,} tokens"),
+        (
+            "KV cache",
+            f"{kv:,} bytes per token at f16" if (kv := _kv_bytes(spec)) is not None else "not known",
+        ),
+        ("read per token", f"{publisher_gb(active_bytes(spec))} of weights"),
         ("vocabulary", f"{spec.vocab_size:,} tokens"),
         ("licence", spec.licence or "not stated"),
     ]
+    if projector := _projector_of(spec):
+        rows.append(("images", _projector(projector)))
     yield spec.name
     for label, value in rows:
-        yield f"  {label:<14}{value}"
+        yield f"  {label:<16}{value}"
+    if spec.made_with:
+        yield f"  {'made with':<16}{_printable(shlex.join(spec.made_with))}"
     if spec.data_note:
-        yield f"  {'data':<14}NOT ALL THERE: {_printable(spec.data_note)}"
+        yield f"  {'data':<16}NOT ALL THERE: {_printable(spec.data_note)}"
     yield ""
     yield f"  {'tensors':<24}{'count':>6}{'parameters':>13}{'size':>12}   types by size"
     for total in class_totals(spec):
@@ -169,6 +268,10 @@ def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
 def _file(spec: ModelSpec) -> str:
     if spec.source == "catalog":
         return "not on this machine: tensors as the catalog models them"
+    if spec.made_with:
+        return f"not published: {_printable(spec.path or '')}, once it is made"
+    if spec.download is not None and not spec.files:
+        return f"{_printable(spec.path or '')}, once it is downloaded"
     return _printable(spec.path or "none")
 
 

@@ -65,7 +65,12 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Catalog name or GGUF file (any part)."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Catalog name, GGUF file, hf:OWNER/REPO[:QUANT] or ollama:NAME.",
+        ),
     ] = None
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant; left out, the best that fits.")

@@ -13,7 +13,7 @@ from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
 from plan_llama.engines import llama_server, older_builds, refusals
 from plan_llama.engines.llama_server import LaunchCommand
-from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, UsageError
+from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, RemoteError, UsageError
 from plan_llama.findings import Finding, Severity
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
@@ -21,9 +21,8 @@ from plan_llama.hardware.types import Machine
 from plan_llama.launchers import posix
 from plan_llama.launchers.posix import ModelFile
 from plan_llama.memory.table import ModelTable
-from plan_llama.models import catalog_models
 from plan_llama.models.locate import download_folder
-from plan_llama.models.resolve import from_catalog, resolve_model
+from plan_llama.models.resolve import all_choices, choices, resolve_model
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
@@ -52,7 +51,9 @@ def run(
     task, plan, about_gpus = solved(make_task(table, machine, wanted, beyond()))
     said += about_gpus
     if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
-        plan = replace(plan, alternatives=(*smaller_quants(spec, machine, wanted), *plan.alternatives))
+        plan = replace(
+            plan, alternatives=(*smaller_quants(model.model, spec, machine, wanted), *plan.alternatives)
+        )
     if plan is None:
         raise InputError(
             f"{spec.name} {spec.quant}: with what was pinned, not even its smallest part fits this machine's GPUs",
@@ -140,33 +141,37 @@ def print_json(answer: dict[str, object]) -> None:
 def choose_model(
     options: ModelOptions, hardware: HardwareOptions, wanted: Wishes, engine_path: str | None
 ) -> tuple[ModelSpec, Machine, list[Finding]]:
-    """The model and the machine; of a catalog model without --quant the largest file that fits."""
+    """The model and the machine; where --model leaves the quant open, the largest file that fits."""
     assert options.model is not None  # noqa: S101
-    known = catalog_models.find(options.model) if not options.model.lower().endswith(".gguf") else None
-    if options.quant is not None or known is None:
+    open_to = choices(options.model) if options.quant is None else ()
+    if not open_to:
         named = resolve_model(options.model, options.quant)
         machine = measured(resolve(hardware_choice(hardware), model_path=named.path, engine_path=engine_path))
         return named, machine, about_file(named)
-    usable = sorted((quant for quant in known.quants if quant.plannable), key=lambda quant: -quant.size_bytes)
-    folder = str(download_folder(usable[0].repo)) if usable else None
+    folder = str(download_folder(open_to[0].repo))
     machine = measured(resolve(hardware_choice(hardware), model_path=folder, engine_path=engine_path))
     enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
     spec: ModelSpec | None = None
-    tried = []
-    for quant in usable:
-        room = machine.ram.available_bytes + (
-            0 if machine.unified else sum(g.free_bytes for g in machine.gpus)
-        )
-        if quant.size_bytes > room and quant is not usable[-1]:
-            tried.append(f"{quant.quant} ({publisher_gb(quant.size_bytes)})")
+    tried: list[str] = []
+    unread: list[Finding] = []
+    for choice in open_to:
+        if choice.size_bytes > room(machine) and choice is not open_to[-1]:
+            tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
             continue
-        spec = from_catalog(known, quant)
+        try:
+            spec = choice.load()
+        except RemoteError:
+            raise
+        except ModelError as error:  # a file for another engine, or one that is damaged
+            unread.append(Finding(id="quant-unusable", severity="note", text=error.line()))
+            continue
         plan = solve(make_task(ModelTable(spec), machine, wanted, beyond()), ladder=False)
         if plan is not None and plan.chosen.footprint.verdict in enough:
             break
-        tried.append(f"{quant.quant} ({publisher_gb(quant.size_bytes)})")
+        tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
     if spec is None:
-        raise ModelError(f"{known.name}: the catalog has no quant for llama.cpp", hint="give a GGUF file")
+        what = unread[-1].text if unread else f"{options.model}: has no quant for llama.cpp"
+        raise ModelError(what, hint="give a GGUF file")
     kept = "" if wanted.objective == "quality" else " with every margin kept"
     text = f"{spec.quant} is the largest published quant that fits{kept}"
     if tried:
@@ -174,23 +179,28 @@ def choose_model(
     if spec.quant in (item.split(" ")[0] for item in tried):
         text = f"no published quant fits; {spec.quant} is the smallest"
     chosen = Finding(id="quant-chosen", severity="note", text=text, fix="--quant names another")
-    return spec, machine, [chosen, *about_file(spec)]
+    return spec, machine, [chosen, *unread[:3], *about_file(spec)]
 
 
-def smaller_quants(spec: ModelSpec, machine: Machine, wanted: Wishes) -> list[Alternative]:
-    """The largest smaller quant of a catalog model that fits, as what one can do about a file that does not."""
-    if spec.catalog_id is None:
-        return []
-    known = catalog_models.get(spec.catalog_id)
-    smaller = [q for q in known.quants if q.plannable and q.size_bytes < spec.file_bytes]
-    for quant in sorted(smaller, key=lambda q: -q.size_bytes):
-        plan = solve(
-            make_task(ModelTable(from_catalog(known, quant)), machine, wanted, beyond()), ladder=False
-        )
-        if plan is not None and plan.chosen.footprint.verdict in ("fits", "tight"):
-            speed = plan.chosen.speed.decode_tok_s.expected
-            effect = f"{publisher_gb(quant.size_bytes)} instead of {publisher_gb(spec.file_bytes)}: {rate(speed)} tok/s"
-            return [Alternative(what=f"--quant {quant.quant}", effect=effect)]
+def room(machine: Machine) -> int:
+    """Bytes of memory that weights can be in, of all kinds."""
+    return machine.ram.available_bytes + (0 if machine.unified else sum(g.free_bytes for g in machine.gpus))
+
+
+def smaller_quants(text: str, spec: ModelSpec, machine: Machine, wanted: Wishes) -> list[Alternative]:
+    """The largest smaller quant that fits, of the repository or the catalog, for a file that does not."""
+    try:
+        offered = all_choices(text, spec)
+        for choice in offered:
+            if choice.size_bytes >= spec.file_bytes or choice.size_bytes > room(machine):
+                continue
+            plan = solve(make_task(ModelTable(choice.load()), machine, wanted, beyond()), ladder=False)
+            if plan is not None and plan.chosen.footprint.verdict in ("fits", "tight"):
+                speed = plan.chosen.speed.decode_tok_s.expected
+                effect = f"{publisher_gb(choice.size_bytes)} instead of {publisher_gb(spec.file_bytes)}"
+                return [Alternative(what=f"--quant {choice.quant}", effect=f"{effect}: {rate(speed)} tok/s")]
+    except ModelError:
+        pass  # a server that does not answer now: the plan stands without this advice
     return []
 
 
@@ -200,6 +210,8 @@ def about_file(spec: ModelSpec) -> list[Finding]:
     if spec.data_note:
         severity: Severity = "warning" if spec.download is None else "note"
         found.append(Finding(id="model-data", severity=severity, text=f"{spec.path}: {spec.data_note}"))
+    if spec.origin_note:
+        found.append(Finding(id="model-origin", severity="note", text=spec.origin_note))
     if spec.source == "catalog":
         found.append(
             Finding(
@@ -207,6 +219,18 @@ def about_file(spec: ModelSpec) -> list[Finding]:
                 severity="note",
                 text=f"the file is not on this machine: its tensors are modelled after what the publisher states "
                 f"({publisher_gb(spec.file_bytes)})",
+            )
+        )
+    if spec.made_with:
+        import shlex
+
+        found.append(
+            Finding(
+                id="model-not-published",
+                severity="warning",
+                text=f"no publisher's file: {spec.quant} as llama.cpp's own tools make it "
+                f"({publisher_gb(spec.file_bytes)}; the tensors are exact, the header is estimated)",
+                fix=shlex.join(spec.made_with),
             )
         )
     return found
@@ -348,6 +372,7 @@ def launcher_files(spec: ModelSpec) -> tuple[ModelFile, ...]:
     """The files that must be there in full when the launcher runs; 0 bytes where the size is not known."""
     if spec.files:
         return tuple(ModelFile(path=path, size_bytes=size) for path, size in spec.files)
-    assert spec.download is not None  # noqa: S101 - a catalog model without a file has its download
+    if spec.download is None or spec.made_with:
+        return (ModelFile(path=spec.path, size_bytes=0),) if spec.path else ()
     folder = Path(spec.download.path).parent
     return tuple(ModelFile(path=str(folder / Path(name).name), size_bytes=0) for name in spec.download.files)

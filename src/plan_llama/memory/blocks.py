@@ -75,6 +75,7 @@ class Builder:
         self._caches: dict[str, Node] = {}
         self.output_device = HOST
         self.constants: list[Node] = []
+        self.deepstack: tuple[Node, ...] = ()  # what the first layers add behind themselves (Qwen3-VL)
 
     def backend(self, device: int) -> int:
         """The scheduler's number of a device."""
@@ -129,14 +130,25 @@ class Builder:
         g, tokens = self.g, self.batch.tokens
         ids = g.input(I32, tokens)
         table = self.w("token_embd.weight")
-        rows = g.get_rows(table, ids)
-        given = g.input(F32, table.ne[0], tokens)
+        embd, levels = table.ne[0], self.spec.int_param("n_deepstack_layers", 0)
+        rows = self._padded_rows(table, ids, levels)
+        given = g.input(F32, embd * (1 + levels), tokens)
         g.expand(rows, given)
         if self.spec.architecture not in _NO_MIXED_BATCH:
             mixed_ids, slots = g.input(I32, tokens), g.input(I64, tokens)
-            mixed = g.like("DUP", g.input(F32, table.ne[0], tokens))
-            g.expand(g.set_rows(mixed, g.get_rows(table, mixed_ids), slots))
-        return rows
+            mixed = g.like("DUP", g.input(F32, embd * (1 + levels), tokens))
+            g.expand(g.set_rows(mixed, self._padded_rows(table, mixed_ids, levels), slots))
+        if not levels:
+            return rows
+        parts = [g.view(rows, (embd, tokens), (rows.nb[1],)) for _ in range(1 + levels)]
+        self.deepstack = tuple(parts[1:])
+        return parts[0]
+
+    def _padded_rows(self, table: Node, ids: Node, levels: int) -> Node:
+        """Rows of the token table; where images enter several layers, with room for what those layers add."""
+        rows = self.g.get_rows(table, ids)
+        wide = (table.ne[0] * (1 + levels), *rows.ne[1:])
+        return Node("PAD", rows.type, (wide[0], wide[1], wide[2], wide[3]), [rows]) if levels else rows
 
     def mask(self, cells: int, kind: TensorType | None = None) -> Node:
         """build_attn_inp_kq_mask: [cells, tokens per stream, 1, streams]; f16 for flash attention."""

@@ -13,8 +13,9 @@ from plan_llama.memory.blocks import Batch, padded
 from plan_llama.memory.ggml import F32
 from plan_llama.memory.recurrent import recurrent_layers, state_elements
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
+from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Program, Settings
-from plan_llama.memory.windows import windows
+from plan_llama.memory.windows import cached_layers, windows
 from plan_llama.models.ggml_types import by_name
 from plan_llama.models.types import ModelSpec, TensorType
 
@@ -105,7 +106,7 @@ def cache_layers(spec: ModelSpec, k: TensorType, v: TensorType) -> tuple[CacheLa
     recurrent = recurrent_layers(spec)
     behind = windows(spec).layers
     layers = []
-    for il in range(spec.layers):
+    for il in range(min(spec.layers, cached_layers(spec))):
         states: tuple[int, ...] = state_elements(spec, il) if il in recurrent else ()
         rows: list[tuple[TensorType, int]] = []
         if il in recurrent and f"blk.{il}.attn_k.weight" not in names:
@@ -125,6 +126,14 @@ def cache_layers(spec: ModelSpec, k: TensorType, v: TensorType) -> tuple[CacheLa
         if rows or states:
             layers.append(CacheLayer(il, tuple(rows), states, il in behind))
     return tuple(layers)
+
+
+def table_layers(table: ModelTable, k: TensorType, v: TensorType) -> tuple[CacheLayer, ...]:
+    """cache_layers, remembered in the table: a search asks for them hundreds of times."""
+    key = k.name, v.name
+    if key not in table.cache_layers:
+        table.cache_layers[key] = cache_layers(table.spec, k, v)
+    return table.cache_layers[key]
 
 
 def _row(spec: ModelSpec, layer: int, half: str, windowed: bool | None) -> int:

@@ -135,7 +135,8 @@ class Decoder:
         cur = b.norm(ffn_in, self._ffn_norm(prefix))
         cur = self.feed_forward(cur, il)
         cur = self._post_norm(cur, prefix, "post_ffw_norm")
-        return g.like("ADD", cur, ffn_in)
+        out = g.like("ADD", cur, ffn_in)
+        return g.like("ADD", out, b.deepstack[il]) if il < len(b.deepstack) else out
 
     def _post_norm(self, x: Node, prefix: str, name: str) -> Node:
         if not self.post_norms or not self.b.has(f"{prefix}.{name}.weight"):

@@ -26,7 +26,7 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
     batch = context.reserved_batch(settings, windows(table.spec).cells)
     kinds = [device.kind for device in devices]
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
-    layers = context.cache_layers(table.spec, batch.kv_type_k, batch.kv_type_v)
+    layers = context.table_layers(table, batch.kv_type_k, batch.kv_type_v)
     cache = context.context_bytes(layers, batch, placement.layer_device, dict(enumerate(kinds)))
     work = compute.compute_bytes(table, settings, batch, placement, kinds)
     return Buffers(

@@ -202,7 +202,7 @@ def checkpoints_bytes(table: ModelTable, settings: Settings) -> int:
     if settings.program != "llama-server" or not settings.ctx_checkpoints:
         return 0
     batch = context.reserved_batch(settings, windows(table.spec).cells)
-    layers = context.cache_layers(table.spec, batch.kv_type_k, batch.kv_type_v)
+    layers = context.table_layers(table, batch.kv_type_k, batch.kv_type_v)
     return settings.parallel * settings.ctx_checkpoints * context.checkpoint_bytes(layers, batch)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.models.spec import EXPERT, block_of
 from plan_llama.models.types import ModelSpec
+
+if TYPE_CHECKING:
+    from plan_llama.memory.context import CacheLayer
 
 # llm_tensor_info of src/llama-arch.cpp: looked up by row, so always on the host
 INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
@@ -25,6 +29,7 @@ class ModelTable:
         self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}
         self._stored: dict[BackendKind, tuple[int, ...]] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
+        self.cache_layers: dict[tuple[str, str], tuple[CacheLayer, ...]] = {}  # by K and V type
         self.compute_cache: dict[object, tuple[int, ...]] = {}
 
     @cached_property

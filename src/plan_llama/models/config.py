@@ -34,6 +34,7 @@ def from_config(config: Mapping[str, Any], name: str) -> tuple[str, dict[str, An
             if found := family.get(hf_name):
                 architecture, mapper = found
                 hparams = mapper(c)
+                architecture = architecture if isinstance(architecture, str) else architecture(c)
                 return architecture, hparams, int(hparams.get("vocab_size") or c.number("vocab_size"))
     known = sum(map(len, FAMILIES))
     raise ModelError(

@@ -79,8 +79,9 @@ class RawHeader:
 class _Reader:
     """A window over the file that moves forward only; `data[pos]` is the next byte."""
 
-    def __init__(self, read_at: ReadAt, size: int, name: str) -> None:
+    def __init__(self, read_at: ReadAt, size: int, name: str, window: int) -> None:
         self._read_at = read_at
+        self._window = window
         self.size = size
         self.name = name
         self.data = b""
@@ -108,7 +109,7 @@ class _Reader:
         offset = self.offset
         if offset + count > self.size:
             raise self.cut(count, what)
-        data = self._read_at(offset, max(count, _WINDOW))
+        data = self._read_at(offset, max(count, self._window))
         if len(data) < count:  # the file shrank meanwhile
             raise self.cut(count, what)
         self.data, self.base, self.pos = data, offset, 0
@@ -173,12 +174,14 @@ class _Reader:
                 )
 
 
-def read_header(read_at: ReadAt, size: int, name: str) -> RawHeader:
+def read_header(read_at: ReadAt, size: int, name: str, *, window: int = _WINDOW) -> RawHeader:
     """The header behind `read_at`, of a file of `size` bytes that messages call `name`.
+
+    It is read forwards, `window` bytes at a time or more where one value needs more.
 
     Raises ModelError, in one line with the offset, for everything that is not a whole header of GGUF 2 or 3.
     """
-    reader = _Reader(read_at, size, name)
+    reader = _Reader(read_at, size, name, window)
     version = _version(reader)
     tensor_count = _count(reader, "number of tensors", _MAX_TENSORS)
     key_count = _count(reader, "number of keys", _MAX_KEYS)

@@ -44,6 +44,17 @@ def find(repo: str, files: tuple[str, ...], *, include: str = "", quant: str = "
     return _flat(repo, files) or _ollama(repo, quant)
 
 
+def ollama_stores() -> tuple[Path, ...]:
+    """Where Ollama keeps its manifests and blobs: the user's own, then those of its system services."""
+    return (
+        *_env("OLLAMA_MODELS"),
+        *_under_home(".ollama", "models"),
+        Path("/usr/share/ollama/.ollama/models"),
+        Path("/var/lib/ollama/.ollama/models"),
+        Path("/var/lib/ollama/models"),
+    )
+
+
 def _home() -> Path | None:
     try:
         return Path.home()
@@ -134,12 +145,7 @@ def _ollama(repo: str, quant: str) -> Path | None:
     """A model that Ollama pulled from Hugging Face (hf.co/OWNER/REPO:QUANT); it keeps the GGUF as a blob."""
     if not quant:
         return None
-    stores = (
-        *_env("OLLAMA_MODELS"),
-        *_under_home(".ollama", "models"),
-        Path("/usr/share/ollama/.ollama/models"),
-    )
-    for store in stores:
+    for store in ollama_stores():
         manifest = store / "manifests" / "hf.co" / repo / quant
         try:
             if manifest.stat().st_size > _MAX_MANIFEST:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,27 +15,54 @@ from plan_llama.models.catalog_models import KnownModel, KnownQuant
 from plan_llama.models.spec import load
 from plan_llama.models.types import Download, ModelSpec
 
-_FORMS = "give a catalog name (plan-llama models lists them) or a GGUF file"
+_FORMS = (
+    "give a catalog name (plan-llama models lists them), a GGUF file, a folder with a config.json, "
+    "hf:OWNER/REPO:QUANT or ollama:NAME"
+)
 
 
 def resolve_model(text: str, quant: str | None = None, *, download_dir: Path | None = None) -> ModelSpec:
     """The model that `--model` names.
 
-    A file (any part of a split one) is read; a catalog name is looked for on this machine and, where it
-    is not there, modelled from the catalog with the command that downloads it (into `download_dir`, else
-    ~/models). Without `quant` a catalog name means the profile's default. Raises UsageError for words
-    that mean nothing, ModelError for an unknown name or an unreadable file.
+    A file (any part of a split one) is read; `hf:` and `https:` names have their headers read over the
+    network, `ollama:` names are looked up in Ollama's store; a folder with a config.json is the GGUF that
+    llama.cpp's tools would make of it; a catalog name is looked for on this machine
+    and, where it is not there, modelled from the catalog with the command that downloads it (into
+    `download_dir`, else ~/models). Without `quant` a catalog name means the profile's default. Raises
+    UsageError for words that mean nothing, ModelError for an unknown name or an unreadable file.
     """
     if not text.strip():
         raise UsageError("--model is empty", hint=_FORMS)
     path = Path(text)
+    if not _is_file(path) and (named := _by_scheme(text, quant, download_dir)):
+        return _with_known(named, Path(named.path or "").name)
     if _is_file(path) or text.lower().endswith(".gguf"):
         return _from_file(path, quant)
     known = catalog_models.find(text)
     if known is None:
+        if _is_file(path / "config.json"):
+            from plan_llama.models.config_folder import from_folder
+
+            return from_folder(path, quant)
         _refuse_other_forms(text, path)
         known = catalog_models.get(text)  # raises with the nearest names
+    if quant and known.named(quant) is None and (made := _unpublished(known, quant, download_dir)):
+        return made
     return from_catalog(known, catalog_models.get_quant(known, quant), download_dir=download_dir)
+
+
+def _unpublished(known: KnownModel, quant: str, download_dir: Path | None) -> ModelSpec | None:
+    """A mix of llama.cpp's own tools: the file where somebody made it here; None for any other quant."""
+    from plan_llama.models import quant_mix, unpublished
+
+    name = quant_mix.mix_name(quant)
+    if name is None:
+        return None
+    if published := known.named(name):  # another spelling, as Q4_K of Q4_K_M
+        return from_catalog(known, published, download_dir=download_dir)
+    made = unpublished.of_known(known, name, folder=download_dir)
+    target = Path(made.path or "")
+    return _from_file(target, None) if _is_file(target) else made
 
 
 def from_catalog(known: KnownModel, item: KnownQuant, *, download_dir: Path | None = None) -> ModelSpec:
@@ -77,11 +105,100 @@ def _download(item: KnownQuant, download_dir: Path | None) -> Download:
 def _from_file(path: Path, quant: str | None) -> ModelSpec:
     spec = load(path)
     if quant is not None and quant.lower() != spec.quant.lower():
+        from plan_llama.models import quant_mix, unpublished
+
+        if quant_mix.mix_name(quant) and spec.quant in quant_mix.PLAIN:
+            return unpublished.of_file(_with_known(spec, path.name), quant)
         raise UsageError(
             f"--quant {quant} does not go with the file {path}, which is {spec.quant}",
             hint="leave --quant out, or name the model instead of a file",
         )
-    guessed = catalog_models.guess(path.name)
+    return _with_known(spec, path.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One quant that `--model` leaves open; `load` finds or models it, and may ask a server."""
+
+    quant: str
+    size_bytes: int
+    repo: str
+    load: Callable[[], ModelSpec]
+
+
+def choices(text: str, *, download_dir: Path | None = None) -> tuple[Choice, ...]:
+    """The quants among which to choose where `--quant` is not given, largest first.
+
+    Empty where `text` names one file (or nothing). For an `hf:` name the repository is listed, which can
+    raise ModelError.
+    """
+    if _scheme(text) == "hf":
+        from plan_llama.models import hub, remote
+
+        name = hub.parse(text)
+        if name.quant or name.file:
+            return ()
+        return tuple(
+            Choice(
+                quant=item.quant,
+                size_bytes=item.size_bytes,
+                repo=name.repo,
+                load=partial(_loaded, loader),
+            )
+            for item, loader in remote.hub_loaders(text, download_dir=download_dir)
+        )
+    known = catalog_models.find(text) if not text.lower().endswith(".gguf") else None
+    if known is None:
+        return ()
+    usable = sorted((quant for quant in known.quants if quant.plannable), key=lambda quant: -quant.size_bytes)
+    return tuple(
+        Choice(
+            quant=item.quant,
+            size_bytes=item.size_bytes,
+            repo=item.repo,
+            load=partial(from_catalog, known, item, download_dir=download_dir),
+        )
+        for item in usable
+    )
+
+
+def all_choices(text: str, spec: ModelSpec) -> tuple[Choice, ...]:
+    """Every quant of the model that `text` named and `spec` is, also where `text` says which one."""
+    if _scheme(text) == "hf":
+        from plan_llama.models import hub
+
+        return choices(f"hf:{hub.parse(text).repo}")
+    return choices(spec.catalog_id) if spec.catalog_id else ()
+
+
+def _loaded(loader: Callable[[], ModelSpec]) -> ModelSpec:
+    spec = loader()
+    return _with_known(spec, Path(spec.path or "").name)
+
+
+def _scheme(text: str) -> str:
+    """`hf`, `ollama`, `http` or `https` where a name begins so; a drive letter is none."""
+    scheme, colon, _ = text.partition(":")
+    return scheme.lower() if colon and scheme.lower() in ("hf", "ollama", "http", "https") else ""
+
+
+def _by_scheme(text: str, quant: str | None, download_dir: Path | None) -> ModelSpec | None:
+    """The model of a name that begins with its source; None for other names. Imports what it needs."""
+    scheme = _scheme(text)
+    if scheme == "ollama":
+        from plan_llama.models import ollama
+
+        return ollama.resolve(text, quant)
+    if scheme:
+        from plan_llama.models import remote
+
+        ask = remote.from_hub if scheme == "hf" else remote.from_url
+        return ask(text, quant, download_dir=download_dir)
+    return None
+
+
+def _with_known(spec: ModelSpec, file_name: str) -> ModelSpec:
+    guessed = catalog_models.guess(file_name)
     known = catalog_models.find(spec.name) or (catalog_models.model(guessed[0]) if guessed else None)
     return _with_catalog(spec, known) if known and _same_shapes(spec, known) else spec
 
@@ -102,26 +219,18 @@ def _with_catalog(spec: ModelSpec, known: KnownModel) -> ModelSpec:
         name=known.name,
         catalog_id=known.id,
         licence=spec.licence or known.licence,
-        sampling=known.sampling,
+        sampling=spec.sampling or known.sampling,
         kv_quantisation_breaks=known.kv_quantisation_breaks,
         sources=sources,
     )
 
 
 def _refuse_other_forms(text: str, path: Path) -> None:
-    scheme = text.split(":", 1)[0].lower() if ":" in text else ""
-    if scheme in ("hf", "ollama", "http", "https"):
-        raise UsageError(f"--model {text}: this version does not understand {scheme}: models", hint=_FORMS)
     try:
         is_folder = path.is_dir()
-        has_config = is_folder and (path / "config.json").is_file()
         ggufs = sorted(entry.name for entry in path.glob("*.gguf"))[:3] if is_folder else []
     except (OSError, ValueError):
         return
-    if has_config:
-        raise UsageError(
-            f"--model {text}: this version does not read folders with a config.json", hint=_FORMS
-        )
     if is_folder:
         hint = f"give the file, such as {path / ggufs[0]}" if ggufs else _FORMS
         raise UsageError(f"--model {text}: a folder", hint=hint)

@@ -41,7 +41,9 @@ class Files:
         split = part_of(self.path)
         names = [self.path.name]
         if split and len(self.headers) > 1:
-            names = [part_name(split[0], number, len(self.headers)) for number in range(1, len(self.headers) + 1)]
+            names = [
+                part_name(split[0], number, len(self.headers)) for number in range(1, len(self.headers) + 1)
+            ]
         return tuple(
             (str(self.path.parent / name), max(header.file_bytes, header.data_end))
             for name, header in zip(names, self.headers, strict=True)
@@ -96,6 +98,22 @@ def read_all(path: Path) -> Files:
     headers = tuple(given if part.name == path.name else read_file(part) for part in parts)
     _check(headers, count)
     return Files(path=parts[0], headers=headers)
+
+
+def from_headers(path: Path, headers: tuple[RawHeader, ...]) -> Files:
+    """Parts that were read elsewhere, in order; `path` is where the first one is to be.
+
+    Raises ModelError where they are not one whole model.
+    """
+    count = max(1, _split_int(headers[0], "split.count", 1))
+    if count != len(headers):
+        raise ModelError(
+            f"{headers[0].name}: its header says one of {count} parts, its name says {len(headers)}",
+            hint="a file was renamed",
+        )
+    if count > 1:
+        _check(headers, count)
+    return Files(path=path, headers=headers)
 
 
 def _split_int(header: RawHeader, key: str, default: int) -> int:

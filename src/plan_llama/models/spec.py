@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,11 @@ def load(path: str | Path) -> ModelSpec:
     Only the headers are read. Data that is short or sparse makes `present` False and is said in `data_note`.
     Raises ModelError for a file that is unreadable, lacks parts, or is not a model that can run by itself.
     """
-    files = shards.read_all(Path(path))
+    return from_files(shards.read_all(Path(path)))
+
+
+def from_files(files: shards.Files) -> ModelSpec:
+    """Like load, of headers that are read already."""
     first = files.headers[0]
     metadata = first.metadata
     architecture = metadata.get("general.architecture")
@@ -91,6 +95,15 @@ def active_parameters(spec: ModelSpec) -> int:
 
     The token embedding is a lookup of one row and counts only where it is the output head as well (tied).
     """
+    return _active(spec, lambda tensor: tensor.elements)
+
+
+def active_bytes(spec: ModelSpec) -> int:
+    """Bytes of weights that are read for one token, by the rules of `active_parameters`."""
+    return _active(spec, lambda tensor: tensor.nbytes)
+
+
+def _active(spec: ModelSpec, measure: Callable[[Tensor], int]) -> int:
     experts = spec.int_param("expert_count", 0)
     used = spec.int_param("expert_used_count", 0)
     tied = not any(tensor.name == "output.weight" for tensor in spec.tensors)
@@ -99,9 +112,9 @@ def active_parameters(spec: ModelSpec) -> int:
         if is_draft(spec, tensor) or (tensor.name == "token_embd.weight" and not tied):
             continue
         if experts and is_expert(tensor):
-            total += tensor.elements * used // experts
+            total += measure(tensor) * used // experts
         else:
-            total += tensor.elements
+            total += measure(tensor)
     return total
 
 

@@ -84,6 +84,8 @@ class ModelSpec:
     source: Source = "file"
     data_note: str | None = None  # what is short or sparse about the file, in one sentence
     download: Download | None = None
+    made_with: tuple[str, ...] = ()  # the command that makes the file, where nobody publishes it
+    origin_note: str | None = None  # where and when the facts of a file that is not here were read
     catalog_id: str | None = None
     licence: str | None = None
     # As the publisher states it.

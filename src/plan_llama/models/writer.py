@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ from typing import Any
 from plan_llama.errors import InputError
 from plan_llama.models import ggml_types
 from plan_llama.models.gguf import DEFAULT_ALIGNMENT, MAGIC
+from plan_llama.models.tables import TRAIT
 from plan_llama.models.types import ModelSpec
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 5, 6, 7, 8, 9, 10, 11
+# llama.cpp looks these up in a model with that in its name, and ends without (src/llama-vocab.cpp, b11434).
+_PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
 _CODES = {_U32: "I", _I32: "i", _F32: "f", _BOOL: "?", _U64: "Q", _I64: "q"}
 
 
@@ -67,13 +71,16 @@ def _metadata(spec: ModelSpec) -> Iterator[tuple[str, Any]]:
         yield "general.file_type", number
     yield "general.quantization_version", 2
     for key, value in spec.hparams.items():
-        yield f"{spec.architecture}.{key}", value
+        if not key.startswith(TRAIT):  # says which tensors there are; no key of a GGUF
+            yield f"{spec.architecture}.{key}", value
     if not spec.vocab_size:
         yield "tokenizer.ggml.model", "none"
         return
     yield "tokenizer.ggml.model", "gpt2"
     yield "tokenizer.ggml.pre", "default"
-    yield "tokenizer.ggml.tokens", tuple(f"t{index}" for index in range(spec.vocab_size))
+    known = _PHI3_TOKENS if re.search("phi-?3", spec.name.lower()) else ()
+    made_up = (f"t{index}" for index in range(len(known), spec.vocab_size))
+    yield "tokenizer.ggml.tokens", (*known, *made_up)[: spec.vocab_size]
     yield "tokenizer.ggml.token_type", _Ints(spec.vocab_size)
     yield "tokenizer.ggml.merges", ("a b",)
     yield "tokenizer.ggml.bos_token_id", min(1, spec.vocab_size - 1)

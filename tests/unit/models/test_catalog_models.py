@@ -48,7 +48,7 @@ def test_the_tensor_table_is_the_measured_one(tmp_path: Path) -> None:
         )
         for known in catalog_models.list_models()
         for item in known.quants
-        if item.plannable
+        if item.plannable and item.mix != catalog_models.MADE  # those: test_catalog_profiles
     ],
 )
 def test_every_modelled_quant_has_its_published_size(model: str, quant: str) -> None:
@@ -101,7 +101,7 @@ def test_unknown_model_names_the_nearest() -> None:
     assert "did you mean glm-5" in caught.value.line()
     with pytest.raises(ModelError) as caught:
         catalog_models.get("qqqqqq")
-    assert "the catalog has glm-5, glm-5.1" in caught.value.line()
+    assert f"the catalog has {len(catalog_models.model_ids())} models" in caught.value.line()
 
 
 def test_unknown_quant_names_what_exists() -> None:
@@ -138,7 +138,9 @@ def test_two_publishers_of_one_quant() -> None:
         ("glm-5.1-q2_k.gguf", None),
         ("glm-5.12-ud-iq2_m.gguf", None),
         ("glm-5.1-ud-iq2_m", None),
-        ("llama-3.1-8b-q4_k_m.gguf", None),
+        ("Meta-Llama-3.1-8B-Instruct-Q4_K_M.gguf", ("llama-3.1-8b", "Q4_K_M")),
+        ("qwen3-30b-a3b-instruct-2507-q8_0.gguf", ("qwen3-30b-a3b-2507", "Q8_0")),
+        ("somebodys-8b-q4_k_m.gguf", None),
     ],
 )
 def test_guess(name: str, expected: tuple[str, str] | None) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from plan_llama.cli import models as cli
+from plan_llama.models.catalog_models import resolve
 from plan_llama.models.spec import load
 from tests import gguf_builder as build
 
@@ -35,12 +36,15 @@ def test_inspect(tmp_path: Path) -> None:
         "753.864 B",
         "78 and 1 for drafting",
         "202,752",
+        "109,824 bytes per token at f16",
         "routed experts",
         "NOT ALL THERE",
     ):
         assert part in text
     found = json.loads(json.dumps(cli.as_json(spec)))
     assert found["parameters"] == sum(entry["parameters"] for entry in found["classes"]) == 753_864_139_008
+    assert found["kv_bytes_per_token"] == (576 + 128) * 78 * 2  # 3,432 MiB at 32,768 tokens, as measured
+    assert 0 < found["active_bytes"] < found["file_bytes"] / 10
     assert found["file_bytes"] - sum(entry["bytes"] for entry in found["classes"]) < 4 << 20
 
 
@@ -48,3 +52,30 @@ def test_inspect_escapes_the_path(tmp_path: Path) -> None:
     text = cli.render_inspect(load(build.write(tmp_path / "a\x1b[31m\nb.gguf")))
     assert "\x1b" not in text
     assert "a\\x1b[31m\\nb.gguf" in text
+
+
+def test_a_long_list_has_a_line_for_each_model() -> None:
+    known = cli.search()
+    lines = cli.render_models(known).splitlines()
+    assert len(lines) == len(known) + 3
+    assert max(map(len, lines)) <= 110
+    line = next(line for line in lines if line.startswith("qwen3-30b-a3b "))
+    assert " ".join(line.split()) == "qwen3-30b-a3b 30.53B 3.3B 40,960 Q8_0 32.5 GB to Q2_K 11.3 GB"
+
+
+def test_a_vision_model_has_its_projector() -> None:
+    text = cli.render_models(cli.search("gemma-3-27b"))
+    assert "256 tokens each, with a projector (mmproj) of 0.423 B, 0.8 GB at F16" in text
+    listed = json.loads(json.dumps(cli.models_json(cli.search("glm-4.5v"))))["models"][0]
+    assert listed["projector"]["pixels_per_token"] == 28 * 28
+    assert listed["parameters"]["in_gguf"] == {"vision tower and projector": -858_681_856}
+    assert "a token per 784 pixels" in cli.render_inspect(resolve("glm-4.5v", "Q8_0"))
+
+
+def test_kv_and_weights_per_token() -> None:
+    found = cli.as_json(resolve("llama-3.1-8b", "Q8_0"))
+    assert found["kv_bytes_per_token"] == 2 * 32 * 8 * 128 * 2
+    # All but the embedding, of which a token reads one row.
+    assert found["active_bytes"] == sum(
+        c["bytes"] for c in found["classes"] if c["name"] != "token embedding"
+    )

@@ -10,9 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from plan_llama.models.configs import llama
-from plan_llama.models.configs.common import Mapper
+from plan_llama.models.configs import gemma, glm, hybrid, latent, llama, others, qwen, recurrent, sparse
+from plan_llama.models.configs.common import Architecture, Mapper
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: tuple[Mapping[str, tuple[str, Mapper]], ...] = (llama.MAPPERS,)
+FAMILIES: tuple[Mapping[str, tuple[Architecture, Mapper]], ...] = (
+    llama.MAPPERS,
+    qwen.MAPPERS,
+    gemma.MAPPERS,
+    glm.MAPPERS,
+    others.MAPPERS,
+    latent.MAPPERS,
+    hybrid.MAPPERS,
+    recurrent.MAPPERS,
+    sparse.MAPPERS,
+)

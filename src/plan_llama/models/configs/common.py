@@ -12,6 +12,7 @@ from plan_llama.errors import ModelError
 SOFTMAX, SIGMOID, SOFTMAX_WEIGHT, SQRT_SOFTPLUS = 1, 2, 3, 4
 _GATING = {"softmax": SOFTMAX, "sigmoid": SIGMOID, "sqrtsoftplus": SQRT_SOFTPLUS}
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MAX_REAL = 1e12  # the largest numbers of a config are bases of rope, 1e9 and less
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,13 @@ class Config:
     def has(self, key: str) -> bool:
         """Whether a key is there and not null."""
         return self.values.get(key) is not None
+
+    def within(self, key: str) -> Config:
+        """The part of the config under a key. Raises ModelError where it is none."""
+        part = self.values.get(key)
+        if not isinstance(part, Mapping):
+            raise ModelError(f"{self.where}: '{key}' must be a JSON object")
+        return Config(part, f"{self.where}: {key}")
 
     @property
     def layers(self) -> int:
@@ -112,16 +120,24 @@ class Config:
         full = rope.get("full_attention", rope)
         return full if isinstance(full, Mapping) else {}
 
+    def rotated(self, default: float = 1.0) -> int:
+        """Elements of a head that turn with the position. Raises ModelError for a share above 1."""
+        share = real(self.rope.get("partial_rotary_factor", default), self.where, "partial_rotary_factor")
+        if not 0 <= share <= 1:
+            raise ModelError(f"{self.where}: 'partial_rotary_factor' must be from 0 to 1, found {share}")
+        return int(self.head_dim * share)
+
     def _none(self, key: str) -> int:
         raise ModelError(f"{self.where}: '{key}' is 0")
 
 
 Mapper = Callable[[Config], dict[str, Any]]
+Architecture = str | Callable[[Config], str]  # some configs of one class become different architectures
 
 
 def real(value: object, where: str, key: str) -> float:
-    """A number as a float. Raises ModelError for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    """A number as a float. Raises ModelError for anything else, and for one that no model has."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_REAL:
         return float(value)
     raise ModelError(f"{where}: '{key}' must be a number, found {str(value)[:40]!r}")
 
@@ -149,7 +165,7 @@ def base(c: Config) -> dict[str, Any]:
         "attention.head_count": ("num_attention_heads", "n_head", "n_heads"),
         "attention.head_count_kv": ("num_key_value_heads", "n_kv_heads"),
     }
-    h.update({key: c.number(*names) for key, names in whole.items() if c.first(*names) is not None})
+    h.update({key: c.number(*names) for key, names in whole.items() if _scalar(c.first(*names))})
     h.update(_rope(c))
     if c.first("rms_norm_eps", "norm_eps") is not None:
         h["attention.layer_norm_rms_epsilon"] = c.real("rms_norm_eps", "norm_eps")

@@ -14,12 +14,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plan_llama.models.tables import mla
+from plan_llama.models.tables import gemma, glm, hybrid, llama, mla, phi, qwen, recurrent, sparse
 from plan_llama.models.tables.pieces import TRAIT, Builder, Named, Shapes
 
 __all__ = ["TRAIT", "architectures", "tensors"]
 
-_FAMILIES: tuple[Mapping[str, Builder], ...] = (mla.BUILDERS,)
+_FAMILIES: tuple[Mapping[str, Builder], ...] = (
+    llama.BUILDERS,
+    qwen.BUILDERS,
+    gemma.BUILDERS,
+    glm.BUILDERS,
+    phi.BUILDERS,
+    mla.BUILDERS,
+    hybrid.BUILDERS,
+    recurrent.BUILDERS,
+    sparse.BUILDERS,
+)
 
 
 def tensors(architecture: str, hparams: Mapping[str, Any], vocab: int) -> tuple[Named, ...] | None:

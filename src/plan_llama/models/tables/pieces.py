@@ -30,6 +30,12 @@ class Shapes:
         """0 where the key is absent."""
         return self[key] if key in self.hparams else 0
 
+    def divisor(self, key: str) -> int:
+        """A number that something is divided by. Raises ProfileError for 0."""
+        if (value := self[key]) < 1:
+            raise ProfileError(f"hyperparameter '{key}' must be positive, found {value}")
+        return value
+
     def at(self, key: str, index: int) -> int:
         """The value for one block, of a key that may hold one number or one per block."""
         value = self.hparams.get(key)
@@ -74,6 +80,10 @@ class Block:
         """`blk.N.{name}.bias` of that shape."""
         return f"blk.{self.index}.{name}.bias", shape
 
+    def plain(self, name: str, *shape: int) -> Named:
+        """`blk.N.{name}` of that shape: the few names without a suffix."""
+        return f"blk.{self.index}.{name}", shape
+
     def norm(self, name: str, width: int = 0) -> Named:
         """A norm's weight, as wide as the residual stream unless another width is given."""
         return self.weight(name, width or self.h.embd)
@@ -97,12 +107,20 @@ class Block:
     @property
     def key(self) -> int:
         """Elements of a key head."""
-        return self.h.get("attention.key_length") or self.h.embd // self.heads
+        return self.h.get("attention.key_length") or self._share
 
     @property
     def value(self) -> int:
         """Elements of a value head."""
-        return self.h.get("attention.value_length") or self.h.embd // self.heads
+        return self.h.get("attention.value_length") or self._share
+
+    @property
+    def _share(self) -> int:
+        if self.heads < 1:
+            raise ProfileError(
+                f"hyperparameter 'attention.head_count' must be at least 1, found {self.heads}"
+            )
+        return self.h.embd // self.heads
 
     @property
     def ffn(self) -> int:
@@ -159,9 +177,20 @@ def qk_norm(b: Block) -> Iterator[Named]:
     yield b.norm("attn_k_norm", b.key)
 
 
-def gated(b: Block, width: int, suffix: str = "", *experts: int, bias: bool = False) -> Iterator[Named]:
-    """Gate, up and down of a feed-forward network, or of a stack of experts."""
-    embd = b.h.embd
+def norm_rows(b: Block) -> Iterator[Named]:
+    """Norms over all query heads and all key heads at once."""
+    yield b.norm("attn_q_norm", b.heads * b.key)
+    yield b.norm("attn_k_norm", b.kv_heads * b.key)
+
+
+def gated(
+    b: Block, width: int, suffix: str = "", *experts: int, bias: bool = False, embd: int = 0
+) -> Iterator[Named]:
+    """Gate, up and down of a feed-forward network, or of a stack of experts.
+
+    `embd`: the width of the stream they work on, where it is not the residual stream.
+    """
+    embd = embd or b.h.embd
     yield b.weight(f"ffn_gate{suffix}", embd, width, *experts)
     yield b.weight(f"ffn_up{suffix}", embd, width, *experts)
     yield b.weight(f"ffn_down{suffix}", width, embd, *experts)
@@ -171,17 +200,20 @@ def gated(b: Block, width: int, suffix: str = "", *experts: int, bias: bool = Fa
         yield b.bias(f"ffn_down{suffix}", embd, *experts)
 
 
-def experts(b: Block, *, selection_bias: bool = False, width: int = 0, shared: int = 0) -> Iterator[Named]:
+def experts(
+    b: Block, *, selection_bias: bool = False, width: int = 0, shared: int = 0, latent: int = 0
+) -> Iterator[Named]:
     """Router, routed experts, and (`shared`: their width) shared ones merged into one.
 
-    Without `width` the experts are as wide as `expert_feed_forward_length` says.
+    Without `width` the experts are as wide as `expert_feed_forward_length` says. `latent`: routed experts work
+    on a smaller stream of that width.
     """
     count = b.h["expert_count"]
     width = width or b.h.at("expert_feed_forward_length", b.index)
     yield b.weight("ffn_gate_inp", b.h.embd, count)
     if selection_bias:
         yield b.bias("exp_probs_b", count)
-    yield from gated(b, width, "_exps", count)
+    yield from gated(b, width, "_exps", count, embd=latent)
     if shared:
         yield from gated(b, shared, "_shexp")
 
