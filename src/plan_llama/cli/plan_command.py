@@ -217,8 +217,7 @@ def about_file(spec: ModelSpec) -> list[Finding]:
             Finding(
                 id="model-from-catalog",
                 severity="note",
-                text=f"the file is not on this machine: its tensors are modelled after what the publisher states "
-                f"({publisher_gb(spec.file_bytes)})",
+                text=_not_here(spec),
             )
         )
     if spec.made_with:
@@ -234,6 +233,19 @@ def about_file(spec: ModelSpec) -> list[Finding]:
             )
         )
     return found
+
+
+def _not_here(spec: ModelSpec) -> str:
+    """Of a catalog file: where its size and its tensors come from."""
+    size = publisher_gb(spec.file_bytes)
+    here = "the file is not on this machine: its"
+    if spec.sources.get("file_bytes") != "modelled":
+        return f"{here} tensors are modelled after what the publisher states ({size})"
+    text = f"{here} size ({size}) and tensors are those of llama-quantize's {spec.quant}"
+    if spec.download:
+        text += "; its name follows the repository's habit and was not looked up, which --model "
+        text += f"hf:{spec.download.repo} does"
+    return text
 
 
 def _refuse_invalid(task: Task, plan: Plan) -> None:

@@ -190,7 +190,10 @@ def build(known: KnownModel, item: KnownQuant) -> ModelSpec:
         licence=known.licence,
         sampling=known.sampling,
         kv_quantisation_breaks=known.kv_quantisation_breaks,
-        sources={"file_bytes": "catalog", "tensors": "catalog" if item.mix == "published" else "modelled"},
+        sources={
+            "file_bytes": "modelled" if item.computed else "catalog",
+            "tensors": "catalog" if item.mix == "published" else "modelled",
+        },
     )
 
 

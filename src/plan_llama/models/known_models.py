@@ -46,7 +46,7 @@ class TypeRule:
 class KnownQuant:
     """One published quantisation. `size_bytes` is the publisher's rounded statement (`size_stated`).
 
-    Where the publisher's size is not known, a llama-quantize mix has the size that it comes to.
+    Where the publisher's size is not known, a llama-quantize mix has the size that it comes to (`computed`).
     """
 
     quant: str
@@ -58,6 +58,7 @@ class KnownQuant:
     files: tuple[str, ...] = ()  # paths in the repo, first shard first; empty where the names are not known
     include: str  # pattern for `hf download --include`
     parts: int | None = None
+    computed: bool = False  # the size is what the mix comes to; the publisher's own was not looked up
     rules: tuple[TypeRule, ...] = ()
     # "published" recipe, "modelled" here to the published size, or "llama-quantize": its own mix `ftype`
     mix: str | None = None
@@ -202,8 +203,9 @@ def _quant(table: catalog.Table, shapes: tuple[str, Mapping[str, Any], int]) -> 
         source=table.take("source", str),
         engine=table.get("engine", str) or "llama.cpp",
         files=files,
-        include=table.get("include", str) or (f"{folder}/*" if folder else name or f"*{quant}*"),
+        include=table.get("include", str) or (f"{folder}/*" if folder else _pattern(files, quant)),
         parts=parts,
+        computed=stated is None,
         rules=tuple(_rule(rule) for rule in table.tables("types")),
         mix=mix,
         ftype=ftype,
@@ -238,8 +240,9 @@ def _mixes(table: catalog.Table) -> Iterator[KnownQuant]:
             size_stated=f"about {size / GB:.4g} GB",
             source=source,
             files=files,
-            include=pattern or (name if name and len(files) == 1 else f"*{quant}*"),
+            include=pattern or _pattern(files, quant),
             parts=parts,
+            computed=True,
             mix=MADE,
             ftype=_ftype(table, quant),
             imatrix=imatrix,
@@ -298,6 +301,13 @@ def _files(table: catalog.Table, name: str | None, parts: int | None) -> tuple[s
     if rest != ".gguf":
         raise ProfileError(f"{table.where}: 'file' must end in -{{part}}.gguf")
     return tuple(part_name(prefix, number, parts) for number in range(1, parts + 1))
+
+
+def _pattern(files: tuple[str, ...], quant: str) -> str:
+    """What `hf download --include` takes for these files of a repository; by their quant where they are not known."""
+    if not files:
+        return f"*{quant}*"
+    return re.sub(r"-\d+(?=-of-\d+\.gguf$)", "-*", files[0])
 
 
 def _size(table: catalog.Table, stated: str | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import subprocess
 import sys
@@ -252,3 +253,9 @@ def test_a_wrong_profile_names_the_place(old: str, new: str, message: str, tmp_p
         parse("wrong", path)
     assert message in caught.value.line()
     assert "wrong.toml" in caught.value.line()
+
+
+def test_the_download_takes_the_files_that_are_named() -> None:
+    for known in catalog_models.list_models():
+        for quant in known.quants:
+            assert all(fnmatch.fnmatch(file, quant.include) for file in quant.files), (known.id, quant.quant)
