@@ -227,7 +227,7 @@ def about_file(spec: ModelSpec) -> list[Finding]:
             Finding(
                 id="model-not-published",
                 severity="warning",
-                text=f"no publisher's file: {spec.quant} as llama.cpp's own tools make it "
+                text=f"no published {spec.quant} is known here: planned as llama.cpp's own tools make it "
                 f"({publisher_gb(spec.file_bytes)}; the tensors are exact, the header is estimated)",
                 fix=shlex.join(spec.made_with),
             )
