@@ -223,3 +223,16 @@ def test_the_printed_command_is_the_one_in_the_json(cli: Cli) -> None:
     text = cli(*GLM, *ONE_CARD).out
     block = text.split("Command  (llama.cpp, b11434):\n")[1].split("\n\n")[0]
     assert shlex.split(block.replace("\\\n", " ")) == cli(*GLM, *ONE_CARD, "--json").json["command"]["argv"]
+
+
+def test_a_folder_is_not_passed_off_as_a_file(cli: Cli, tmp_path: Path) -> None:
+    """Of GLM-5 the catalog knows the repository but not how its files are named."""
+    machine = ("--model", "glm-5", "--hardware", "mac-studio-m3-ultra-512")
+    plan = cli(*machine)
+    assert plan.code == 0
+    assert "the names of the files in unsloth/GLM-5-GGUF are not known here" in plan.flat
+    assert "--model hf:unsloth/GLM-5-GGUF:" in plan.flat
+    refused = cli(*machine, "--write", tmp_path / "launch")
+    assert refused.code == 2
+    assert "are not known here" in refused.err
+    assert not (tmp_path / "launch").exists()

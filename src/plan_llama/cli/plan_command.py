@@ -220,6 +220,16 @@ def about_file(spec: ModelSpec) -> list[Finding]:
                 text=_not_here(spec),
             )
         )
+    if spec.download is not None and not spec.download.files and not spec.files:
+        found.append(
+            Finding(
+                id="file-name-unknown",
+                severity="warning",
+                text=f"the names of the files in {spec.download.repo} are not known here: -m names their folder, which "
+                "llama.cpp does not read",
+                fix=f"--model hf:{spec.download.repo}:{spec.quant} looks them up, or plan again after the download",
+            )
+        )
     if spec.made_with:
         import shlex
 
@@ -242,7 +252,7 @@ def _not_here(spec: ModelSpec) -> str:
     if spec.sources.get("file_bytes") != "modelled":
         return f"{here} tensors are modelled after what the publisher states ({size})"
     text = f"{here} size ({size}) and tensors are those of llama-quantize's {spec.quant}"
-    if spec.download:
+    if spec.download and spec.download.files:
         text += "; its name follows the repository's habit and was not looked up, which --model "
         text += f"hf:{spec.download.repo} does"
     return text
@@ -381,9 +391,17 @@ def write_launcher(folder: Path, task: Task, plan: Plan, command: LaunchCommand,
 
 
 def launcher_files(spec: ModelSpec) -> tuple[ModelFile, ...]:
-    """The files that must be there in full when the launcher runs; 0 bytes where the size is not known."""
+    """The files that must be there in full when the launcher runs; 0 bytes where the size is not known.
+
+    Raises UsageError where the names are not known before the download.
+    """
     if spec.files:
         return tuple(ModelFile(path=path, size_bytes=size) for path, size in spec.files)
+    if spec.download is not None and not spec.download.files:
+        raise UsageError(
+            f"--write: the names of the files in {spec.download.repo} are not known here",
+            hint=f"--model hf:{spec.download.repo}:{spec.quant} looks them up, or plan again after the download",
+        )
     if spec.download is None or spec.made_with:
         return (ModelFile(path=spec.path, size_bytes=0),) if spec.path else ()
     folder = Path(spec.download.path).parent
