@@ -236,3 +236,19 @@ def test_a_folder_is_not_passed_off_as_a_file(cli: Cli, tmp_path: Path) -> None:
     assert refused.code == 2
     assert "are not known here" in refused.err
     assert not (tmp_path / "launch").exists()
+
+
+@pytest.mark.parametrize(
+    ("ram", "why"),
+    [
+        ("64GiB", "a quick reload from the page cache is worth more"),
+        ("20GiB", "less than 16.0 GiB of memory"),
+    ],
+)
+def test_why_experts_are_not_pinned(cli: Cli, ram: str, why: str) -> None:
+    card = "26GiB" if ram == "64GiB" else "16GiB"
+    quant = "Q6_K" if ram == "64GiB" else "Q4_K_M"
+    text = cli("--model", "qwen3-30b-a3b", "--quant", quant, "--gpu", card, "--ram", ram).flat
+    assert "the experts on the CPU are mapped from the file, not pinned" in text
+    assert why in text
+    assert "about 0 s" not in text

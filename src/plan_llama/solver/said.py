@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from plan_llama.findings import Finding
 from plan_llama.memory.compute import is_described
 from plan_llama.memory.context import kv_type
-from plan_llama.solver.search import Task, repack_crash
+from plan_llama.solver.search import Task, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate
 from plan_llama.units import gib, rate, tokens
 
@@ -131,14 +131,17 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
     settings, host = chosen.settings, chosen.footprint.host
     offloaded = chosen.cpu_moe_layers > 0 and bool(task.machine.gpus)
     if offloaded and settings.load_mode == "mmap" and not task.machine.unified:
+        why = why_mapped(task, host.weights_bytes, host.total_bytes)
+        text = "the experts on the CPU are mapped from the file, not pinned: prompts stream them more slowly than the "
+        text += "link allows"
         yield Finding(
             id="mmap-with-cpu-override-slow",
             severity="note",
-            text="the experts on the CPU are mapped from the file, not pinned: prompts stream them more slowly than "
-            "the link allows. llama.cpp will suggest --load-mode none; with it, weights and caches would leave less "
-            f"than {gib(task.beyond.pinned_spare_bytes)} of memory",
+            text=f"{text}. llama.cpp will suggest --load-mode none; {why}" if why else text,
+            fix="" if why else "--load-mode none",
         )
-    if offloaded and chosen.settings.op_offload and not task.machine.unified:
+    streams = offloaded and settings.op_offload and not task.machine.unified
+    if streams and chosen.speed.follow_up_ttft_s >= 1:
         yield Finding(
             id="op-offload-pcie-bound",
             severity="note",

@@ -16,12 +16,13 @@ from plan_llama.solver.types import Breakage, Candidate, Rung, Wishes
 from plan_llama.speed.estimate import estimate
 from plan_llama.speed.traffic import LayerTable
 from plan_llama.speed.types import Request
-from plan_llama.units import MIB
+from plan_llama.units import MIB, gib
 
 LADDER = (8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576)
 UBATCHES = (512, 1024, 2048, 4096)
 SMALLEST_CONTEXT = 4096
 _BATCH = 2048
+_FEW_BYTES = 4 * 1024 * MIB  # host weights below this stay mapped
 _CHECKPOINTS = 32  # llama-server's default; kept only by models with a sliding window or recurrent state
 
 
@@ -122,17 +123,27 @@ def threads(machine: Machine) -> int:
 
 def load_mode(task: Task, filled: Filled) -> LoadMode:
     """How the file is read. Pinned memory makes prefill faster, but what is pinned cannot be paged out."""
-    machine = task.machine
-    if machine.unified or not machine.gpus:
-        return "mmap"
     host = filled.made.host
     held = host.total_bytes + server_cache_bytes(task.table, filled.settings)
-    if host.weights_bytes < 4 * 1024 * MIB:
-        return "mmap"  # next to nothing stays on the host: keep the page cache's quick reload
-    if machine.os == "windows" and held > machine.ram.total_bytes // 2:
-        return "mmap"  # Windows pins about half of the RAM at most
-    spare = machine.ram.available_bytes - machine.ram.reserved_bytes - held
-    return "none" if spare >= task.beyond.pinned_spare_bytes else "mmap"
+    return "mmap" if why_mapped(task, host.weights_bytes, held) else "none"
+
+
+def why_mapped(task: Task, weights_bytes: int, held_bytes: int) -> str | None:
+    """What speaks against pinning the host's weights, as a clause; None where nothing does.
+
+    `held_bytes` is all that the server may hold in system memory, its caches included.
+    """
+    machine = task.machine
+    if machine.unified or not machine.gpus:
+        return "there is no link that pinned memory would speed up"
+    if weights_bytes < _FEW_BYTES:
+        return f"for {gib(weights_bytes)} a quick reload from the page cache is worth more"
+    if machine.os == "windows" and held_bytes > machine.ram.total_bytes // 2:
+        return "Windows pins about half of the memory at most"
+    spare = machine.ram.available_bytes - machine.ram.reserved_bytes - held_bytes
+    if spare < task.beyond.pinned_spare_bytes:
+        return f"with it, weights and caches would leave less than {gib(task.beyond.pinned_spare_bytes)} of memory"
+    return None
 
 
 def evaluate(task: Task, filled: Filled) -> Candidate:
