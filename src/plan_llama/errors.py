@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 EXIT_OK = 0
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_NO_FIT = 3
 EXIT_PROBLEM_FOUND = 4
+
+
+def did_you_mean(word: str, names: Sequence[str]) -> str:
+    """The start of a hint: `did you mean A or B; `, empty where no name is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, names, 2, 0.6)
+    return f"did you mean {' or '.join(near)}; " if near else ""
 
 
 class PlanLlamaError(Exception):

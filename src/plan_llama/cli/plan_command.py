@@ -220,16 +220,10 @@ def about_file(spec: ModelSpec) -> list[Finding]:
                 text=_not_here(spec),
             )
         )
-    if spec.download is not None and not spec.download.files and not spec.files:
-        found.append(
-            Finding(
-                id="file-name-unknown",
-                severity="warning",
-                text=f"the names of the files in {spec.download.repo} are not known here: -m names their folder, which "
-                "llama.cpp does not read",
-                fix=f"--model hf:{spec.download.repo}:{spec.quant} looks them up, or plan again after the download",
-            )
-        )
+    if unknown := _names_unknown(spec):
+        text, fix = unknown
+        text += ": -m names their folder, which llama.cpp does not read"
+        found.append(Finding(id="file-name-unknown", severity="warning", text=text, fix=fix))
     if spec.made_with:
         import shlex
 
@@ -256,6 +250,17 @@ def _not_here(spec: ModelSpec) -> str:
         text += "; its name follows the repository's habit and was not looked up, which --model "
         text += f"hf:{spec.download.repo} does"
     return text
+
+
+def _names_unknown(spec: ModelSpec) -> tuple[str, str] | None:
+    """What to say, and what to do, where the catalog knows a repository but not the names of its files."""
+    if spec.files or spec.download is None or spec.download.files:
+        return None
+    repo = spec.download.repo
+    return (
+        f"the names of the files in {repo} are not known here",
+        f"--model hf:{repo}:{spec.quant} looks them up, or plan again after the download",
+    )
 
 
 def _refuse_invalid(task: Task, plan: Plan) -> None:
@@ -397,11 +402,9 @@ def launcher_files(spec: ModelSpec) -> tuple[ModelFile, ...]:
     """
     if spec.files:
         return tuple(ModelFile(path=path, size_bytes=size) for path, size in spec.files)
-    if spec.download is not None and not spec.download.files:
-        raise UsageError(
-            f"--write: the names of the files in {spec.download.repo} are not known here",
-            hint=f"--model hf:{spec.download.repo}:{spec.quant} looks them up, or plan again after the download",
-        )
+    if unknown := _names_unknown(spec):
+        text, fix = unknown
+        raise UsageError(f"--write: {text}", hint=fix)
     if spec.download is None or spec.made_with:
         return (ModelFile(path=spec.path, size_bytes=0),) if spec.path else ()
     folder = Path(spec.download.path).parent

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import tomllib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from plan_llama.files import replace_text
 
 
 def folder() -> Path:
@@ -41,13 +42,9 @@ def write(topic: str, key: str, entry: dict[str, Any], *, most_entries: int = 32
     entries[key] = entry
     kept = dict(list(entries.items())[-most_entries:])
     target = folder() / f"{topic}.toml"
-    temporary = target.with_name(f".{topic}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(tomli_w.dumps(kept), encoding="utf-8")
-        temporary.replace(target)
+        replace_text(target, tomli_w.dumps(kept))
     except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         return False
     return True

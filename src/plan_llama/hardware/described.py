@@ -16,8 +16,6 @@ physical_cores = 16
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -25,6 +23,7 @@ from typing import Any, TypeVar, cast, get_args
 from plan_llama import catalog
 from plan_llama.catalog import Table
 from plan_llama.errors import InputError, PlanLlamaError, ProfileError
+from plan_llama.files import replace_text
 from plan_llama.hardware import gpu_table, ram_speed
 from plan_llama.hardware.other_gpus import metal_limit_bytes
 from plan_llama.hardware.types import Backend, Cpu, Disk, Gpu, Limit, Machine, Ram, Source, Vendor
@@ -360,11 +359,7 @@ def save(machine: Machine, path: str | Path, *, force: bool = False) -> None:
     target = Path(path)
     if target.exists() and not force:
         raise InputError(f"{target}: the file exists", hint="--force overwrites it")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(dumps(machine, identity=target.stem), encoding="utf-8")
-        temporary.replace(target)
+        replace_text(target, dumps(machine, identity=target.stem))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise InputError(f"{target}: cannot be written ({error.strerror})") from error

@@ -25,7 +25,6 @@ from plan_llama.memory.scheduler import (
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
-from plan_llama.memory.windows import windows
 from plan_llama.models.types import ModelSpec
 
 # llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
@@ -40,7 +39,7 @@ def is_described(spec: ModelSpec) -> bool:
 
 def _signatures(table: ModelTable, placement: Placement) -> list[tuple[object, ...]]:
     """What makes two layers alike: tensors, types and shapes, the devices of the layer and of its tensors, a window."""
-    behind = windows(table.spec).layers
+    behind = table.windows.layers
     found: list[tuple[object, ...]] = []
     for il in range(table.layers):
         home = placement.layer_device[il]

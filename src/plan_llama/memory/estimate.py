@@ -9,7 +9,6 @@ from plan_llama.memory import compute, context, weights
 from plan_llama.memory.scheduler import CUDA_KIND, BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, DeviceBytes, Settings
-from plan_llama.memory.windows import windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +22,7 @@ class DeviceMemory:
 def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:
     """The buffers that llama.cpp b11434 reserves. Raises UsageError for settings that cannot be read."""
     placement = weights.place(table, settings, [device.free_bytes for device in devices])
-    batch = context.reserved_batch(settings, windows(table.spec).cells)
+    batch = context.reserved_batch(settings, table.windows.cells)
     kinds = [device.kind for device in devices]
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
     layers = context.table_layers(table, batch.kv_type_k, batch.kv_type_v)

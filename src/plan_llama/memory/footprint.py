@@ -15,7 +15,6 @@ from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.scheduler import CUDA_KIND, OTHER_GPU_KIND
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Buffers, Settings
-from plan_llama.memory.windows import windows
 
 Verdict = Literal["fits", "tight", "pages-from-disk", "does-not-fit", "invalid"]
 
@@ -201,7 +200,7 @@ def checkpoints_bytes(table: ModelTable, settings: Settings) -> int:
     """What the context checkpoints of all slots may grow to; only the server makes them."""
     if settings.program != "llama-server" or not settings.ctx_checkpoints:
         return 0
-    batch = context.reserved_batch(settings, windows(table.spec).cells)
+    batch = context.reserved_batch(settings, table.windows.cells)
     layers = context.table_layers(table, batch.kv_type_k, batch.kv_type_v)
     return settings.parallel * settings.ctx_checkpoints * context.checkpoint_bytes(layers, batch)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
+from plan_llama.memory.windows import Windows, windows
 from plan_llama.models.spec import EXPERT, block_of
 from plan_llama.models.types import ModelSpec
 
@@ -31,6 +32,11 @@ class ModelTable:
         self._matches: dict[str, tuple[int, ...]] = {}
         self.cache_layers: dict[tuple[str, str], tuple[CacheLayer, ...]] = {}  # by K and V type
         self.compute_cache: dict[object, tuple[int, ...]] = {}
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The model's sliding windows."""
+        return windows(self.spec)
 
     @cached_property
     def block_tensors(self) -> tuple[tuple[int, ...], ...]:

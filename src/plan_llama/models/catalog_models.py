@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plan_llama import catalog
-from plan_llama.errors import ModelError, ProfileError
+from plan_llama.errors import ModelError, ProfileError, did_you_mean
 from plan_llama.models import ggml_types, tables
 from plan_llama.models.known_models import MADE, KnownModel, KnownQuant, TypeRule, parse
 from plan_llama.models.types import ModelSpec, Tensor, TensorType
@@ -142,13 +142,10 @@ def get_quant(known: KnownModel, quant: str | None) -> KnownQuant:
     found = known.named(quant or known.default_quant)
     if found:
         return found
-    import difflib
-
     names = list(dict.fromkeys(item.quant for item in known.quants))
-    near = difflib.get_close_matches((quant or "").upper(), names, 2, 0.6)
-    lead = f"did you mean {' or '.join(near)}; " if near else ""
     raise ModelError(
-        f"no quant {quant!r} of {known.name} in the catalog", hint=f"{lead}known are {', '.join(names)}"
+        f"no quant {quant!r} of {known.name} in the catalog",
+        hint=f"{did_you_mean((quant or '').upper(), names)}known are {', '.join(names)}",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote as quoted
 from urllib.parse import urljoin
 
-from plan_llama.errors import ModelError, RemoteError, UsageError
+from plan_llama.errors import ModelError, RemoteError, UsageError, did_you_mean
 from plan_llama.models import ggml_types, remote_cache, shards
 from plan_llama.models.http_transport import Access, Deadline, origin, request
 from plan_llama.units import publisher_gb
@@ -227,11 +227,7 @@ def choose(found: Repository, name: HubName, quant: str | None) -> HubQuant:
         )
     if matches:
         return _whole(found, matches[0])
-    import difflib
-
-    names = list(dict.fromkeys(item.quant for item in found.quants))
-    near = difflib.get_close_matches(wanted.upper(), names, 2, 0.6)
-    lead = f"did you mean {' or '.join(near)}; " if near else ""
+    lead = did_you_mean(wanted.upper(), list(dict.fromkeys(item.quant for item in found.quants)))
     there = ", ".join(f"{item.quant} ({publisher_gb(item.size_bytes)})" for item in found.quants[:40])
     raise ModelError(f"{found.repo}: no {wanted!r} in it", hint=f"{lead}it has {there}")
 

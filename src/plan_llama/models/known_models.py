@@ -12,7 +12,7 @@ from typing import Any
 from plan_llama import catalog
 from plan_llama.errors import ModelError, ProfileError
 from plan_llama.models import ggml_types
-from plan_llama.models.shards import part_name
+from plan_llama.models.shards import include_pattern, part_name
 from plan_llama.models.types import TensorType
 from plan_llama.units import GB, GIB
 
@@ -304,10 +304,8 @@ def _files(table: catalog.Table, name: str | None, parts: int | None) -> tuple[s
 
 
 def _pattern(files: tuple[str, ...], quant: str) -> str:
-    """What `hf download --include` takes for these files of a repository; by their quant where they are not known."""
-    if not files:
-        return f"*{quant}*"
-    return re.sub(r"-\d+(?=-of-\d+\.gguf$)", "-*", files[0])
+    """What to download: the files, or whatever has the quant in its name where theirs are not known."""
+    return include_pattern(files) if files else f"*{quant}*"
 
 
 def _size(table: catalog.Table, stated: str | None) -> int:

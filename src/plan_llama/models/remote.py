@@ -6,7 +6,6 @@ The network is used because the user named something that is on it, and for noth
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -159,7 +158,15 @@ def _from_quant(found: Repository, item: HubQuant, download_dir: Path | None) ->
         quant=item.quant,
         files=names,
         size_bytes=item.size_bytes,
-        argv=("hf", "download", found.repo, "--include", _pattern(names), "--local-dir", str(folder)),
+        argv=(
+            "hf",
+            "download",
+            found.repo,
+            "--include",
+            shards.include_pattern(names),
+            "--local-dir",
+            str(folder),
+        ),
         path=str(folder / names[0]),
         url=f"{hub.endpoint()}/{found.repo}",
     )
@@ -230,13 +237,6 @@ def _from_config(
     )
     note = f"not on this machine: worked out from the config.json of {download.url}, which holds no GGUF"
     return replace(spec, download=download, origin_note=note)
-
-
-def _pattern(names: Sequence[str]) -> str:
-    """What `hf download --include` takes for these files."""
-    if len(names) == 1:
-        return names[0]
-    return re.sub(r"-[0-9]{5}(-of-[0-9]{5}\.gguf)$", r"-*\1", names[0])
 
 
 def _assembled(read: Sequence[_Read], path: Path, where: str) -> ModelSpec:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plan_llama.files import replace_text
 from plan_llama.hardware import cache
 from plan_llama.models.ggml_types import BY_ID
 from plan_llama.models.gguf import RawHeader
@@ -62,15 +63,10 @@ def put(kind: str, key: str, value: Any) -> None:
     """Keeps a value that JSON can hold. A folder that cannot be written is no error: it is only a cache."""
     path = _path(kind, key)
     entry = {"format": _FORMAT, "key": _digest(kind, key), "kept_at": time.time(), "value": value}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(entry), encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, json.dumps(entry))
         _prune(path.parent)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def drop(kind: str, key: str) -> None:

@@ -6,6 +6,7 @@ Rules: llama_model_loader in llama.cpp b11434 (src/llama-model-loader.cpp), name
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def part_of(path: Path) -> tuple[str, int, int] | None:
 def part_name(prefix: str, number: int, count: int) -> str:
     """`NAME-00002-of-00006.gguf`."""
     return f"{prefix}-{number:05d}-of-{count:05d}.gguf"
+
+
+def include_pattern(names: Sequence[str]) -> str:
+    """What `hf download --include` takes for a file of a repository, or for all the parts of a split one."""
+    if len(names) == 1:
+        return names[0]
+    return re.sub(r"-[0-9]{5}(-of-[0-9]{5}\.gguf)$", r"-*\1", names[0])
 
 
 def read_all(path: Path) -> Files:

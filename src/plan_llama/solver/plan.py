@@ -6,7 +6,6 @@ from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.footprint import Beyond
 from plan_llama.memory.table import ModelTable
-from plan_llama.memory.windows import windows
 from plan_llama.solver import said
 from plan_llama.solver.place import Filler
 from plan_llama.solver.profiles import repack_breakages
@@ -29,7 +28,7 @@ from plan_llama.units import gib, rate, tokens
 
 def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyond) -> Task:
     """Everything the search needs, prepared once per model and machine."""
-    behind = windows(table.spec)
+    behind = table.windows
     lengths = [behind.cells if il in behind.layers else None for il in range(table.layers)]
     return Task(
         table=table,

@@ -42,7 +42,7 @@ def _glm4moe(h: Shapes) -> Iterator[Named]:
         if h.has("qk_norm"):
             yield from qk_norm(b)
         yield b.norm("post_attention_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
         else:
             yield from experts(b, selection_bias=True, shared=shared)

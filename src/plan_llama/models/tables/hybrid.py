@@ -147,7 +147,7 @@ def _kimi_linear(h: Shapes) -> Iterator[Named]:
         else:
             yield from latent_attention(b, heads)
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
         else:
             yield from experts(b, selection_bias=True, shared=_shared_width(b))
@@ -172,7 +172,7 @@ def _kimi_k3(h: Shapes) -> Iterator[Named]:
             if h.has("attention_gate", True):
                 yield b.weight("attn_gate", h.embd, heads * h["attention.value_length_mla"])
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
             continue
         latent = h.get("expert_latent_length")
@@ -202,7 +202,7 @@ def _glm5_next(h: Shapes) -> Iterator[Named]:
                 yield b.weight("indexer_compressor_gate", h.embd, size)
                 yield b.weight("indexer_compressor_ape", size, h["attention.indexer.kpool"])
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
         else:
             yield from experts(b, selection_bias=True, shared=_shared_width(b))

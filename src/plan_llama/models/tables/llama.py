@@ -32,13 +32,13 @@ def _llama(h: Shapes) -> Iterator[Named]:
             yield from gated(b, b.ffn, bias=h.has("ffn_bias"))
 
 
-def _dense(h: Shapes) -> Iterator[Named]:
+def _dense(h: Shapes, second_norm: str = "ffn_norm") -> Iterator[Named]:
     """src/models/smollm3.cpp, ernie4-5.cpp"""
     yield from ends(h)
     for b in h.blocks():
         yield b.norm("attn_norm")
         yield from attention(b)
-        yield b.norm("ffn_norm")
+        yield b.norm(second_norm)
         yield from gated(b, b.ffn)
 
 
@@ -58,12 +58,7 @@ def _llama4(h: Shapes) -> Iterator[Named]:
 
 def _seed_oss(h: Shapes) -> Iterator[Named]:
     """src/models/seed-oss.cpp"""
-    yield from ends(h)
-    for b in h.blocks():
-        yield b.norm("attn_norm")
-        yield from attention(b)
-        yield b.norm("post_attention_norm")
-        yield from gated(b, b.ffn)
+    return _dense(h, "post_attention_norm")
 
 
 def _ernie_moe(h: Shapes) -> Iterator[Named]:
@@ -73,7 +68,7 @@ def _ernie_moe(h: Shapes) -> Iterator[Named]:
         yield b.norm("attn_norm")
         yield from attention(b)
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
         else:
             shared = h.get("expert_shared_feed_forward_length")
@@ -103,7 +98,7 @@ def _dots1(h: Shapes) -> Iterator[Named]:
         yield from attention(b)
         yield from qk_norm(b)
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
         else:
             shared = h.get("expert_shared_count") * h["expert_feed_forward_length"]
@@ -152,7 +147,7 @@ def _exaone_moe(h: Shapes) -> Iterator[Named]:
         yield from attention(b)
         yield from qk_norm(b)
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count") or b.drafts:
+        if b.leading_dense or b.drafts:
             yield from gated(b, b.ffn)
         else:
             yield from experts(b, selection_bias=True, shared=shared)
@@ -170,7 +165,7 @@ def _bailing2(h: Shapes) -> Iterator[Named]:
         yield from qk_norm(b)
         yield b.weight("attn_output", b.heads * b.key, h.embd)
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
         else:
             yield from experts(b, selection_bias=True, shared=shared)

@@ -58,7 +58,7 @@ def selects(b: Block) -> bool:
 def _feed_forward(b: Block, *, selection_bias: bool, fused: bool = False) -> Iterator[Named]:
     """A dense network in the leading blocks, then experts; `fused`: their gate and up are one tensor."""
     h = b.h
-    if b.index < h.get("leading_dense_block_count"):
+    if b.leading_dense:
         yield from gated(b, b.ffn)
         return
     width = h.at("expert_feed_forward_length", b.index)

@@ -94,6 +94,11 @@ class Block:
         return self.index >= self.h.layers
 
     @property
+    def leading_dense(self) -> bool:
+        """Whether this is one of the first blocks of a model with experts, which have a dense network."""
+        return self.index < self.h.get("leading_dense_block_count")
+
+    @property
     def heads(self) -> int:
         """Query heads."""
         return self.h.at("attention.head_count", self.index)

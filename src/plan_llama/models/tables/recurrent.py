@@ -156,7 +156,7 @@ def _lfm2(h: Shapes) -> Iterator[Named]:
         yield ("token_embd_norm.weight" if name == "output_norm.weight" else name), shape
     for b in h.blocks():
         yield b.norm("ffn_norm")
-        if routed and b.index >= h.get("leading_dense_block_count"):
+        if routed and not b.leading_dense:
             yield from experts(b, selection_bias=True)
         else:
             yield from gated(b, b.ffn)

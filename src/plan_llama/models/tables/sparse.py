@@ -88,7 +88,7 @@ def _minimax_m3(h: Shapes) -> Iterator[Named]:
         yield from attention(b)
         yield from qk_norm(b)
         yield b.norm("ffn_norm")
-        if b.index < h.get("leading_dense_block_count"):
+        if b.leading_dense:
             yield from gated(b, b.ffn)
             continue
         yield from experts(b, selection_bias=True, shared=shared)
@@ -108,7 +108,7 @@ def _step35(h: Shapes) -> Iterator[Named]:
         yield from attention(b)
         yield b.weight("attn_gate", h.embd, b.heads)
         yield b.norm("ffn_norm")
-        if b.drafts or b.index < h.get("leading_dense_block_count"):
+        if b.drafts or b.leading_dense:
             yield from gated(b, b.ffn)
         else:
             yield from experts(b, selection_bias=True, shared=h["expert_shared_feed_forward_length"])
