@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from plan_llama.memory.architectures import GRAPHS
 from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
-from plan_llama.memory.decoder import Decoder
 from plan_llama.memory.ggml import Node
+from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.rough import upper_bound
 from plan_llama.memory.scheduler import (
     CPU_KIND,
@@ -113,7 +112,7 @@ def _walk(
         len(kinds),
     )
     builder.output_device = placement.output_device
-    graph: Decoder = GRAPHS[spec.architecture](builder)
+    graph = graph_of(spec.architecture)(builder)
     x = graph.inputs()
     alike = 0
     constants: list[Node] = []

@@ -261,3 +261,11 @@ class Decoder:
     def caps_logits(self) -> bool:
         """Whether the logits are capped by tanh."""
         return self.soft_caps
+
+
+class GptOss(Decoder):
+    """Attention sinks, windows, biased experts (src/models/openai-moe.cpp)."""
+
+    default_gating = 3
+    default_normalise = False
+    late_rows = True

@@ -6,8 +6,8 @@ Mirrors src/models/deepseek2.cpp and glm-dsa.cpp of llama.cpp b11434.
 from __future__ import annotations
 
 from plan_llama.memory.blocks import UndescribedGraph, hadamard_size
-from plan_llama.memory.decoder import Decoder
 from plan_llama.memory.ggml import F16, F32, I64, Node
+from plan_llama.memory.graphs.decoder import Decoder
 
 
 class Latent(Decoder):

@@ -1,0 +1,79 @@
+"""Which graph an architecture has: a module of this package and its class, by the name in the header.
+
+Every entry is held against the real engine (tests/engine/test_archs.py). For an architecture that is not listed an
+upper bound is used instead (memory/rough.py), and said. A module is imported when its graph is built.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plan_llama.memory.graphs.decoder import Decoder
+
+GRAPHS: dict[str, str] = {
+    "arcee": "decoder.Decoder",
+    "bailingmoe": "decoder.Decoder",
+    "bailingmoe2": "decoder.Decoder",
+    "chatglm": "decoder.Decoder",
+    "codeshell": "decoder.Decoder",
+    "cohere2": "decoder.Decoder",
+    "dbrx": "decoder.Decoder",
+    "deci": "decoder.Decoder",
+    "deepseek": "decoder.Decoder",
+    "deepseek2": "latent.Latent",
+    "dots1": "decoder.Decoder",
+    "ernie4_5": "decoder.Decoder",
+    "ernie4_5-moe": "decoder.Decoder",
+    "exaone": "decoder.Decoder",
+    "exaone-moe": "decoder.Decoder",
+    "falcon": "decoder.Decoder",
+    "gemma": "decoder.Decoder",
+    "gemma2": "decoder.Decoder",
+    "gemma3": "gemma.Gemma3",
+    "glm-dsa": "latent.GlmDsa",
+    "glm4": "decoder.Decoder",
+    "glm4moe": "decoder.Decoder",
+    "gpt-oss": "decoder.GptOss",
+    "gptneox": "decoder.Decoder",
+    "granite": "decoder.Decoder",
+    "granitemoe": "decoder.Decoder",
+    "grovemoe": "decoder.Decoder",
+    "hunyuan-moe": "decoder.Decoder",
+    "hy_v3": "decoder.Decoder",
+    "internlm2": "decoder.Decoder",
+    "jais2": "decoder.Decoder",
+    "llama": "decoder.Decoder",
+    "minicpm": "decoder.Decoder",
+    "minimax-m2": "decoder.Decoder",
+    "mistral3": "decoder.Decoder",
+    "nanbeige": "decoder.Decoder",
+    "nemotron": "decoder.Decoder",
+    "olmo": "decoder.Decoder",
+    "olmoe": "decoder.Decoder",
+    "openelm": "decoder.Decoder",
+    "orion": "decoder.Decoder",
+    "paddleocr": "decoder.Decoder",
+    "pangu-embedded": "decoder.Decoder",
+    "qwen": "decoder.Decoder",
+    "qwen2": "decoder.Decoder",
+    "qwen2moe": "decoder.Decoder",
+    "qwen2vl": "decoder.Decoder",
+    "qwen3": "decoder.Decoder",
+    "qwen3moe": "decoder.Decoder",
+    "qwen3vl": "decoder.Decoder",
+    "qwen3vlmoe": "decoder.Decoder",
+    "seed_oss": "decoder.Decoder",
+    "smollm3": "decoder.Decoder",
+    "stablelm": "decoder.Decoder",
+    "starcoder2": "decoder.Decoder",
+    "xverse": "decoder.Decoder",
+}
+
+
+def graph_of(architecture: str) -> type[Decoder]:
+    """The graph class of a described architecture. Raises KeyError for another one."""
+    module, name = GRAPHS[architecture].split(".")
+    found: type[Decoder] = getattr(import_module(f"{__name__}.{module}"), name)
+    return found
