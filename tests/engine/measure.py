@@ -44,8 +44,11 @@ def run_membytes(bin_folder: Path, argv: Sequence[str | Path], env: Mapping[str,
 
 
 def places(answer: Mapping[str, Any]) -> dict[str, Sums]:
-    """The sums of a membytes answer: GPU0, …, Host, and each buffer type that is neither (CPU_REPACK)."""
-    names = {device: f"GPU{index}" for index, device in enumerate(answer["devices"])}
+    """The sums of a membytes answer: GPU0, …, Host, and each buffer type that is neither (CPU_REPACK).
+
+    A stand-in's number is in its name: with `-sm none` the model has only one of them.
+    """
+    names = {device: re.sub(r"^RPC(\d+).*", r"GPU\1", device) for device in answer["devices"]}
     sums = {place: Sums() for place in (*names.values(), "Host")}
     for buffer in answer["bufts"]:
         place = "Host" if buffer["is_host"] else names.get(buffer["dev"], buffer["buft"])
