@@ -152,6 +152,41 @@ def check(
     return check_command.run(context.args, model, hardware, wishes, engine, output)
 
 
+@app.command(context_settings={"allow_extra_args": True})
+@takes(
+    model=ModelOptions,
+    hardware=HardwareOptions,
+    wishes=WishOptions,
+    engine=EngineOptions,
+    output=OutputOptions,
+)
+def verify(
+    context: typer.Context,
+    *,
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            "--rpc", metavar="HOST:PORT,...", help="RPC servers whose devices the engine is to use."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", metavar="SECONDS", min=1, max=3600, help="Most time for each program."),
+    ] = 120,
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wishes: WishOptions,
+    engine: EngineOptions,
+    output: OutputOptions,
+) -> int:
+    """Dry-run the plan, or the command behind --, with the installed engine: predicted beside real."""
+    from plan_llama.cli import verify_command
+
+    return verify_command.run(
+        context.args, model, hardware, wishes, engine, output, rpc=rpc, timeout_s=timeout
+    )
+
+
 @app.command()
 @takes(hardware=HardwareOptions)
 def hardware(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plan_llama.cli import plan_json, render_plan
@@ -17,7 +17,7 @@ from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, Remo
 from plan_llama.findings import Finding, Severity
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
-from plan_llama.hardware.types import Machine
+from plan_llama.hardware.types import InstalledEngine, Machine
 from plan_llama.launchers import posix
 from plan_llama.launchers.posix import ModelFile
 from plan_llama.memory.table import ModelTable
@@ -42,26 +42,10 @@ def run(
     force: bool,
 ) -> int:
     """Plans, prints, writes. Returns 0 for a plan that fits, 3 for one that does not."""
-    assert model.model is not None  # noqa: S101 - the command checked it
     wanted = wishes(wish_options)
-    build = engine_build(engine)
-    spec, machine, said = choose_model(model, hardware, wanted, engine.engine_path)
-    check_against_model(wanted, spec)
-    table = ModelTable(spec)
-    task, plan, about_gpus = solved(make_task(table, machine, wanted, beyond()))
-    said += about_gpus
-    if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
-        plan = replace(
-            plan, alternatives=(*smaller_quants(model.model, spec, machine, wanted), *plan.alternatives)
-        )
-    if plan is None:
-        raise InputError(
-            f"{spec.name} {spec.quant}: with what was pinned, not even its smallest part fits this machine's GPUs",
-            hint="leave --pin out, or --no-gpu plans for the CPU alone",
-        )
-    _refuse_invalid(task, plan)
-    launch, about_build = make_command(task, plan, machine, build)
-    findings = in_order([*said, *plan.findings, *machine_notes(machine), *about_build])
+    made = make_plan(model, hardware, wanted, engine)
+    task, plan, machine, launch, findings = made.task, made.plan, made.machine, made.launch, made.findings
+    table = task.table
     usable = plan.chosen.footprint.verdict in ("fits", "tight")
     accepted = plan.chosen.footprint.verdict == "pages-from-disk" and wanted.allow_paging
     written: Path | None = None
@@ -96,6 +80,50 @@ def run(
             text += f"\nwritten: {written}\n"
         screen.write(text)
     return EXIT_OK if usable or accepted else EXIT_NO_FIT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A plan with its command and everything there is to say about it."""
+
+    task: Task
+    plan: Plan
+    machine: Machine
+    launch: LaunchCommand
+    findings: list[Finding]
+
+
+def make_plan(
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wanted: Wishes,
+    engine: EngineOptions,
+    *,
+    installed: InstalledEngine | None = None,
+) -> Made:
+    """The plan for what the options name. `installed` is the engine to write the command for; left out, the machine's.
+
+    Raises PlanLlamaError for a model, machine or wish that cannot be planned for.
+    """
+    assert model.model is not None  # noqa: S101 - the command checked it
+    build = engine_build(engine)
+    spec, machine, said = choose_model(model, hardware, wanted, engine.engine_path)
+    check_against_model(wanted, spec)
+    task, plan, about_gpus = solved(make_task(ModelTable(spec), machine, wanted, beyond()))
+    said += about_gpus
+    if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
+        plan = replace(
+            plan, alternatives=(*smaller_quants(model.model, spec, machine, wanted), *plan.alternatives)
+        )
+    if plan is None:
+        raise InputError(
+            f"{spec.name} {spec.quant}: with what was pinned, not even its smallest part fits this machine's GPUs",
+            hint="leave --pin out, or --no-gpu plans for the CPU alone",
+        )
+    _refuse_invalid(task, plan)
+    launch, about_build = make_command(task, plan, machine, build, installed)
+    findings = in_order([*said, *plan.findings, *machine_notes(machine), *about_build])
+    return Made(task=task, plan=plan, machine=machine, launch=launch, findings=findings)
 
 
 def solved(task: Task, *, ladder: bool = True) -> tuple[Task, Plan | None, list[Finding]]:
@@ -306,14 +334,13 @@ def _said_otherwise(probe: str, machine: Machine) -> bool:
 
 
 def make_command(
-    task: Task, plan: Plan, machine: Machine, build: int | None
+    task: Task, plan: Plan, machine: Machine, build: int | None, installed: InstalledEngine | None = None
 ) -> tuple[LaunchCommand, list[Finding]]:
     """The command for the installed build, or for the one asked for, or b11434."""
     spec = task.table.spec
     said: list[Finding] = []
-    installed = next((item for item in machine.engines if item.engine == "llama.cpp"), None)
-    if machine.simulated:
-        installed = None
+    if installed is None and not machine.simulated:
+        installed = next((item for item in machine.engines if item.engine == "llama.cpp"), None)
     target = llama_server.BUILD
     if build is not None:
         target = build

@@ -174,6 +174,41 @@ def _vllm_package() -> InstalledEngine | None:
         return None
 
 
+def llama_programs(
+    engine_path: str | None, *, which: Callable[..., str | None] | None = None
+) -> tuple[Path, Path | None]:
+    """llama-fit-params of this machine, and the llama-server beside it (None where there is none).
+
+    `engine_path` names a program of the engine, or their folder; else they are those on PATH. Raises InputError.
+    """
+    if which is None:
+        import shutil
+
+        which = shutil.which
+    get = "a release from https://github.com/ggml-org/llama.cpp/releases has it, as has `brew install llama.cpp`"
+    if engine_path is not None:
+        given = Path(engine_path)
+        if not given.exists():
+            raise InputError(
+                f"{given}: no such program", hint="name llama-server, or the folder that holds it"
+            )
+        folder = (given if given.is_dir() else given.resolve().parent).absolute()
+    else:
+        on_path = which("llama-server") or which("llama-fit-params")
+        if on_path is None:
+            hint = f"{get}; --engine-path names its folder"
+            raise InputError("no llama-fit-params on PATH to verify with", hint=hint)
+        folder = Path(on_path).resolve().parent
+    fit = which("llama-fit-params", path=str(folder))
+    if fit is None and engine_path is None:
+        fit = which("llama-fit-params")
+    if fit is None:
+        hint = f"recent builds of llama.cpp come with it; {get}"
+        raise InputError(f"{folder}: no llama-fit-params there to verify with", hint=hint)
+    server = which("llama-server", path=str(Path(fit).parent))
+    return Path(fit), Path(server) if server else None
+
+
 def installed(
     engine_path: str | None = None, *, runner: Runner = run, which: Callable[[str], str | None] | None = None
 ) -> tuple[list[InstalledEngine], list[ProbeNote]]:

@@ -1,0 +1,195 @@
+"""Dry-run a plan, or a command that is given, with the engine of this machine, and show predicted beside real."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from plan_llama.cli import plan_json, render_verify
+from plan_llama.cli.checked_model import model_of
+from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
+from plan_llama.cli.plan_command import in_order, machine_notes, make_plan, print_json
+from plan_llama.cli.screen import Screen
+from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
+from plan_llama.engines import llama_server
+from plan_llama.engines.command_settings import to_settings
+from plan_llama.engines.commandline import parse
+from plan_llama.engines.flags import FlagTable
+from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.verify import Subject, verify
+from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, UsageError
+from plan_llama.findings import Finding
+from plan_llama.hardware.engines import describe, llama_programs
+from plan_llama.hardware.overrides import resolve
+from plan_llama.hardware.probe import measured
+from plan_llama.hardware.types import InstalledEngine, Source
+from plan_llama.memory.footprint import footprint
+from plan_llama.memory.table import ModelTable
+from plan_llama.solver.plan import make_task
+from plan_llama.solver.profiles import beyond
+from plan_llama.solver.search import Task, judged
+from plan_llama.solver.types import Candidate, Wishes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What is verified, with what a plan's JSON says of it."""
+
+    task: Task
+    candidate: Candidate
+    launch: LaunchCommand
+    subject: Subject
+    findings: list[Finding]
+    provenance: dict[str, Source]
+
+
+def run(
+    argv: Sequence[str],
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wish_options: WishOptions,
+    engine: EngineOptions,
+    output: OutputOptions,
+    *,
+    rpc: str | None,
+    timeout_s: float,
+) -> int:
+    """Returns 0 where all that could be compared agrees and it fits by the real numbers, else 3."""
+    if not argv and model.model is None:
+        hint = "plan-llama verify --model glm-5.1, or plan-llama verify -- llama-server -m FILE ..."
+        raise UsageError("verify: --model is missing", hint=hint)
+    wanted = wishes(wish_options)
+    engine_build(engine)
+    fit_params, server = llama_programs(engine.engine_path)
+    installed = describe(server or fit_params, "llama.cpp")
+    engine = replace(engine, engine_path=str(server) if server else None)
+    if argv:
+        given = _command(argv, model, hardware, wanted, engine, installed)
+    else:
+        given = _plan(model, hardware, wanted, engine, installed if server else None)
+    with _interruptible():
+        found = verify(given.subject, fit_params, server, rpc=rpc, timeout_s=timeout_s)
+    if output.json:
+        answer = plan_json.answer(
+            table=given.task.table,
+            machine=given.task.machine,
+            chosen=given.candidate,
+            verdict=given.candidate.footprint.verdict,
+            command=given.launch,
+            findings=given.findings,
+            provenance=given.provenance,
+        )
+        print_json({**answer, "verify": render_verify.as_json(found, installed)})
+    else:
+        screen = Screen()
+        spec, machine = given.task.table.spec, given.task.machine
+        screen.write(render_verify.text(screen, spec, machine, found, installed, given.launch))
+    return EXIT_OK if found.verdict in ("verified", "partly-verified") else EXIT_NO_FIT
+
+
+def _plan(
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wanted: Wishes,
+    engine: EngineOptions,
+    installed: InstalledEngine | None,
+) -> Given:
+    """The plan, with its command written for the engine that is to run it."""
+    made = make_plan(model, hardware, wanted, engine, installed=installed)
+    chosen = made.plan.chosen
+    subject = Subject(
+        table=made.task.table,
+        machine=made.machine,
+        beyond=made.task.beyond,
+        parsed=parse(made.launch.argv, table=FlagTable.load(made.launch.build or None)),
+        settings=chosen.settings,
+        env=made.launch.env,
+        margin_bytes=wanted.margin_bytes,
+        allow_paging=wanted.allow_paging,
+    )
+    return Given(
+        task=made.task,
+        candidate=chosen,
+        launch=made.launch,
+        subject=subject,
+        findings=made.findings,
+        provenance=dict(made.plan.provenance),
+    )
+
+
+def _command(
+    argv: Sequence[str],
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wanted: Wishes,
+    engine: EngineOptions,
+    installed: InstalledEngine,
+) -> Given:
+    """A command as it stands; what --fit would change in it is not part of it."""
+    machine = measured(resolve(hardware_choice(hardware), engine_path=engine.engine_path))
+    parsed = parse(argv, table=FlagTable.load(engine_build(engine) or installed.build or None))
+    if parsed.program not in ("llama-server", "llama-fit-params"):
+        raise UsageError(
+            f"verify: a command of {parsed.program} cannot be dry-run",
+            hint="llama-server and llama-fit-params can",
+        )
+    spec, said = model_of(parsed, model)
+    if spec is None:
+        raise InputError(f"verify: {said[-1].text}", hint=said[-1].fix)
+    reading = to_settings(parsed, model=spec, machine=machine)
+    task = make_task(ModelTable(spec), machine, wanted, beyond())
+    used = footprint(task.table, reading.settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)
+    said += reading.findings
+    if reading.fit_enabled and not {"ngl", "ts", "ot"} & reading.user_set:
+        text = "--fit is on in this build: it may place layers otherwise, and the command is verified as it is written"
+        said.append(
+            Finding(
+                id="fit-changes-placement",
+                severity="warning",
+                text=text,
+                fix="--fit off, with every value given",
+            )
+        )
+    subject = Subject(
+        table=task.table,
+        machine=machine,
+        beyond=task.beyond,
+        parsed=parsed,
+        settings=reading.settings,
+        env=parsed.env,
+        margin_bytes=wanted.margin_bytes,
+        allow_paging=wanted.allow_paging,
+    )
+    return Given(
+        task=task,
+        candidate=judged(task, reading.settings, used),
+        launch=LaunchCommand(
+            engine=llama_server.ENGINE, build=parsed.build, argv=tuple(argv), env=parsed.env
+        ),
+        subject=subject,
+        findings=in_order([*said, *machine_notes(machine)]),
+        provenance={"model": spec.source, "settings": "user", "speed": "modelled"},
+    )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """A request to end ends what was started and removes the temporary folder first, as an interrupt does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,181 @@
+"""Run one program of an engine to its end: argv only, bounded in time and output, its whole process group ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+_MOST_BYTES = 1 << 20  # of each stream, from its start; the rest is read and dropped
+_TAIL_BYTES = 16 << 10  # and as much of its end is kept where it is longer
+_GRACE_S = 2.0
+# What stands in front of the words that matter, the most telling first: `0.00.774.612 E name: ...` is a logged error.
+_SIGNS = tuple(
+    re.compile(text) for text in (r"^[\d.]+ E ", r"(?=GGML_ASSERT)", r"^what\(\): ", r"(?i)(?=\berror\b)")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a program ended. `code` is None where it was ended for its time, or could not be started (`trouble`)."""
+
+    argv: tuple[str, ...]
+    code: int | None
+    seconds: float
+    out: str = ""
+    err: str = ""
+    timed_out: bool = False
+    trouble: str = ""
+
+    @property
+    def how(self) -> str:
+        """In a few words: `exit code 1`, `killed by SIGABRT`, `ended after 60 s without an answer`."""
+        if self.trouble:
+            return f"could not be started ({self.trouble})"
+        if self.timed_out or self.code is None:
+            return f"ended after {self.seconds:.0f} s without an answer"
+        if self.code < 0:
+            with contextlib.suppress(ValueError):
+                return f"killed by {signal.Signals(-self.code).name}"
+        return f"exit code {self.code}"
+
+    @property
+    def last_words(self) -> str:
+        """The line that says most of why it ended: an error that llama.cpp logs, an assertion, an exception, else the
+        last line.
+        """
+        lines = [line.strip() for line in f"{self.out}\n{self.err}".splitlines() if line.strip()]
+        said = ""
+        for sign in _SIGNS:
+            said = next((line[match.end() :] for line in reversed(lines) if (match := sign.search(line))), "")
+            if said:
+                break
+        said = said or (lines or [""])[-1]
+        return "".join(c if c.isprintable() else " " for c in said.strip())[:300]
+
+
+def run(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> Ended:
+    """Runs `argv` with nothing on its standard input. Nothing of its group is left, however this is left."""
+    started = time.monotonic()
+    start = _Start(argv, env)
+    readers: list[_Reader] = []
+    timed_out = False
+    try:
+        process = start.process()
+        readers = [_Reader(stream) for stream in (process.stdout, process.stderr) if stream is not None]
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        timed_out = True
+    except (OSError, ValueError) as error:  # a ValueError is a NUL in an argument
+        reason = getattr(error, "strerror", None) or str(error)
+        return Ended(argv=tuple(argv), code=None, seconds=0.0, trouble=reason)
+    finally:
+        start.end()
+        for reader in readers:
+            reader.finish()
+    seconds = time.monotonic() - started
+    out, err = (reader.text() for reader in readers)
+    code = None if timed_out else process.returncode
+    return Ended(argv=tuple(argv), code=code, seconds=seconds, out=out, err=err, timed_out=timed_out)
+
+
+class _Start:
+    """Starts a program from a thread of its own: an interrupt reaches the main thread only, and so never falls between
+    the start of the program and the place that ends it.
+    """
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self._argv, self._env = list(argv), dict(env)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._start, daemon=True)
+        self._thread.start()
+
+    def _start(self) -> None:
+        try:
+            with _no_core_files():
+                self._process = subprocess.Popen(
+                    self._argv,
+                    env=self._env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as error:
+            self._error = error
+
+    def process(self) -> subprocess.Popen[bytes]:
+        """The program, started. Raises what its start raised."""
+        self._thread.join()
+        if self._process is None:
+            raise self._error or OSError("not started")
+        return self._process
+
+    def end(self) -> None:
+        """Ends the program and its group, if it was started."""
+        self._thread.join()
+        if self._process is not None:
+            end_group(self._process)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Asks the process and all that it started to end, and then makes them. The leader may be gone already."""
+    for wanted in ("SIGTERM", "SIGKILL"):
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, getattr(signal, wanted))
+        elif process.poll() is None:
+            process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+
+
+class _Reader:
+    """Drains a stream from a thread, so that a program that prints without end is not kept waiting for us."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._head, self._tail = bytearray(), bytearray()
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while chunk := self._stream.read1(1 << 16):  # type: ignore[attr-defined]  # a BufferedReader
+                room = _MOST_BYTES - len(self._head)
+                self._head += chunk[:room]
+                self._tail = (self._tail + chunk[room:])[-_TAIL_BYTES:]
+
+    def finish(self) -> None:
+        """What is in the pipe is read; a process that left the group and holds it open is not waited for."""
+        self._thread.join(_GRACE_S)
+        if not self._thread.is_alive():
+            self._stream.close()
+
+    def text(self) -> str:
+        """What was kept."""
+        return bytes(self._head + self._tail).decode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _no_core_files() -> Iterator[None]:
+    """A program that aborts leaves no core file in the user's folder: the limit is inherited at the start."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
