@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from plan_llama.memory.ggml import F16, F32, I32, I64, Graph, Node, tensor
+from plan_llama.memory.ggml import F16, F32, I32, I64, Graph, Node, Shape, tensor
 from plan_llama.memory.types import HOST
 from plan_llama.models.types import ModelSpec, TensorType
 
@@ -116,9 +116,16 @@ class Builder:
 
     def cache(self, name: str, kind: TensorType, row: int, cells: int, layer: int) -> Node:
         """A layer's K, V or index cache: [row, cells, streams], where the layer runs."""
+        return self._held(name, kind, (row, cells, self.batch.streams, 1), layer)
+
+    def state(self, name: str, elements: int, layer: int) -> Node:
+        """What a recurrent layer keeps of every sequence: f32 [elements, sequences] (llama_memory_recurrent)."""
+        return self._held(name, F32, (elements, self.batch.sequences, 1, 1), layer)
+
+    def _held(self, name: str, kind: TensorType, ne: Shape, layer: int) -> Node:
         key = f"{name}.{layer}"
         if key not in self._caches:
-            node = Node("NONE", kind, (row, cells, self.batch.streams, 1), [])
+            node = Node("NONE", kind, ne, [])
             node.buffer = self.backend(self._layer_device[layer]) if self.batch.kv_offload else self.cpu
             self._caches[key] = node
         return self._caches[key]
@@ -241,7 +248,7 @@ class Builder:
         g.expand(weights)
         x = g.reshape(x, x.ne[0], 1, tokens)
         if self.has(f"{prefix}.ffn_gate_up_exps.weight"):
-            both = self._experts(f"{prefix}.ffn_gate_up_exps", x, selected)
+            both = self._experts(f"{prefix}.ffn_gate_up_exps", x, selected, scale=f"{prefix}.ffn_up_exps")
             half = (both.ne[0] // 2, both.ne[1], both.ne[2])
             hidden = g.glu(g.view(both, half, both.nb[1:3]), g.view(both, half, both.nb[1:3]))
         else:
@@ -261,8 +268,15 @@ class Builder:
             g.expand(total)
         return g.cont(total) if used == 1 else total
 
-    def _experts(self, name: str, x: Node, ids: Node) -> Node:
-        out = self.g.mul_mat_id(self.w(f"{name}.weight"), x, ids)
+    def _experts(self, name: str, x: Node, ids: Node, *, scale: str = "") -> Node:
+        """build_lora_mm_id with a scale and a bias per expert, where the file has them."""
+        g = self.g
+        out = g.mul_mat_id(self.w(f"{name}.weight"), x, ids)
+        scales = self.maybe(f"{scale or name}.scale")
+        if scales is not None:
+            experts = scales.ne[0]
+            each = g.repeat(g.reshape(scales, 1, experts, 1), 1, experts, x.ne[2], 1)
+            out = g.like("MUL", out, g.get_rows(each, ids))
         bias = self.maybe(f"{name}.bias")
         return out if bias is None else self.g.like("ADD_ID", out, bias, ids)
 

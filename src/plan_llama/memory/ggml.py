@@ -235,6 +235,14 @@ class Graph:
         """ggml_cast."""
         return Node("CPY", kind, a.ne, [a])
 
+    def cpy(self, a: Node, b: Node) -> Node:
+        """ggml_cpy: a view of `b` that is written."""
+        return Node("CPY", b.type, b.ne, [a, b], nb=b.nb, view_of=b)
+
+    def in_place(self, op: str, a: Node, *others: Node) -> Node:
+        """ggml_scale_inplace, ggml_set_inplace and their kin: a view of `a` that is written."""
+        return Node(op, a.type, a.ne, [a, *others], nb=a.nb, view_of=a)
+
     def glu(self, gate: Node, up: Node | None = None) -> Node:
         """ggml_swiglu and its kin: with `up` of the gate's shape, without it half the row."""
         if up is not None:
@@ -273,6 +281,16 @@ class Graph:
     def soft_max(self, a: Node, mask: Node | None = None, sinks: Node | None = None) -> Node:
         """ggml_soft_max_ext."""
         return Node("SOFT_MAX", a.type, a.ne, [a, *(n for n in (mask, sinks) if n is not None)])
+
+    def ssm_conv(self, x: Node, kernel: Node) -> Node:
+        """ggml_ssm_conv: f32 [channels, tokens, sequences]."""
+        return Node("SSM_CONV", F32, (kernel.ne[1], x.ne[0] - kernel.ne[0] + 1, x.ne[2], 1), [x, kernel])
+
+    def gated_delta_net(self, q: Node, k: Node, v: Node, gate: Node, beta: Node, state: Node) -> Node:
+        """ggml_gated_delta_net with one snapshot: the outputs of all tokens and, behind them, the new states."""
+        size, heads, tokens, sequences = v.ne
+        ne = (size * heads, (tokens + size) * sequences, 1, 1)
+        return Node("GATED_DELTA_NET", F32, ne, [q, k, v, gate, beta, state])
 
     def lightning_indexer(self, q: Node, k: Node, weights: Node, mask: Node) -> Node:
         """ggml_lightning_indexer: f32 scores [cells, tokens, 1, streams]."""

@@ -231,7 +231,8 @@ class Decoder:
             f"blk.{il}",
             used=self.spec.int_param("expert_used_count", layer=il),
             gating=_GATING.get(gating, "softmax"),
-            normalise=bool(params.get("expert_weights_norm", self.default_normalise)),
+            normalise=self.always_normalise
+            or bool(params.get("expert_weights_norm", self.default_normalise)),
             scale=scale not in (0, 1),
             groups=(
                 self.spec.int_param("expert_group_count", 1),
@@ -241,6 +242,7 @@ class Decoder:
 
     default_gating = 1
     default_normalise = True
+    always_normalise = False  # whatever the header says
 
     # -- the head -----------------------------------------------------------------------------------------------------
 
@@ -251,6 +253,11 @@ class Decoder:
             x = g.get_rows(x, self.out_ids)
         x = b.norm(x, "output_norm")
         x.is_output = True
+        self.logits(x)
+
+    def logits(self, x: Node) -> None:
+        """The product with the head's matrix."""
+        b, g = self.b, self.g
         name = "output.weight" if b.has("output.weight") else "token_embd.weight"
         logits = g.mul_mat(b.output_weight(name), x)
         for op in ("SCALE", "UNARY", "SCALE") if self.caps_logits() else ():

@@ -1,0 +1,67 @@
+"""What graphs with a recurrent state share: the inputs, and the way a state is read and written.
+
+Mirrors build_rs_inp, build_inp_mem_hybrid and build_rs of src/llama-graph.cpp and the full memory context of
+src/llama-memory-recurrent.cpp (b11434), which the reservation uses: as many states as sequences, none beside them.
+"""
+
+from __future__ import annotations
+
+from plan_llama.memory.ggml import I32, Node
+from plan_llama.memory.graphs.decoder import Decoder
+from plan_llama.memory.recurrent import recurrent_layers, state_elements
+
+
+class Recurrent(Decoder):
+    """A decoder some or all of whose layers keep a state per sequence instead of, or beside, a cache."""
+
+    def attention_inputs(self) -> None:
+        """build_inp_mem_hybrid: the inputs of the cache, and which state each sequence continues."""
+        super().attention_inputs()
+        self.state_inputs()
+
+    def state_inputs(self) -> None:
+        """build_rs_inp."""
+        self.sequences = self.batch.sequences
+        self.tokens_each = self.batch.tokens // self.sequences
+        self.copies = self.g.input(I32, self.sequences)
+        self.recurrent = recurrent_layers(self.spec)
+
+    def conv_cache(self, il: int) -> Node:
+        """get_r_l: the convolution's last inputs."""
+        return self.b.state("r", state_elements(self.spec, il)[0], il)
+
+    def state_cache(self, il: int) -> Node:
+        """get_s_l: the recurrent state."""
+        return self.b.state("s", state_elements(self.spec, il)[1], il)
+
+    def load_state(self, cache: Node) -> Node:
+        """build_rs: the states of the batch's sequences, [elements, sequences]."""
+        g = self.g
+        elements, count = cache.ne[0], cache.ne[1]
+        states = g.reshape(cache, elements, count)
+        zero = g.view(states, (elements,), ())
+        g.expand(g.in_place("SCALE", zero))
+        rows = g.get_rows(states, self.copies)
+        out = g.view(rows, (elements, self.sequences), (rows.nb[1],))
+        g.expand(out)
+        extra = g.view(rows, (elements, 0), (rows.nb[1],))
+        g.expand(g.cpy(extra, g.view(cache, (elements, 0), (cache.nb[1],))))
+        return out
+
+    def store_state(self, cache: Node, values: Node) -> None:
+        """Writes the new states of the batch's sequences over the old ones."""
+        g = self.g
+        g.expand(g.cpy(values, g.view(cache, (cache.ne[0], self.sequences), (cache.nb[1],))))
+
+    def per_sequence(self, x: Node) -> Node:
+        """[width, tokens] as [width, tokens of a sequence, sequences]."""
+        return self.g.reshape(x, x.ne[0], self.tokens_each, self.sequences)
+
+    def flat(self, x: Node) -> Node:
+        """Back to [width, tokens]."""
+        return self.g.reshape(x, x.ne[0], x.ne[1] * x.ne[2])
+
+    def gated_norm(self, x: Node, name: str, gate: Node) -> Node:
+        """build_norm_gated of the delta nets."""
+        normed = self.b.norm(x, name)
+        return self.g.like("MUL", normed, self.g.like("UNARY", gate))
