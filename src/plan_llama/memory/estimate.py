@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plan_llama.memory import compute, context, weights
 from plan_llama.memory.scheduler import CUDA_KIND, BackendKind
@@ -21,11 +21,13 @@ class DeviceMemory:
 
 def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:
     """The buffers that llama.cpp b11434 reserves. Raises UsageError for settings that cannot be read."""
+    if settings.split_mode == "none" and len(devices) > 1:
+        return _on_one(table, settings, devices)
     placement = weights.place(table, settings, [device.free_bytes for device in devices])
-    batch = context.reserved_batch(settings, table.windows.cells)
+    batch = context.reserved_batch(settings, table.windows)
     kinds = [device.kind for device in devices]
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
-    layers = context.table_layers(table, batch.kv_type_k, batch.kv_type_v)
+    layers = context.table_layers(table, batch)
     cache = context.context_bytes(layers, batch, placement.layer_device, dict(enumerate(kinds)))
     work = compute.compute_bytes(table, settings, batch, placement, kinds)
     return Buffers(
@@ -35,3 +37,17 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
         ),
         host=DeviceBytes(weights_bytes=weight[HOST], context_bytes=cache[HOST], compute_bytes=work[-1]),
     )
+
+
+def _on_one(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:
+    """`-sm none`: the model has the main device and no other (llama_prepare_model_devices, src/llama.cpp)."""
+    main = settings.main_gpu
+    overrides = tuple(
+        replace(override, device=0 if override.device == main else override.device)
+        for override in settings.overrides
+        if override.device in (HOST, main)
+    )
+    alone = replace(settings, main_gpu=0, overrides=overrides)
+    made = buffers(table, alone, [devices[main]])
+    rest = [made.devices[0] if index == main else DeviceBytes() for index in range(len(devices))]
+    return Buffers(devices=tuple(rest), host=made.host)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from plan_llama.memory.blocks import Batch
-from plan_llama.memory.context import CacheLayer, cache_layers
+from plan_llama.memory.caches import CacheLayer
+from plan_llama.memory.context import table_layers
 from plan_llama.memory.recurrent import recurrent_layers
 from plan_llama.memory.scheduler import OFFLOAD_MIN_BATCH, PIPELINE_COPIES, BackendKind
 from plan_llama.memory.table import ModelTable
@@ -45,11 +46,11 @@ class _Bounds:
         self.copies = PIPELINE_COPIES if pipelined else 1
         self.width = self.spec.int_param("embedding_length")
         self.used = max(1, self.spec.int_param("expert_used_count", 0))
-        self.caches = {
-            layer.layer: layer for layer in cache_layers(self.spec, batch.kv_type_k, batch.kv_type_v)
-        }
+        self.caches = {layer.layer: layer for layer in table_layers(table, batch)}
         self.recurrent = recurrent_layers(self.spec)
-        self.value_row = max((layer.rows[-1][1] for layer in self.caches.values() if layer.rows), default=0)
+        self.value_row = max(
+            (layer.rows[-1].elements for layer in self.caches.values() if layer.rows), default=0
+        )
 
     def all(self) -> tuple[int, ...]:
         """Every GPU, then the host."""
@@ -146,15 +147,15 @@ class _Bounds:
         batch, total = self.batch, 0
         cells = batch.cells * batch.streams
         home = self.placement.layer_device[layer.layer] if batch.kv_offload else HOST
-        for kind, elements in layer.rows:
+        for row in layer.rows:
             if device != home:
-                total += kind.nbytes(elements) * cells
-            if kind.name != "f16":
-                total += 2 * elements * cells
+                total += row.type.nbytes(row.elements) * cells
+            if row.type.name != "f16":
+                total += 2 * row.elements * cells
         heads = self.spec.int_param("attention.head_count", 0, layer=layer.layer)
         if layer.rows and not batch.flash_attn:
             total += 2 * heads * batch.cells * batch.tokens * _F32
-            total += max(elements for _, elements in layer.rows) * cells * _F32
+            total += max(row.elements for row in layer.rows) * cells * _F32
         return total + _STATE_COPIES * sum(layer.states) * batch.sequences * _F32
 
 

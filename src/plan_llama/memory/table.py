@@ -13,7 +13,7 @@ from plan_llama.models.spec import EXPERT, block_of
 from plan_llama.models.types import ModelSpec
 
 if TYPE_CHECKING:
-    from plan_llama.memory.context import CacheLayer
+    from plan_llama.memory.caches import CacheLayer
 
 # llm_tensor_info of src/llama-arch.cpp: looked up by row, so always on the host
 INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
@@ -30,7 +30,7 @@ class ModelTable:
         self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}
         self._stored: dict[BackendKind, tuple[int, ...]] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
-        self.cache_layers: dict[tuple[str, str], tuple[CacheLayer, ...]] = {}  # by K and V type
+        self.cache_layers: dict[tuple[str, str, bool], tuple[CacheLayer, ...]] = {}
         self.compute_cache: dict[object, tuple[int, ...]] = {}
 
     @cached_property

@@ -19,6 +19,9 @@ from plan_llama.memory.types import HOST, Settings
 # made once per device that has a layer (TENSOR_DUPLICATED)
 _PER_DEVICE_TENSORS = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 
+# outside the blocks, and placed as the first one is (llm_tensor_info of src/llama-arch.cpp: LAYER_REPEATING)
+_FIRST_LAYER_TENSORS = ("per_layer_model_proj.", "per_layer_proj_norm.", "token_embd_norm.", "hrm.z_l_init")
+
 # Their loaders ask for the tied output before the token table, and so find none to share even on one device
 # (src/models/gemma3n.cpp, gemma4.cpp).
 _OUTPUT_FIRST = frozenset({"gemma3n", "gemma4"})
@@ -102,6 +105,8 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
         elif tensor.name.startswith(_PER_DEVICE_TENSORS):
             per_device.append(index)
             device_of.append(layers[0])
+        elif _goes_with_first_layer(tensor.name, table.spec.architecture):
+            device_of.append(layers[0])
         else:
             device_of.append(output)
     tied = output
@@ -123,6 +128,12 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
         copies=tuple(copies),
         overridden=bool(settings.overrides),
     )
+
+
+def _goes_with_first_layer(name: str, architecture: str) -> bool:
+    """LFM2 calls the norm before its output `token_embd_norm`: that one lies with the output."""
+    of_output = architecture in ("lfm2", "lfm2moe") and name.startswith("token_embd_norm.")
+    return name.startswith(_FIRST_LAYER_TENSORS) and not of_output
 
 
 def weight_bytes(table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]) -> dict[int, int]:
