@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from plan_llama.cli import plan_json, render_plan
@@ -12,6 +12,7 @@ from plan_llama.engines import older_builds
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.engines.verification import Line
 from plan_llama.engines.verify import Verification
+from plan_llama.findings import Finding
 from plan_llama.hardware.types import InstalledEngine, Machine
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
@@ -86,11 +87,13 @@ def text(
     found: Verification,
     engine: InstalledEngine,
     launch: LaunchCommand,
+    said: Sequence[Finding],
 ) -> str:
-    """Everything for a person."""
+    """Everything for a person; what is only a note about the plan itself is left to the plan."""
     build = older_builds.named(engine.build) if engine.build is not None else "an unknown build"
     lines = [*render_plan.title(screen, spec, machine), ""]
     lines += screen.wrap(f"{found.verdict.upper()}  {found.reason}", indent=0, style=_STYLE[found.verdict])
+    lines += render_plan.findings(screen, said, notes=False)
     lines += ["", *screen.wrap(f"Engine: {engine.path} ({build})", indent=0)]
     parser = {
         True: "its parser accepts the command",

@@ -73,11 +73,10 @@ class RealBytes:
         )
 
 
-def translate(parsed: ParsedCommand, known: InstalledHelp, *, host_only: bool) -> Translated:
+def translate(parsed: ParsedCommand, known: InstalledHelp, *, host_only: bool, repack: bool) -> Translated:
     """A command's arguments as this llama-fit-params takes them; `known` is its own --help.
 
-    `host_only` leaves out all that speaks of devices, and lets nothing be repacked, so that the buffers of the host
-    hold the whole model.
+    `host_only` leaves out all that speaks of devices. Without `repack` the host's weights stay as they are in the file.
     """
     kept: list[ParsedArgument] = []
     other: list[str] = []
@@ -92,7 +91,7 @@ def translate(parsed: ParsedCommand, known: InstalledHelp, *, host_only: bool) -
         elif names & _DECIDES_MEMORY:
             other.append(item.words)
     off = (
-        host_only
+        not repack
         and known.has("-nr")
         and not any(item.argument and "-nr" in item.argument.negative and item.negated for item in kept)
     )

@@ -145,7 +145,10 @@ class _Work:
         self.known = InstalledHelp(parse_help(self._ask(program, "--help").out))
         self.machine = subject.machine
         self.names: tuple[str, ...] | None = self._stand_ins()
-        self.translated = dry_run.translate(subject.parsed, self.known, host_only=self.names is None)
+        host_only = self.names is None
+        self.translated = dry_run.translate(
+            subject.parsed, self.known, host_only=host_only, repack=not (host_only or self.remote_devices)
+        )
         self.unchecked += [
             f"{item}: {dry_run.PROGRAM} does not take it" for item in self.translated.other_memory
         ]
@@ -186,6 +189,13 @@ class _Work:
                 )
         self.machine = replace(self.machine, gpus=tuple(cards))
         return tuple(device.name for device in used)
+
+    @property
+    def remote_devices(self) -> bool:
+        """Whether a device is used that is not a local card. Beside such a one, unlike beside a local card, the engine
+        repacks the host's weights, and computes with them there (make_cpu_buft_list, src/llama-model.cpp, b11434).
+        """
+        return any(name.rstrip("0123456789") not in _BACKENDS for name in self.names or ())
 
     def _in_names(self, names: Sequence[str]) -> tuple[str, ...]:
         """The arguments for llama-fit-params with these names for the machine's GPUs."""
