@@ -395,10 +395,12 @@ class Builder:
         self.constants.append(node)
         return node
 
-    def skip(self, constants: list[Node]) -> None:
-        """Stands for a left-out layer that is like the one before it: only its constants take memory of their own."""
-        for constant in constants:
-            leaf = tensor(F32, *constant.ne)
+    def skip(self, count: int) -> None:
+        """Stands for layers that are left out because they are like the one before: only its constants take memory of
+        their own, as often as there are layers."""
+        for constant in self.constants:
+            a, b, c, d = constant.ne
+            leaf = tensor(F32, a, b, c, d * count)
             leaf.visited = True
             hold = Node("HOLD", F32, (0, 0, 0, 0), [leaf])
             hold.twin = constant

@@ -1,7 +1,8 @@
 """The compute buffers: the model's graph for the reserved batch, walked by the scheduler and allocator.
 
 Layers that are like the one before are built a few times and then left out, so that the work depends on the number of
-different layers, not on their count.
+different layers, not on their count. What the allocator goes through is recorded with sizes that follow the batch:
+another context or micro-batch, or another number of equal layers, is worked out from the recording.
 """
 
 from __future__ import annotations
@@ -9,18 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 
 from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
-from plan_llama.memory.ggml import Node
 from plan_llama.memory.graphs import GRAPHS, graph_of
+from plan_llama.memory.quantity import Guards
+from plan_llama.memory.replay import BATCH, CELLS, TOKENS, WINDOW, Recording
 from plan_llama.memory.rough import upper_bound
-from plan_llama.memory.scheduler import (
-    CPU_KIND,
-    PIPELINE_COPIES,
-    BackendKind,
-    SchedulerOptions,
-    compute_sizes,
-)
+from plan_llama.memory.scheduler import CPU_KIND, PIPELINE_COPIES, BackendKind, SchedulerOptions, record
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
@@ -28,29 +25,11 @@ from plan_llama.models.types import ModelSpec
 
 # llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
 _NO_FLASH_ATTENTION = frozenset({"grok"})
-# Layers of a run of equal ones that are built in full before the rest is left out. With two, a peak could come out an
-# activation short (DeepSeek-V3 over four cards, Qwen3.5's runs of three); with three it is as with all, where measured.
-_KEPT_ALIKE = 3
 
 
 def is_described(spec: ModelSpec) -> bool:
     """Whether the architecture's own graph is known; if not, its compute buffers are an upper bound."""
     return spec.architecture in GRAPHS
-
-
-def _signatures(table: ModelTable, placement: Placement) -> list[tuple[object, ...]]:
-    """What makes two layers alike: tensors, types and shapes, the devices of the layer and of its tensors, a window."""
-    behind = table.windows.layers
-    found: list[tuple[object, ...]] = []
-    for il in range(table.layers):
-        home = placement.layer_device[il]
-        moved = tuple(
-            (position, placement.device_of[i])
-            for position, i in enumerate(table.block_tensors[il])
-            if placement.device_of[i] != home
-        )
-        found.append((table.kinds[il], home, moved, il in behind))
-    return found
 
 
 def compute_bytes(
@@ -67,7 +46,6 @@ def compute_bytes(
     if table.spec.architecture in _NO_FLASH_ATTENTION:
         batch = replace(batch, flash_attn=False)
     devices = len(kinds)
-    signatures = _signatures(table, placement)
     pipelined = (
         devices > 1
         and settings.gpu_layers > table.blocks
@@ -75,36 +53,75 @@ def compute_bytes(
         and settings.kv_offload
         and not placement.overridden
     )
-    key = (batch, tuple(signatures), tuple(kinds), placement.output_device, pipelined, settings.op_offload)
-    if key in table.compute_cache:
-        return table.compute_cache[key]
-    made: tuple[int, ...] | None = None
     if is_described(table.spec):
         with suppress(UndescribedGraph):
-            made = _walk(table, settings, batch, placement, kinds, signatures, pipelined=pipelined)
-    if made is None:
-        made = upper_bound(
-            table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined
-        )
-    table.compute_cache[key] = made
-    return made
+            return _walked(table, settings, batch, placement, kinds, pipelined=pipelined)
+    return upper_bound(table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined)
 
 
-def _walk(
+def _walked(
     table: ModelTable,
     settings: Settings,
     batch: Batch,
     placement: Placement,
     kinds: Sequence[BackendKind],
-    signatures: Sequence[object],
     *,
     pipelined: bool,
 ) -> tuple[int, ...]:
+    """The sizes from a recording of the graph; it is made where there is none for this kind of placement and batch."""
+    left_out = tuple(stretch.left_out for stretch in placement.stretches if stretch.left_out)
+    all_rows = batch.outputs == batch.tokens
+    rest = replace(
+        batch,
+        tokens=0,
+        cells=0,
+        window_cells=min(1, batch.window_cells),
+        outputs=0 if all_rows else batch.outputs,
+    )
+    key = (
+        rest,
+        all_rows,
+        placement.shape,
+        tuple(kinds),
+        placement.output_device,
+        pipelined,
+        settings.op_offload,
+    )
+    values = (batch.tokens, batch.cells, batch.window_cells, *left_out)
+    recordings = table.recordings.setdefault(key, [])
+    for recording in recordings:
+        if recording.admits(values):
+            break
+    else:
+        recording = _record(table, settings, batch, placement, kinds, values, pipelined=pipelined)
+        recordings.append(recording)
+    return recording.sizes(values)
+
+
+def _record(
+    table: ModelTable,
+    settings: Settings,
+    batch: Batch,
+    placement: Placement,
+    kinds: Sequence[BackendKind],
+    values: Sequence[int],
+    *,
+    pipelined: bool,
+) -> Recording:
     """Builds the graph and has the scheduler and the allocator go through it."""
     spec = table.spec
+    guards = Guards(values)
+    tokens = guards.variable(TOKENS)
+    variable = replace(
+        batch,
+        tokens=tokens,
+        cells=guards.variable(CELLS),
+        window_cells=guards.variable(WINDOW) if batch.window_cells else 0,
+        outputs=tokens if batch.outputs == batch.tokens else batch.outputs,
+    )
     builder = Builder(
         spec,
-        batch,
+        variable,
         {
             tensor.name: device
             for tensor, device in zip(spec.tensors, placement.device_of, strict=True)
@@ -116,21 +133,20 @@ def _walk(
     builder.output_device = placement.output_device
     graph = graph_of(spec.architecture)(builder)
     x = graph.inputs()
-    alike = 0
-    constants: list[Node] = []
-    for il in range(spec.layers):
-        last = il == spec.layers - 1
-        alike = alike + 1 if il and signatures[il] == signatures[il - 1] else 0
-        if alike >= _KEPT_ALIKE and not last:
-            builder.skip(constants)
-            continue
-        builder.constants = []
-        x = graph.block(x, il, last=last)
-        constants = builder.constants
+    places = count(BATCH)
+    last = spec.layers - 1
+    for stretch in placement.stretches:
+        built = stretch.first + stretch.built
+        for il in range(stretch.first, built):
+            if il == built - stretch.period:
+                builder.constants = []  # those of the last repeat are what the left-out ones have
+            x = graph.block(x, il, last=il == last)
+        if stretch.left_out:
+            builder.skip(guards.variable(next(places)))
     graph.head(x)
     options = SchedulerOptions(
         kinds=(*kinds, CPU_KIND),
         op_offload=settings.op_offload,
         copies=PIPELINE_COPIES if pipelined else 1,
     )
-    return compute_sizes(builder.g, options)
+    return Recording(guards, record(builder.g, options))

@@ -113,13 +113,22 @@ def context_bytes(
 ) -> dict[int, int]:
     """Bytes of the caches by device (HOST included), each tensor padded and aligned as its backend does."""
     total = dict.fromkeys((*kinds, HOST), 0)
+    alike: dict[object, int] = {}  # layers of one make on one device take the same
     for layer in layers:
         device = layer_device[layer.layer] if batch.kv_offload else HOST
-        kind = kinds.get(device, CPU_KIND)
-        streams = batch.sequences if layer.own_streams else batch.streams
-        for row in layer.rows:
-            size = row.type.nbytes(row.elements) * row_cells(row, batch) * streams
-            total[device] += padded_bytes(size, row.type, row.elements, kind)
-        for elements in layer.states:
-            total[device] += padded_bytes(F32.nbytes(elements) * batch.sequences, F32, elements, kind)
+        make = device, layer.rows, layer.states, layer.own_streams
+        if make not in alike:
+            alike[make] = _layer_bytes(layer, batch, kinds.get(device, CPU_KIND))
+        total[device] += alike[make]
+    return total
+
+
+def _layer_bytes(layer: CacheLayer, batch: Batch, kind: BackendKind) -> int:
+    streams = batch.sequences if layer.own_streams else batch.streams
+    total = 0
+    for row in layer.rows:
+        size = row.type.nbytes(row.elements) * row_cells(row, batch) * streams
+        total += padded_bytes(size, row.type, row.elements, kind)
+    for elements in layer.states:
+        total += padded_bytes(F32.nbytes(elements) * batch.sequences, F32, elements, kind)
     return total

@@ -40,6 +40,7 @@ class Node:
     __slots__ = (
         "allocated",
         "backend",
+        "block",
         "buffer",
         "children",
         "home",
@@ -49,7 +50,6 @@ class Node:
         "name",
         "nb",
         "ne",
-        "offset",
         "op",
         "size",
         "src",
@@ -88,7 +88,7 @@ class Node:
         self.children = 0
         self.views = 0
         self.allocated = False
-        self.offset = 0
+        self.block = -1  # its number on the backend's tape
         self.home = -1
         self.size = 0
 

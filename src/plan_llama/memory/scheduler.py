@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node, same_layout
+from plan_llama.memory.replay import Tape
 from plan_llama.models.types import TensorType
 
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
@@ -78,63 +79,16 @@ def _elements(node: Node) -> int:
     return node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3]
 
 
-class _Arena:
-    """ggml_dyn_tallocr with one chunk: best fit over the free blocks, the last of which has no end."""
-
-    def __init__(self, alignment: int) -> None:
-        self.alignment = alignment
-        self.blocks: list[list[int]] = [[0, 1 << 62]]
-        self.max_size = 0
-
-    def _aligned(self, size: int) -> int:
-        return -(-size // self.alignment) * self.alignment
-
-    def alloc(self, size: int) -> int:
-        size = self._aligned(size)
-        blocks = self.blocks
-        best = -1
-        best_size = 1 << 62
-        for i in range(len(blocks) - 1):
-            have = blocks[i][1]
-            if size <= have <= best_size:
-                best, best_size = i, have
-        if best < 0:
-            best = len(blocks) - 1
-        block = blocks[best]
-        offset = block[0]
-        block[0] += size
-        block[1] -= size
-        if block[1] == 0:
-            del blocks[best]
-        self.max_size = max(self.max_size, offset + size)
-        return offset
-
-    def free(self, offset: int, size: int) -> None:
-        size = self._aligned(size)
-        blocks = self.blocks
-        for i, block in enumerate(blocks):
-            if block[0] + block[1] == offset:
-                block[1] += size
-                if i + 1 < len(blocks) and block[0] + block[1] == blocks[i + 1][0]:
-                    block[1] += blocks[i + 1][1]
-                    del blocks[i + 1]
-                return
-            if offset + size == block[0]:
-                block[0] = offset
-                block[1] += size
-                if i and blocks[i - 1][0] + blocks[i - 1][1] == offset:
-                    blocks[i - 1][1] += block[1]
-                    del blocks[i]
-                return
-        position = next((i for i, block in enumerate(blocks) if block[0] >= offset), len(blocks))
-        blocks.insert(position, [offset, size])
-
-
-def compute_sizes(graph: Graph, options: SchedulerOptions) -> tuple[int, ...]:
-    """Bytes of each backend's compute buffer for this graph (ggml_backend_sched_reserve_size)."""
+def record(graph: Graph, options: SchedulerOptions) -> tuple[Tape, ...]:
+    """What each backend's compute buffer goes through for this graph (ggml_backend_sched_reserve_size)."""
     _assign(graph, options)
     nodes, leafs = _split(graph, options)
     return _Allocator(options).run(nodes, leafs)
+
+
+def compute_sizes(graph: Graph, options: SchedulerOptions) -> tuple[int, ...]:
+    """Bytes of each backend's compute buffer for a graph of plain numbers."""
+    return tuple(tape.run(()).size_bytes for tape in record(graph, options))
 
 
 # -- which backend runs what ------------------------------------------------------------------------------------
@@ -290,13 +244,13 @@ def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[No
 
 
 class _Allocator:
-    """ggml_gallocr_alloc_graph_impl."""
+    """ggml_gallocr_alloc_graph_impl; notes what is taken and given back instead of doing it."""
 
     def __init__(self, options: SchedulerOptions) -> None:
         self.kinds = options.kinds
-        self.arenas = [_Arena(kind.alignment) for kind in options.kinds]
+        self.tapes = tuple(Tape(kind.alignment) for kind in options.kinds)
 
-    def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[int, ...]:
+    def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
         # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
         for leaf in leafs:
             if leaf.buffer is None and not leaf.allocated and leaf.view_src is None:
@@ -311,6 +265,8 @@ class _Allocator:
                 if source.is_input and not source.allocated and source.view_src is None:
                     self._place(source, node.backend)
         for node in nodes:
+            # what a HOLD gives back is as large as all layers that it stands for
+            held = node.op == "HOLD"
             for source in node.src:
                 if not source.allocated and source.buffer is None and source.view_src is None:
                     self._place(source, node.backend)
@@ -319,10 +275,10 @@ class _Allocator:
             for source in node.src:
                 source.children -= 1
                 if not source.children and not source.views:
-                    self._release(source)
-        return tuple(arena.max_size for arena in self.arenas)
+                    self._release(source, held=held)
+        return self.tapes
 
-    def _release(self, parent: Node) -> None:
+    def _release(self, parent: Node, *, held: bool) -> None:
         """A tensor that nobody reads any more gives its memory back; a view lets go of its root."""
         root = parent.view_src
         if root is not None:
@@ -330,11 +286,11 @@ class _Allocator:
             if root.views == 0 and root.children == 0 and root.allocated:
                 self._free(root)
         elif parent.allocated:
-            self._free(parent)
+            self._free(parent, held=held)
 
-    def _free(self, node: Node) -> None:
+    def _free(self, node: Node, *, held: bool = False) -> None:
         if not node.is_output:
-            self.arenas[node.home].free(node.offset, node.size)
+            self.tapes[node.home].give_back(node.block, node.size if held else 0)
             node.allocated = False
 
     def _place(self, node: Node, backend: int) -> None:
@@ -343,7 +299,7 @@ class _Allocator:
         if node.op in INPLACE_OPS and self._reuse(node):
             return
         node.home = backend
-        node.offset = self.arenas[backend].alloc(node.size)
+        node.block = self.tapes[backend].take(node.size)
 
     def _reuse(self, node: Node) -> bool:
         """Takes over the memory of a source that nobody else needs. A view is never taken over: gallocr marks only
@@ -352,17 +308,11 @@ class _Allocator:
             if not parent.allocated or parent.is_output or not same_layout(node, parent):
                 continue
             if parent.children == 1 and not parent.views:
-                node.home, node.offset = parent.home, parent.offset
+                node.home, node.block = parent.home, parent.block
                 parent.allocated = False
-                self._free_rest(node, parent)
+                # ggml_gallocr_free_extra_space
+                node.size = alloc_size(node, self.kinds[node.home])
+                if parent.size > node.size:
+                    self.tapes[node.home].shrink(node.block, node.size)
                 return True
         return False
-
-    def _free_rest(self, node: Node, owner: Node) -> None:
-        """ggml_gallocr_free_extra_space."""
-        arena = self.arenas[owner.home]
-        node.size = alloc_size(node, self.kinds[owner.home])
-        have = -(-owner.size // arena.alignment) * arena.alignment
-        need = -(-node.size // arena.alignment) * arena.alignment
-        if have > need:
-            arena.free(owner.offset + need, have - need)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
@@ -14,9 +16,24 @@ from plan_llama.models.types import ModelSpec
 
 if TYPE_CHECKING:
     from plan_llama.memory.caches import CacheLayer
+    from plan_llama.memory.replay import Recording
+    from plan_llama.memory.types import Override
+    from plan_llama.memory.weights import Moves, Placement
 
 # llm_tensor_info of src/llama-arch.cpp: looked up by row, so always on the host
 INPUT_TENSORS = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
+
+# What loaders take of the blocks for drafting though nobody drafts: tensors that they create without the flag that
+# skips those blocks (src/models/*.cpp, b11434).
+_LOADED_OF_DRAFTS = {
+    "glm-dsa": re.compile(r"\.exp_probs_b\.bias$"),
+    "deepseek32": re.compile(r"\.exp_probs_b\.bias$"),
+    "step35": re.compile(
+        r"\.(attn_[qk]_norm|attn_gate|ffn_gate|ffn_up|ffn_down|nextn\.shared_head_(head|norm))\.weight$"
+    ),
+}
+# A pattern that is nothing but this literal start and what follows it matches in one block only.
+_ONE_BLOCK = re.compile(r"blk\\\.([0-9]{1,4})\\\.(?![?*+{])(?:[^|()]|\([^()]*\))*")
 
 
 class ModelTable:
@@ -31,7 +48,11 @@ class ModelTable:
         self._stored: dict[BackendKind, tuple[int, ...]] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
         self.cache_layers: dict[tuple[str, str, bool], tuple[CacheLayer, ...]] = {}
-        self.compute_cache: dict[object, tuple[int, ...]] = {}
+        self.placements: dict[object, Placement] = {}
+        self.moves: dict[tuple[Override, ...], Moves] = {}
+        self._loaded: dict[bool, tuple[bool, ...]] = {}
+        self._block_sums: dict[tuple[BackendKind, bool], tuple[int, ...]] = {}
+        self.recordings: dict[object, list[Recording]] = {}  # of compute buffers, by kind of placement
 
     @cached_property
     def windows(self) -> Windows:
@@ -48,13 +69,45 @@ class ModelTable:
         return tuple(tuple(items) for items in found)
 
     @cached_property
+    def loose(self) -> tuple[int, ...]:
+        """The tensors (by index) outside of blocks."""
+        return tuple(index for index, block in enumerate(self.block_of) if block is None)
+
+    def loaded(self, *, draft_layers: bool) -> tuple[bool, ...]:
+        """Whether each tensor is loaded: all but those of blocks that only drafting needs."""
+        if draft_layers not in self._loaded:
+            last = self.blocks if draft_layers else self.layers
+            always = _LOADED_OF_DRAFTS.get(self.spec.architecture)
+            self._loaded[draft_layers] = tuple(
+                block is None or block < last or (always is not None and bool(always.search(tensor.name)))
+                for tensor, block in zip(self.spec.tensors, self.block_of, strict=True)
+            )
+        return self._loaded[draft_layers]
+
+    def block_sums(self, kind: BackendKind, *, draft_layers: bool) -> tuple[int, ...]:
+        """Bytes, in a backend's buffer, of all that is loaded of the blocks before the n-th; for n from 0 on."""
+        key = kind, draft_layers
+        if key not in self._block_sums:
+            stored, loaded = self.stored_bytes(kind), self.loaded(draft_layers=draft_layers)
+            sizes = [0] * self.blocks
+            for index, block in enumerate(self.block_of):
+                if block is not None and loaded[index]:
+                    sizes[block] += stored[index]
+            self._block_sums[key] = tuple(accumulate(sizes, initial=0))
+        return self._block_sums[key]
+
+    def suffix(self, index: int) -> str:
+        """A tensor's name within its block: `attn_q.weight`."""
+        return self.spec.tensors[index].name.split(".", 2)[2]
+
+    @cached_property
     def kinds(self) -> tuple[int, ...]:
         """A number per block: equal where two blocks have tensors of the same names, types and shapes."""
         seen: dict[object, int] = {}
         numbers = []
         for items in self.block_tensors:
             tensors = [self.spec.tensors[i] for i in items]
-            key = frozenset((t.name.split(".", 2)[2], t.type.id, t.shape) for t in tensors)
+            key = frozenset((self.suffix(i), t.type.id, t.shape) for i, t in zip(items, tensors, strict=True))
             numbers.append(seen.setdefault(key, len(seen)))
         return tuple(numbers)
 
@@ -113,5 +166,10 @@ class ModelTable:
                 search = re.compile(pattern).search
             except re.error as error:
                 raise UsageError(f"-ot: {pattern!r} is not a regular expression ({error})") from error
-            self._matches[pattern] = tuple(i for name, i in self.by_name.items() if search(name))
+            block = _ONE_BLOCK.fullmatch(pattern)
+            names: Iterable[tuple[str, int]] = self.by_name.items()
+            if block is not None and int(block[1]) < self.blocks:
+                indices = sorted((*self.block_tensors[int(block[1])], *self.loose))
+                names = ((self.spec.tensors[i].name, i) for i in indices)
+            self._matches[pattern] = tuple(i for name, i in names if search(name))
         return self._matches[pattern]

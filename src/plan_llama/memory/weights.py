@@ -6,15 +6,17 @@ Source: llama_model_base::load_tensors (src/llama-model.cpp), llama_model_loader
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate, groupby
 
 from plan_llama.errors import UsageError
+from plan_llama.memory.repeats import Stretch, stretches
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind
 from plan_llama.memory.table import INPUT_TENSORS, ModelTable
-from plan_llama.memory.types import HOST, Settings
+from plan_llama.memory.types import HOST, Override, Settings
 
 # made once per device that has a layer (TENSOR_DUPLICATED)
 _PER_DEVICE_TENSORS = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
@@ -27,15 +29,113 @@ _FIRST_LAYER_TENSORS = ("per_layer_model_proj.", "per_layer_proj_norm.", "token_
 _OUTPUT_FIRST = frozenset({"gemma3n", "gemma4"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """What the `-ot` patterns of a command move away from their layer's device; the first match wins."""
+
+    by_block: tuple[tuple[tuple[int, int], ...], ...]  # (tensor, device) of each block
+    loose: Mapping[int, int]  # the device of tensors outside of blocks
+
+    @cached_property
+    def devices(self) -> frozenset[int]:
+        """Where tensors of blocks are moved to."""
+        return frozenset(device for moved in self.by_block for _, device in moved)
+
+    @cached_property
+    def _sums(self) -> dict[object, tuple[int, ...]]:
+        return {}
+
+    def sums(self, table: ModelTable, device: int, kind: BackendKind, draft_layers: bool) -> tuple[int, ...]:
+        """Bytes, in a backend's buffer, of what the blocks before the n-th move to a device; for n from 0 on."""
+        key = device, kind, draft_layers
+        if key not in self._sums:
+            stored, loaded = table.stored_bytes(kind), table.loaded(draft_layers=draft_layers)
+            blocks = (
+                sum(stored[index] for index, target in moved if target == device and loaded[index])
+                for moved in self.by_block
+            )
+            self._sums[key] = tuple(accumulate(blocks, initial=0))
+        return self._sums[key]
+
+    @classmethod
+    def of(cls, table: ModelTable, overrides: Sequence[Override]) -> Moves:
+        """Raises UsageError for a pattern that is no regular expression."""
+        device: dict[int, int] = {}
+        for override in overrides:
+            for index in table.matches(override.pattern):
+                device.setdefault(index, override.device)
+        by_block: list[list[tuple[int, int]]] = [[] for _ in range(table.blocks)]
+        loose: dict[int, int] = {}
+        for index in sorted(device):
+            block = table.block_of[index]
+            if block is None:
+                loose[index] = device[index]
+            else:
+                by_block[block].append((index, device[index]))
+        return cls(by_block=tuple(map(tuple, by_block)), loose=loose)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """Where a model's tensors and layers lie. Devices are GPU indices or HOST."""
 
-    device_of: tuple[int | None, ...]  # by tensor of the spec; None = not loaded
+    table: ModelTable
     layer_device: tuple[int, ...]  # by block: where its cache and attention are
     output_device: int
+    moves: Moves
+    loose: Mapping[int, int]  # the device of each tensor outside of blocks
     copies: tuple[tuple[int, int], ...]  # (tensor index, device) of tensors that exist a second time
+    draft_layers: bool
     overridden: bool  # any tensor override switches pipeline parallelism off
+
+    @cached_property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The layers, with those that are like others left out."""
+        return stretches(self.kinds_of_layers)
+
+    @cached_property
+    def shape(self) -> tuple[object, ...]:
+        """What decides the graph: placements of one shape differ in the number of layers that are left out only."""
+        return tuple(
+            (self.kinds_of_layers[stretch.first : stretch.first + stretch.built], bool(stretch.left_out))
+            for stretch in self.stretches
+        )
+
+    @cached_property
+    def kinds_of_layers(self) -> tuple[tuple[object, ...], ...]:
+        """What makes layers alike: tensors, types and shapes, the devices of the layer and of its tensors, a window."""
+        table, windowed = self.table, self.table.windows.layers
+        found: list[tuple[object, ...]] = []
+        for il in range(table.layers):
+            home = self.layer_device[il]
+            moved = tuple(
+                (table.suffix(index), device) for index, device in self.moves.by_block[il] if device != home
+            )
+            found.append((table.kinds[il], home, moved, il in windowed))
+        return tuple(found)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, int, int], ...]:
+        """Runs of blocks on one device: (first, the one after the last, device)."""
+        spans: list[tuple[int, int, int]] = []
+        for device, blocks in groupby(self.layer_device):
+            first = spans[-1][1] if spans else 0
+            spans.append((first, first + len(list(blocks)), device))
+        return tuple(spans)
+
+    @cached_property
+    def device_of(self) -> tuple[int | None, ...]:
+        """The device of each tensor of the model; None where it is not loaded."""
+        loaded = self.table.loaded(draft_layers=self.draft_layers)
+        found: list[int | None] = [
+            (self.loose[index] if block is None else self.layer_device[block]) if taken else None
+            for index, (block, taken) in enumerate(zip(self.table.block_of, loaded, strict=True))
+        ]
+        for moved in self.moves.by_block:
+            for index, device in moved:
+                if loaded[index]:
+                    found[index] = device
+        return tuple(found)
 
 
 def _f32(value: float) -> float:
@@ -43,8 +143,9 @@ def _f32(value: float) -> float:
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
+@lru_cache(maxsize=1024)
 def split_layers(
-    blocks: int, gpu_layers: int, shares: Sequence[float], devices: Sequence[int]
+    blocks: int, gpu_layers: int, shares: tuple[float, ...], devices: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The device of each block and, last, of the output layer. `shares` are -ts or the free bytes, by device."""
     total = blocks + 1
@@ -71,19 +172,18 @@ def split_layers(
     return tuple(placed)
 
 
-# What loaders take of the blocks for drafting though nobody drafts: tensors that they create without the flag that
-# skips those blocks (src/models/*.cpp, b11434).
-_LOADED_OF_DRAFTS = {
-    "glm-dsa": re.compile(r"\.exp_probs_b\.bias$"),
-    "deepseek32": re.compile(r"\.exp_probs_b\.bias$"),
-    "step35": re.compile(
-        r"\.(attn_[qk]_norm|attn_gate|ffn_gate|ffn_up|ffn_down|nextn\.shared_head_(head|norm))\.weight$"
-    ),
-}
-
-
 def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> Placement:
     """Places every tensor. `free_bytes` by GPU decides the split where no -ts is given, as in the engine."""
+    key = (
+        *(settings.gpu_layers, settings.split_mode, settings.main_gpu, settings.tensor_split),
+        *(settings.overrides, settings.draft_layers, tuple(free_bytes)),
+    )
+    if key not in table.placements:
+        table.placements[key] = _place(table, settings, free_bytes)
+    return table.placements[key]
+
+
+def _place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> Placement:
     devices: Sequence[int] = range(len(free_bytes))
     if settings.split_mode == "none" and free_bytes:
         devices = (settings.main_gpu,)
@@ -91,41 +191,37 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
     shares = [given[i] if i < len(given) else 0.0 for i in devices] if any(given) else []
     if not any(shares):
         shares = [float(free_bytes[i]) for i in devices]
-    *layers, output = split_layers(table.blocks, settings.gpu_layers, shares, devices)
-    loaded = table.blocks if settings.draft_layers else table.layers
-    always = _LOADED_OF_DRAFTS.get(table.spec.architecture)
-    device_of: list[int | None] = []
+    *layers, output = split_layers(table.blocks, settings.gpu_layers, tuple(shares), tuple(devices))
+    moves = _moves(table, settings.overrides)
+    loose: dict[int, int] = {}
     per_device: list[int] = []
-    for index, (tensor, block) in enumerate(zip(table.spec.tensors, table.block_of, strict=True)):
-        if block is not None:
-            taken = block < loaded or (always is not None and always.search(tensor.name))
-            device_of.append(layers[block] if taken else None)
-        elif tensor.name.startswith(INPUT_TENSORS):
-            device_of.append(HOST)
-        elif tensor.name.startswith(_PER_DEVICE_TENSORS):
+    for index in table.loose:
+        name = table.spec.tensors[index].name
+        if name.startswith(INPUT_TENSORS):
+            loose[index] = HOST
+        elif name.startswith(_PER_DEVICE_TENSORS):
             per_device.append(index)
-            device_of.append(layers[0])
-        elif _goes_with_first_layer(tensor.name, table.spec.architecture):
-            device_of.append(layers[0])
+            loose[index] = layers[0]
+        elif _goes_with_first_layer(name, table.spec.architecture):
+            loose[index] = layers[0]
         else:
-            device_of.append(output)
-    tied = output
+            loose[index] = output
     embedding = table.by_name.get("token_embd.weight")
-    for override in reversed(settings.overrides):  # the first match wins
-        for index in table.matches(override.pattern):
-            if device_of[index] is not None:
-                device_of[index] = override.device
-            if index == embedding:
-                tied = override.device
-    copies = [(i, device) for i in per_device for device in sorted(set(layers[:loaded]) - {device_of[i]})]
+    tied = output if embedding is None else moves.loose.get(embedding, output)
+    loose.update(moves.loose)
+    loaded = table.blocks if settings.draft_layers else table.layers
+    copies = [(i, device) for i in per_device for device in sorted(set(layers[:loaded]) - {loose[i]})]
     apart = table.spec.architecture in _OUTPUT_FIRST
-    if not table.has_output and embedding is not None and (apart or tied != device_of[embedding]):
+    if not table.has_output and embedding is not None and (apart or tied != loose[embedding]):
         copies.append((embedding, tied))  # the output projection is a second copy of the token table
     return Placement(
-        device_of=tuple(device_of),
+        table=table,
         layer_device=tuple(layers),
         output_device=output,
+        moves=moves,
+        loose=loose,
         copies=tuple(copies),
+        draft_layers=settings.draft_layers,
         overridden=bool(settings.overrides),
     )
 
@@ -136,13 +232,28 @@ def _goes_with_first_layer(name: str, architecture: str) -> bool:
     return name.startswith(_FIRST_LAYER_TENSORS) and not of_output
 
 
+def _moves(table: ModelTable, overrides: tuple[Override, ...]) -> Moves:
+    if overrides not in table.moves:
+        table.moves[overrides] = Moves.of(table, overrides)
+    return table.moves[overrides]
+
+
 def weight_bytes(table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]) -> dict[int, int]:
     """Bytes of weights by device (HOST included)."""
     total = dict.fromkeys((*kinds, HOST), 0)
-    stored = {device: table.stored_bytes(kinds.get(device, CPU_KIND)) for device in total}
-    for index, device in enumerate(placement.device_of):
-        if device is not None:
-            total[device] += stored[device][index]
-    for index, device in placement.copies:
-        total[device] += stored[device][index]
+    kind = {device: kinds.get(device, CPU_KIND) for device in total}
+    draft, moves = placement.draft_layers, placement.moves
+    for first, end, home in placement.spans:
+        sums = table.block_sums(kind[home], draft_layers=draft)
+        total[home] += sums[end] - sums[first]
+        for device in moves.devices:
+            if device != home:
+                out, into = (
+                    moves.sums(table, device, kind[home], draft),
+                    moves.sums(table, device, kind[device], draft),
+                )
+                total[home] -= out[end] - out[first]
+                total[device] += into[end] - into[first]
+    for index, device in (*placement.loose.items(), *placement.copies):
+        total[device] += table.stored_bytes(kind[device])[index]
     return total

@@ -6,13 +6,13 @@ import pytest
 
 from plan_llama.memory.ggml import F32, Graph, Node
 from plan_llama.memory.ggml import tensor as new_tensor
+from plan_llama.memory.replay import Tape
 from plan_llama.memory.scheduler import (
     CPU_KIND,
     CUDA_KIND,
     OTHER_GPU_KIND,
     BackendKind,
     SchedulerOptions,
-    _Arena,
     alloc_size,
     compute_sizes,
     padded_bytes,
@@ -38,52 +38,54 @@ def size_of(graph: Graph) -> int:
 # -- free blocks ------------------------------------------------------------------------------------------------------
 
 
+def after(
+    *sizes: int, alignment: int = 32, freed: tuple[int, ...] = (), then: tuple[int, ...] = ()
+) -> list[int]:
+    """Where blocks of these sizes lie when the freed ones were given back before the last ones were taken; and, last,
+    the size of the whole."""
+    tape = Tape(alignment)
+    for size in sizes:
+        tape.take(size)
+    for block in freed:
+        tape.give_back(block)
+    for size in then:
+        tape.take(size)
+    return [*tape.offsets(()), tape.run(()).size_bytes]
+
+
 def test_the_smallest_free_block_that_fits_is_taken() -> None:
-    arena = _Arena(32)
-    assert [arena.alloc(size) for size in (100, 32, 60, 32)] == [0, 128, 160, 224]
-    arena.free(0, 100)  # leaves 128 bytes at 0
-    arena.free(160, 60)  # and 64 at 160
-    assert arena.alloc(50) == 160
-    assert arena.alloc(33) == 0
-    assert arena.alloc(65) == 256  # 64 bytes are left at 64: too few, so behind everything
-    assert arena.max_size == 256 + 96
+    # 128 bytes are free at 0 and 64 at 160; 64 bytes are left at 64, too few for the last one
+    found = after(100, 32, 60, 32, freed=(0, 2), then=(50, 33, 65))
+    assert found == [0, 128, 160, 224, 160, 0, 256, 256 + 96]
 
 
 def test_of_equal_blocks_the_last_is_taken() -> None:
-    arena = _Arena(32)
-    for _ in range(5):
-        arena.alloc(32)
-    arena.free(0, 32)
-    arena.free(64, 32)
-    assert arena.alloc(32) == 64
+    assert after(*[32] * 5, freed=(0, 2), then=(32,))[5] == 64
 
 
 def test_the_block_without_end_is_the_last_resort() -> None:
-    arena = _Arena(32)
-    arena.alloc(64)
-    arena.alloc(32)
-    arena.free(0, 64)
-    assert arena.alloc(32) == 0, "a worse fit among the free blocks comes before growing"
-    assert arena.max_size == 96
+    # a worse fit among the free blocks comes before growing
+    assert after(64, 32, freed=(0,), then=(32,)) == [0, 64, 0, 96]
 
 
 def test_neighbours_are_merged_on_both_sides() -> None:
-    arena = _Arena(32)
-    for _ in range(4):
-        arena.alloc(32)
-    arena.free(0, 32)
-    arena.free(64, 32)
-    arena.free(32, 32)
-    assert arena.alloc(96) == 0
-    arena.free(96, 32)  # merges with the block without end
-    assert arena.alloc(320) == 96
-    assert arena.max_size == 416
+    assert after(*[32] * 4, freed=(0, 2, 1), then=(96,))[4] == 0
+    # the last one merges with the block without end
+    assert after(*[32] * 4, freed=(0, 2, 1, 3), then=(416,))[4:] == [0, 416]
 
 
 def test_sizes_are_rounded_up_to_the_alignment() -> None:
-    arena = _Arena(128)
-    assert [arena.alloc(1), arena.alloc(129), arena.alloc(1)] == [0, 128, 384]
-    assert arena.max_size == 512
+    assert after(1, 129, 1, alignment=128) == [0, 128, 384, 512]
+
+
+def test_the_front_of_a_block_is_kept() -> None:
+    tape = Tape(32)
+    block = tape.take(128)
+    tape.shrink(block, 32)
+    tape.take(96)
+    tape.give_back(block)
+    tape.take(32)
+    assert tape.offsets(()) == (0, 32, 0)
 
 
 # -- lifetimes --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,216 @@
+"""The allocations of one graph, recorded once and gone through again for other batches.
+
+A recording holds, for every backend, the order in which blocks are taken and given back, and each size as a polynomial
+of the batch's variables. Going through it again costs a hundredth of building the graph.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from plan_llama.memory.quantity import Guards, Monomial, Quantity, evaluate
+
+_ENDLESS = 1 << 62
+TOKENS, CELLS, WINDOW = 0, 1, 2  # the batch's variables, by number
+BATCH = 3  # from here on: how many layers are left out in one place
+
+_HIGH = 9  # tenths of the peak that count as near it
+
+Size = int | Quantity
+# (block, number of its size) takes memory; (-1 - block, 0) gives it back; (block, -1 - number) keeps only that size.
+Step = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """One run over a backend's steps: its size, the step that decided it, the last step that came near it, and (hashed)
+    what was decided up to there."""
+
+    size_bytes: int
+    peak_step: int
+    near_step: int
+    decisions: int
+
+
+class Tape:
+    """The steps of one backend."""
+
+    def __init__(self, alignment: int) -> None:
+        self.alignment = alignment
+        self.steps: list[Step] = []
+        self.sizes: list[tuple[tuple[Monomial, int | Fraction], ...] | int] = []
+        self.held: list[
+            tuple[int, Quantity]
+        ] = []  # steps that give back what all layers that are left out hold
+        self._numbers: dict[object, int] = {}
+        self._blocks = 0
+
+    def take(self, size: Size) -> int:
+        """A new block."""
+        self._blocks += 1
+        self.steps.append((self._blocks - 1, self._number(size)))
+        return self._blocks - 1
+
+    def give_back(self, block: int, held: Size = 0) -> None:
+        """The block is free again. `held` is its size where it stands for layers that are left out."""
+        if isinstance(held, Quantity):
+            self.held.append((len(self.steps), held))
+        self.steps.append((-1 - block, 0))
+
+    def shrink(self, block: int, size: Size) -> None:
+        """Only the front of a block is kept."""
+        self.steps.append((block, -1 - self._number(size)))
+
+    def _number(self, size: Size) -> int:
+        key = tuple(sorted(size.terms.items())) if isinstance(size, Quantity) else size
+        if key not in self._numbers:
+            self._numbers[key] = len(self.sizes)
+            self.sizes.append(key)
+        return self._numbers[key]
+
+    def run(self, values: Sequence[int]) -> Passed:
+        """What the steps need for these values of the variables."""
+        return self._run(values)[0]
+
+    def offsets(self, values: Sequence[int]) -> tuple[int, ...]:
+        """Where each block lies, in the order in which they were taken."""
+        return tuple(self._run(values)[1])
+
+    def _run(self, values: Sequence[int]) -> tuple[Passed, list[int]]:
+        """ggml_dyn_tallocr with one chunk: best fit over the free blocks, the last of which has no end."""
+        alignment = self.alignment
+        sizes = [
+            -(-(s if isinstance(s, int) else evaluate(s, values)) // alignment) * alignment
+            for s in self.sizes
+        ]
+        offsets, lengths = [0], [_ENDLESS]
+        where = [0] * self._blocks
+        held = [0] * self._blocks
+        peak, peak_step, high = 0, -1, 0
+        late: list[Step] = []
+        decisions: list[int] = []
+        for step, (block, number) in enumerate(self.steps):
+            if block >= 0 and number >= 0:
+                size = sizes[number]
+                best, best_length, fits = -1, _ENDLESS, 1
+                for i in range(len(lengths) - 1):
+                    have = lengths[i]
+                    fits <<= 1
+                    if have >= size:
+                        fits |= 1
+                        if have <= best_length:
+                            best, best_length = i, have
+                offset = offsets[best]
+                where[block], held[block] = offset, size
+                if lengths[best] == size:
+                    del offsets[best], lengths[best]
+                    fits <<= 1
+                else:
+                    offsets[best] = offset + size
+                    lengths[best] -= size
+                decisions.append(fits << 8 | best + 1)
+                top = offset + size
+                if top > peak:
+                    peak, peak_step = top, step
+                if top > high:
+                    late.append((step, top))
+                    high = peak * _HIGH // 10
+                continue
+            if block < 0:
+                block = -1 - block
+                offset, size = where[block], held[block]
+            else:
+                kept = sizes[-1 - number]
+                offset, size = where[block] + kept, held[block] - kept
+                held[block] = kept
+                if not size:
+                    decisions.append(0)
+                    continue
+            at = bisect_right(offsets, offset)
+            joins_before = at > 0 and offsets[at - 1] + lengths[at - 1] == offset
+            joins_after = at < len(offsets) and offset + size == offsets[at]
+            if joins_before:
+                lengths[at - 1] += size
+                if joins_after:
+                    lengths[at - 1] += lengths[at]
+                    del offsets[at], lengths[at]
+            elif joins_after:
+                offsets[at] = offset
+                lengths[at] += size
+            else:
+                offsets.insert(at, offset)
+                lengths.insert(at, size)
+            decisions.append(at << 2 | joins_before << 1 | joins_after)
+        while late and late[-1][1] <= high:
+            late.pop()
+        near_step = late[-1][0] if late else -1
+        return Passed(peak, peak_step, near_step, hash(tuple(decisions[: near_step + 1]))), where
+
+
+class Recording:
+    """What a graph's allocations need on every backend, for all batches that its guards admit.
+
+    Values are those of the variables: the batch's, then how many layers are left out in each place.
+    """
+
+    def __init__(self, guards: Guards, tapes: Sequence[Tape]) -> None:
+        self.guards = guards
+        self.lines = tuple(_Line(tape) for tape in tapes)
+        self._admitted: dict[tuple[int, ...], bool] = {}
+
+    def admits(self, values: tuple[int, ...]) -> bool:
+        """Whether the graph would be built alike."""
+        if values not in self._admitted:
+            self._admitted[values] = self.guards.hold(values)
+        return self._admitted[values]
+
+    def sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes by backend."""
+        return tuple(line.size(values) for line in self.lines)
+
+
+class _Line:
+    """A tape's answers, remembered by the other variables along the cells of the cache.
+
+    Every size is linear in the cells. Where two runs decided alike, step by step, and at the same step were largest, so
+    does every run between them, and its size lies on the line. Steps after which nothing comes near the peak in either
+    run may differ.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self._known: dict[tuple[int, ...], tuple[list[int], list[Passed]]] = {}
+
+    def size(self, values: tuple[int, ...]) -> int:
+        """Bytes for these values. What layers that are left out hold lies below everything else until it is given
+        back: it is added where nothing comes near the peak after that."""
+        batch = values[:BATCH]
+        none = batch + (0,) * (len(values) - BATCH)
+        if not self.tape.held:
+            return self._passed(none).size_bytes
+        passed = self._passed(none)
+        if passed.near_step < self.tape.held[0][0]:
+            return passed.size_bytes + sum(
+                evaluate(tuple(s.terms.items()), values) for _, s in self.tape.held
+            )
+        return self._passed(values).size_bytes
+
+    def _passed(self, values: tuple[int, ...]) -> Passed:
+        cells = values[CELLS]
+        places, passed = self._known.setdefault(values[:CELLS] + values[CELLS + 1 :], ([], []))
+        at = bisect_left(places, cells)
+        if at < len(places) and places[at] == cells:
+            return passed[at]
+        if 0 < at < len(places):
+            low, high = passed[at - 1], passed[at]
+            if low.decisions == high.decisions and low.peak_step == high.peak_step:
+                share = (cells - places[at - 1]) / (places[at] - places[at - 1])
+                grown = round((high.size_bytes - low.size_bytes) * share)
+                return replace(low, size_bytes=low.size_bytes + grown)
+        made = self.tape.run(values)
+        places.insert(at, cells)
+        passed.insert(at, made)
+        return made

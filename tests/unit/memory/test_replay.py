@@ -1,0 +1,39 @@
+"""A recording answers for other batches what building the graph for them would."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from plan_llama.memory.estimate import DeviceMemory, buffers
+from plan_llama.memory.patterns import n_cpu_moe
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import Settings
+from plan_llama.units import GIB
+from tests.oracle_cases import spec
+
+CARDS = [DeviceMemory(free_bytes=24 * GIB), DeviceMemory(free_bytes=12 * GIB)]
+BASE = Settings(context=4096, gpu_layers=999)
+
+
+@pytest.mark.parametrize("model", ["glm-5.1-ud-iq2", "gpt-oss-20b-mxfp4", "gemma-3-27b-q4_0"])
+def test_a_table_that_remembers_says_what_a_new_one_says(model: str) -> None:
+    drawn = random.Random(model)  # noqa: S311 - no secret
+    header = spec(model)
+    remembering = ModelTable(header)
+    asked = []
+    for _ in range(80):
+        chosen = replace(
+            BASE,
+            context=256 * drawn.randrange(2, 512),
+            ubatch=drawn.choice([96, 512, 1000, 2048]),
+            flash_attn=drawn.random() < 0.7,
+            gpu_layers=drawn.choice([999, 999, 20]),
+            overrides=n_cpu_moe(drawn.choice([0, 5, 20, 21, 40, 999])),
+        )
+        cards = CARDS[: drawn.choice([1, 1, 2])]
+        asked.append((chosen, cards, buffers(remembering, chosen, cards)))
+    for chosen, cards, found in drawn.sample(asked, 12):
+        assert buffers(ModelTable(header), chosen, cards) == found, chosen
