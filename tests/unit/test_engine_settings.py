@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -169,6 +170,8 @@ def test_fit_of_each_program() -> None:
         ("-ctv q8_0 -ctk q8_0 -fa off", llama(), "kv-quant-needs-fa"),
         ("-ctk q8_0", glm(), "kv-type-combo-unsupported"),
         ("-sm tensor -fa off", llama(), "flash-attn-unsupported"),
+        # measured: GGML_ASSERT(a->ne[0] == b->ne[0]) at the start, with `-fa on` and without `-fa`
+        ("-ub 256", replace(llama(), architecture="plm"), "flash-attn-unsupported"),
         ("--spec-type draft-mtp", llama(), "draft-layers-missing"),
     ],
 )

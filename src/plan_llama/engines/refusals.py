@@ -14,6 +14,9 @@ from plan_llama.models.types import ModelSpec
 _BLOCK = 32
 # Its caches are allocated as K only without the MLA keys in the header.
 _ONE_CACHE_TYPE = frozenset({"deepseek4"})
+# Their V is put into the cache in a shape that only the transposed cache takes: the program ends at an assertion
+# (src/models/plm.cpp, llama_kv_cache::cpy_v).
+_WITHOUT_FLASH_ATTENTION = frozenset({"plm"})
 
 
 def refusals(settings: Settings, *, model: ModelSpec, flash_attn: FlashAttn = "auto") -> tuple[Finding, ...]:
@@ -26,6 +29,9 @@ def refusals(settings: Settings, *, model: ModelSpec, flash_attn: FlashAttn = "a
     if settings.split_mode == "tensor" and asked == "off":
         text = "a split by tensor (-sm tensor) requires flash attention"
         found.append(Finding(id="flash-attn-unsupported", severity="error", text=text, fix="write -fa on"))
+    if model.architecture in _WITHOUT_FLASH_ATTENTION and asked != "off":
+        text = f"llama.cpp b11434 ends when it loads {model.architecture} with flash attention"
+        found.append(Finding(id="flash-attn-unsupported", severity="error", text=text, fix="write -fa off"))
     if settings.kv_type_k != settings.kv_type_v and _one_cache_type(model):
         text = (
             f"{model.architecture} keeps one compressed cache: its K ({settings.kv_type_k}) and V "

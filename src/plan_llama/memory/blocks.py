@@ -16,6 +16,9 @@ from plan_llama.models.types import ModelSpec, TensorType
 # llm_arch_supports_mixed_batch, src/llama-arch.cpp: batches of tokens and embeddings together are not for these
 _NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"})
 
+# which of the two is long enough makes no difference to memory
+_ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
 
 class UndescribedGraph(Exception):  # noqa: N818 - not an error: the caller then takes an upper bound
     """The file lacks a tensor or a number that the graph of its architecture needs."""
@@ -113,6 +116,20 @@ class Builder:
     def maybe(self, name: str) -> Node | None:
         """A weight, or None where the file has none of that name."""
         return self.w(name) if self.has(name) else None
+
+    def rope_factors(self, layer: int) -> Node | None:
+        """get_rope_factors: every device with layers has its own copy of these (TENSOR_DUPLICATED)."""
+        for name in _ROPE_FACTORS:
+            if self.has(name):
+                device = self._layer_device[layer]
+                key = f"{name}.{device}"
+                if key not in self._weights:
+                    node = Node("NONE", self.w(name).type, self.w(name).ne, [])
+                    node.buffer = self.backend(device)
+                    node.is_weight = True
+                    self._weights[key] = node
+                return self._weights[key]
+        return None
 
     def cache(self, name: str, kind: TensorType, row: int, cells: int, layer: int) -> Node:
         """A layer's K, V or index cache: [row, cells, streams], where the layer runs."""

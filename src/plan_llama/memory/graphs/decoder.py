@@ -39,6 +39,8 @@ class Decoder:
     soft_caps = False  # scores and logits are capped by tanh (gemma 2)
     scaled_embedding = False  # token rows are scaled on their way in (gemma)
     scaled_query = False  # queries are scaled before the cache is read (gemma)
+    scaled_branches = False  # what attention and feed-forward add is scaled (minicpm3)
+    scaled_head = False  # the final norm's rows are scaled before the head (minicpm3)
     late_rows = False  # the rows that are wanted are picked after the last layer, not in it (gpt-oss)
     post_norms = False  # norms named post_attention_norm and post_ffw_norm follow the branches (gemma, glm4)
 
@@ -130,10 +132,14 @@ class Decoder:
         if last and not self.late_rows:
             cur = g.get_rows(cur, self.out_ids)
             residual = g.get_rows(residual, self.out_ids)
+        if self.scaled_branches:
+            cur = g.like("SCALE", cur)
         cur = self._post_norm(cur, prefix, "post_attention_norm")
         ffn_in = g.like("ADD", cur, residual)
         cur = b.norm(ffn_in, self._ffn_norm(prefix))
         cur = self.feed_forward(cur, il)
+        if self.scaled_branches:
+            cur = g.like("SCALE", cur)
         cur = self._post_norm(cur, prefix, "post_ffw_norm")
         out = g.like("ADD", cur, ffn_in)
         return g.like("ADD", out, b.deepstack[il]) if il < len(b.deepstack) else out
@@ -167,7 +173,7 @@ class Decoder:
         if b.has(f"{prefix}.attn_q_norm.weight"):
             q = b.norm(q, f"{prefix}.attn_q_norm")
             k = b.norm(k, f"{prefix}.attn_k_norm")
-        factors = b.maybe("rope_freqs.weight")
+        factors = b.rope_factors(il)
         q = b.rope(q, self.positions, factors)
         k = b.rope(k, self.positions, factors)
         if self.scaled_query:
@@ -259,7 +265,7 @@ class Decoder:
         """The product with the head's matrix."""
         b, g = self.b, self.g
         name = "output.weight" if b.has("output.weight") else "token_embd.weight"
-        logits = g.mul_mat(b.output_weight(name), x)
+        logits = g.mul_mat(b.output_weight(name), g.like("SCALE", x) if self.scaled_head else x)
         for op in ("SCALE", "UNARY", "SCALE") if self.caps_logits() else ():
             logits = g.like(op, logits)
         logits.is_output = True

@@ -1,35 +1,23 @@
 """Graphs with latent attention (MLA): DeepSeek-V2 and V3 and what descends from them, with or without an indexer.
 
-Mirrors src/models/deepseek2.cpp and glm-dsa.cpp of llama.cpp b11434.
+Mirrors src/models/deepseek2.cpp, minicpm3.cpp, deepseek32.cpp and glm-dsa.cpp of llama.cpp b11434.
 """
 
 from __future__ import annotations
 
-from plan_llama.memory.blocks import UndescribedGraph, hadamard_size
+from plan_llama.memory.blocks import hadamard_size
 from plan_llama.memory.ggml import F16, F32, I64, Node
 from plan_llama.memory.graphs.decoder import Decoder
 
 
-class Latent(Decoder):
-    """Multi-head latent attention over a K-only cache (src/models/deepseek2.cpp)."""
+class Expanded(Decoder):
+    """Latent attention that projects K and V of every head back before it caches them: older files of DeepSeek-V2
+    (the branch without is_mla in src/models/deepseek2.cpp).
+    """
 
     default_normalise = False
 
-    def attention_inputs(self) -> None:
-        """build_attn_inp_k."""
-        if not self.spec.int_param("attention.key_length_mla", 0):
-            raise UndescribedGraph("an older file without the absorbed K and V projections")
-        self.rows_k = self.g.input(I64, self.batch.tokens)
-        self.mask = self.b.mask(self.batch.cells)
-
-    def read_mask(self, query: Node, x: Node, il: int) -> None:
-        """What a layer does between its first projection and the queries: an indexer, where there is one."""
-
-    def mask_for(self) -> Node:
-        """The mask that attention reads."""
-        return self.mask
-
-    def query_rank(self, x: Node, prefix: str) -> tuple[Node, Node]:
+    def query(self, x: Node, prefix: str) -> tuple[Node, Node]:
         """The normed low-rank query and the query, which small models project in one step."""
         b, g = self.b, self.g
         if not b.has(f"{prefix}.attn_q_a.weight"):
@@ -38,14 +26,75 @@ class Latent(Decoder):
         return low, g.mul_mat(b.w(f"{prefix}.attn_q_b.weight"), low)
 
     def attention_of(self, x: Node, il: int) -> Node:
+        """Every head's K is its own part and the shared rotated one; Q is rotated in its trailing elements."""
+        b, g, prefix, tokens = self.b, self.g, f"blk.{il}", self.batch.tokens
+        heads, head_k, head_v = self.heads(il), self.head_k(il), self.head_v(il)
+        latent = self.spec.int_param("attention.kv_lora_rank")
+        rope = self.spec.int_param("rope.dimension_count")
+        factors = b.rope_factors(il)
+        q = b.rope(g.reshape(self.query(x, prefix)[1], head_k, heads, tokens), self.positions, factors)
+        compressed = g.mul_mat(b.w(f"{prefix}.attn_kv_a_mqa.weight"), x)
+        k_pe = g.view(compressed, (rope, 1, tokens), (compressed.nb[1], compressed.nb[1]))
+        k_pe = g.repeat(b.rope(k_pe, self.positions, factors), rope, heads, tokens, 1)
+        kv = g.view(compressed, (latent, tokens), (compressed.nb[1],))
+        kv = g.mul_mat(b.w(f"{prefix}.attn_kv_b.weight"), b.norm(kv, f"{prefix}.attn_kv_a_norm"))
+        row = kv.type.nbytes(head_k - rope + head_v)
+        k = g.concat(g.view(kv, (head_k - rope, heads, tokens), (row, row * heads)), k_pe, 0)
+        v = g.cont(g.view(kv, (head_v, heads, tokens), (row, row * heads)))
+        return b.mm(f"{prefix}.attn_output", self.cached_attention(q, k, v, il))
+
+
+class MiniCpm3(Expanded):
+    """Scaled embeddings, branches and logits (src/models/minicpm3.cpp)."""
+
+    scaled_branches = True
+    scaled_head = True
+
+    def inputs(self) -> Node:
+        """The token rows are scaled."""
+        return self.g.like("SCALE", super().inputs())
+
+
+class Latent(Expanded):
+    """Multi-head latent attention over a K-only cache (src/models/deepseek2.cpp)."""
+
+    def attention_inputs(self) -> None:
+        """build_attn_inp_k; build_attn_inp_kv for older files, which have no absorbed projections."""
+        self.temperature: Node | None = None
+        if self.spec.hparams.get("attention.temperature_scale"):
+            self.temperature = self.g.input(F32, 1, 1, self.batch.tokens)
+        if not self.is_absorbed():
+            super().attention_inputs()
+            return
+        self.rows_k = self.g.input(I64, self.batch.tokens)
+        self.mask = self.b.mask(self.batch.cells)
+
+    def is_absorbed(self) -> bool:
+        """llama_hparams::is_mla."""
+        return bool(self.spec.int_param("attention.key_length_mla", 0))
+
+    def scaled(self, query: Node) -> Node:
+        """The query of a model whose attention has a temperature (Mistral Large 3)."""
+        return query if self.temperature is None else self.g.like("MUL", query, self.temperature)
+
+    def read_mask(self, query: Node, x: Node, il: int) -> None:
+        """What a layer does between its first projection and the queries: an indexer, where there is one."""
+
+    def mask_for(self) -> Node:
+        """The mask that attention reads."""
+        return self.mask
+
+    def attention_of(self, x: Node, il: int) -> Node:
         """Query and key in latent form, attention, and the way back from it."""
+        if not self.is_absorbed():
+            return super().attention_of(x, il)
         b, g, batch, prefix = self.b, self.g, self.batch, f"blk.{il}"
         tokens = batch.tokens
         heads = self.heads(il)
         latent = self.spec.int_param("attention.kv_lora_rank")
         rope = self.spec.int_param("rope.dimension_count")
         head = self.spec.int_param("attention.key_length_mla")
-        low, q = self.query_rank(x, prefix)
+        low, q = self.query(x, prefix)
         self.read_mask(low, x, il)
         q_strides = (q.type.nbytes(head), q.type.nbytes(head) * heads)
         q_nope = g.view(q, (head - rope, heads, tokens), q_strides)
@@ -58,7 +107,7 @@ class Latent(Decoder):
         k_pe = b.rope(k_pe, self.positions)
         kv = b.norm(kv, f"{prefix}.attn_kv_a_norm")
         absorbed = g.mul_mat(b.w(f"{prefix}.attn_k_b.weight"), g.permute(q_nope, 0, 2, 1, 3))
-        query = g.concat(g.permute(absorbed, 0, 2, 1, 3), q_pe, 0)
+        query = self.scaled(g.concat(g.permute(absorbed, 0, 2, 1, 3), q_pe, 0))
         kv = g.reshape(kv, latent, 1, tokens)
         key = g.concat(kv, k_pe, 0)
         g.expand(query, kv, key)
@@ -72,12 +121,15 @@ class Latent(Decoder):
 
 
 class GlmDsa(Latent):
-    """GLM-5: latent attention over the cells that an indexer selects (src/models/glm-dsa.cpp)."""
+    """DeepSeek-V3.2 and GLM-5: latent attention over the cells that an indexer selects (src/models/deepseek32.cpp,
+    glm-dsa.cpp).
+    """
 
     default_gating = 2
 
     def attention_inputs(self) -> None:
         """build_attn_inp_k_dsa: rows and mask of the latent cache, and the same for the indexer's."""
+        self.temperature = None
         g, b, batch = self.g, self.b, self.batch
         self.rows_k = g.input(I64, batch.tokens)
         self.mask = b.mask(batch.cells)
@@ -147,3 +199,9 @@ class GlmDsa(Latent):
             (opened.nb[2], opened.nb[3], opened.nb[3]),
         )
         return g.like("ADD", opened, mask)
+
+
+class DeepseekOcr(Decoder):
+    """The same with plain attention (the branch is_ocr in src/models/deepseek2.cpp)."""
+
+    default_normalise = False
