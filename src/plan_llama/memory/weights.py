@@ -20,6 +20,8 @@ from plan_llama.memory.types import HOST, Override, Settings
 
 # made once per device that has a layer (TENSOR_DUPLICATED)
 _PER_DEVICE_TENSORS = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
+# the head is no second copy of the token table: there is none, or it reads the table where it lies (src/models/*.cpp)
+_NO_HEAD_COPY = frozenset({"bitnet"})
 
 # outside the blocks, and placed as the first one is (llm_tensor_info of src/llama-arch.cpp: LAYER_REPEATING)
 _FIRST_LAYER_TENSORS = ("per_layer_model_proj.", "per_layer_proj_norm.", "token_embd_norm.", "hrm.z_l_init")
@@ -212,7 +214,8 @@ def _place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> 
     loaded = table.blocks if settings.draft_layers else table.layers
     copies = [(i, device) for i in per_device for device in sorted(set(layers[:loaded]) - {loose[i]})]
     apart = table.spec.architecture in _OUTPUT_FIRST
-    if not table.has_output and embedding is not None and (apart or tied != loose[embedding]):
+    copied = not table.has_output and table.spec.architecture not in _NO_HEAD_COPY
+    if copied and embedding is not None and (apart or tied != loose[embedding]):
         copies.append((embedding, tied))  # the output projection is a second copy of the token table
     return Placement(
         table=table,

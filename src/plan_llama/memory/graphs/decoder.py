@@ -42,7 +42,10 @@ class Decoder:
     scaled_branches = False  # what attention and feed-forward add is scaled (minicpm3)
     scaled_head = False  # the final norm's rows are scaled before the head (minicpm3)
     late_rows = False  # the rows that are wanted are picked after the last layer, not in it (gpt-oss)
+    all_rows = False  # logits are made for every token (cogvlm)
     post_norms = False  # norms named post_attention_norm and post_ffw_norm follow the branches (gemma, glm4)
+    norm_op = "RMS_NORM"  # of layers and head; NORM cannot take over its source's memory
+    rope_before_norms = False  # queries and keys are normed after the rotation (maincoder, talkie)
 
     def __init__(self, builder: Builder) -> None:
         self.b = builder
@@ -123,20 +126,24 @@ class Decoder:
 
     # -- the block --------------------------------------------------------------------------------------------------
 
+    def norm(self, x: Node, name: str) -> Node:
+        """build_norm with the architecture's kind of norm."""
+        return self.b.norm(x, name, op=self.norm_op)
+
     def block(self, x: Node, il: int, *, last: bool) -> Node:
         """One layer: norm, attention, residual, norm, feed-forward, residual."""
         b, g, prefix = self.b, self.g, f"blk.{il}"
         residual = x
-        cur = b.norm(x, f"{prefix}.attn_norm")
+        cur = self.norm(x, f"{prefix}.attn_norm")
         cur = self.attention_of(cur, il)
-        if last and not self.late_rows:
+        if last and not (self.late_rows or self.all_rows):
             cur = g.get_rows(cur, self.out_ids)
             residual = g.get_rows(residual, self.out_ids)
         if self.scaled_branches:
             cur = g.like("SCALE", cur)
         cur = self._post_norm(cur, prefix, "post_attention_norm")
         ffn_in = g.like("ADD", cur, residual)
-        cur = b.norm(ffn_in, self._ffn_norm(prefix))
+        cur = self.norm(ffn_in, self._ffn_norm(prefix))
         cur = self.feed_forward(cur, il)
         if self.scaled_branches:
             cur = g.like("SCALE", cur)
@@ -157,6 +164,18 @@ class Decoder:
 
     def attention_of(self, x: Node, il: int) -> Node:
         """build_qkv, rope, build_attn."""
+        q, k, v = self.qkv(x, il)
+        q, k = self.positioned(q, k, il)
+        if self.scaled_query:
+            q = self.g.like("SCALE", q)
+        return self.attention_output(self.cached_attention(q, k, v, il), il)
+
+    def attention_output(self, x: Node, il: int) -> Node:
+        """The output projection behind attention."""
+        return self.b.mm(f"blk.{il}.attn_output", x)
+
+    def qkv(self, x: Node, il: int) -> tuple[Node, Node, Node]:
+        """build_qkv: three products, or three views of one."""
         b, g, prefix = self.b, self.g, f"blk.{il}"
         tokens = self.batch.tokens
         heads, kv_heads, head_k, head_v = self.heads(il), self.kv_heads(il), self.head_k(il), self.head_v(il)
@@ -170,16 +189,29 @@ class Decoder:
             q = g.reshape(b.mm(f"{prefix}.attn_q", x), head_k, heads, tokens)
             k = g.reshape(b.mm(f"{prefix}.attn_k", x), head_k, kv_heads, tokens)
             v = g.reshape(b.mm(f"{prefix}.attn_v", x), head_v, kv_heads, tokens)
-        if b.has(f"{prefix}.attn_q_norm.weight"):
-            q = b.norm(q, f"{prefix}.attn_q_norm")
-            k = b.norm(k, f"{prefix}.attn_k_norm")
-        factors = b.rope_factors(il)
-        q = b.rope(q, self.positions, factors)
-        k = b.rope(k, self.positions, factors)
-        if self.scaled_query:
-            q = g.like("SCALE", q)
-        out = self.cached_attention(q, k, v, il)
-        return b.mm(f"{prefix}.attn_output", out)
+        return q, k, v
+
+    def positioned(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
+        """Queries and keys normed, where there are norms, and rotated by their positions."""
+        if not self.rope_before_norms:
+            q, k = self.norms_of_heads(q, k, il)
+        if il not in self.unrotated:
+            factors = self.b.rope_factors(il)
+            q = self.b.rope(q, self.positions, factors)
+            k = self.b.rope(k, self.positions, factors)
+        return self.norms_of_heads(q, k, il) if self.rope_before_norms else (q, k)
+
+    def norms_of_heads(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
+        """Norms over each head of queries and keys."""
+        b, prefix = self.b, f"blk.{il}"
+        if not b.has(f"{prefix}.attn_q_norm.weight"):
+            return q, k
+        return b.norm(q, f"{prefix}.attn_q_norm"), b.norm(k, f"{prefix}.attn_k_norm")
+
+    @property
+    def unrotated(self) -> frozenset[int]:
+        """Layers that do not rotate queries and keys."""
+        return frozenset()
 
     def cached_attention(self, q: Node, k: Node, v: Node, il: int) -> Node:
         """build_attn for a plain KV cache, or for one of a pair with a sliding window (build_attn_inp_kv_iswa)."""
@@ -254,22 +286,31 @@ class Decoder:
 
     def head(self, x: Node) -> None:
         """Final norm and logits; both stay allocated (set_outputs)."""
-        b, g = self.b, self.g
+        g = self.g
         if self.late_rows:
             x = g.get_rows(x, self.out_ids)
-        x = b.norm(x, "output_norm")
+        x = self.norm(x, "output_norm")
         x.is_output = True
         self.logits(x)
 
     def logits(self, x: Node) -> None:
         """The product with the head's matrix."""
-        b, g = self.b, self.g
-        name = "output.weight" if b.has("output.weight") else "token_embd.weight"
-        logits = g.mul_mat(b.output_weight(name), g.like("SCALE", x) if self.scaled_head else x)
+        g = self.g
+        logits = g.mul_mat(self.head_matrix(), g.like("SCALE", x) if self.scaled_head else x)
         for op in ("SCALE", "UNARY", "SCALE") if self.caps_logits() else ():
             logits = g.like(op, logits)
+        logits = self.finished(logits)
         logits.is_output = True
         g.expand(logits)
+
+    def head_matrix(self) -> Node:
+        """output.weight, or the token table where embeddings are tied."""
+        b = self.b
+        return b.output_weight("output.weight" if b.has("output.weight") else "token_embd.weight")
+
+    def finished(self, logits: Node) -> Node:
+        """What else is done with the logits."""
+        return logits
 
     def caps_logits(self) -> bool:
         """Whether the logits are capped by tanh."""
