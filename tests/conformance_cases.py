@@ -24,6 +24,7 @@ from tests.oracle_cases import BUILD, STAND_IN, machine_with
 
 DATA = Path(__file__).parent / "data" / "conformance"
 Set = Literal["real", "tiny"]
+SETS: tuple[Set, ...] = ("real", "tiny")
 _STORED = ".json.gz"
 
 

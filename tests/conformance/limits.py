@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,25 @@ class Compared:
     def __str__(self) -> str:
         sizes = f"{self.part} {self.ours:,} for {self.real:,} ({100 * self.above:+.1f} %)"
         return f"{self.label}: {sizes}"
+
+
+def outside(found: Sequence[Compared], part: Part) -> list[Compared]:
+    """The numbers of one kind that are outside their limit."""
+    return [number for number in found if number.part == part and not number.within]
+
+
+def mostly_within(found: Sequence[Compared]) -> bool:
+    """Whether 95 % of the compute buffers and 95 % of the totals are within their limits."""
+    share = 1 - USUAL_SHARE
+    return all(
+        len(outside(found, part)) <= share * sum(number.part == part for number in found)
+        for part in PARTS[2:]
+    )
+
+
+def low(found: Sequence[Compared]) -> list[Compared]:
+    """The numbers that are below the real ones by more than any may be."""
+    return [number for number in found if number.too_low]
 
 
 def compare(label: str, place: str, ours: DeviceBytes, real: DeviceBytes) -> list[Compared]:

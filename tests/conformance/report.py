@@ -1,9 +1,11 @@
 """How far the predictions are from the measurements, by architecture and model.
 
 usage: python -m tests.conformance.report [real|tiny] [--arch NAME]... [--model NAME]... [--all]
+       python -m tests.conformance.report --lists
 
 One line per model and kind of buffer: how many numbers, how many outside their limit, the worst below and above the
 real one. With --arch or --model every number outside its limit is listed with its command (--all: every number).
+`--lists` prints what not_met.toml would hold now.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 
 from plan_llama.errors import PlanLlamaError
 from plan_llama.memory.compute import is_described
 from plan_llama.memory.types import DeviceBytes
-from tests.conformance.limits import PARTS, Compared, compare
-from tests.conformance_cases import Measured, Set, measured, predicted, spec, table
+from tests.conformance.limits import PARTS, Compared, compare, low, mostly_within
+from tests.conformance_cases import SETS, Measured, Set, measured, models, predicted, spec, table
 
 
 def compared(kind: Set, case: Measured) -> list[Compared]:
@@ -27,6 +30,33 @@ def compared(kind: Set, case: Measured) -> list[Compared]:
     for place, part in ours.items():
         found += compare(case.label, place, part, case.places.get(place, DeviceBytes()))
     return found
+
+
+@cache
+def numbers(kind: Set, model: str) -> tuple[Compared, ...]:
+    """Every number of a model's measurements."""
+    return tuple(
+        number for case in _by_model(kind)[model] if not case.refused for number in compared(kind, case)
+    )
+
+
+@cache
+def _by_model(kind: Set) -> dict[str, list[Measured]]:
+    found: dict[str, list[Measured]] = defaultdict(list)
+    for case in measured(kind):
+        found[case.model].append(case)
+    return found
+
+
+def write_lists() -> None:
+    """What not_met.toml would hold now."""
+    for kind in SETS:
+        wrong = [model for model in models(kind) if not mostly_within(numbers(kind, model))]
+        below = [model for model in models(kind) if low(numbers(kind, model))]
+        sys.stdout.write(f"[{kind}]\n")
+        for name, found in (("not_met", wrong), ("too_low", below)):
+            names = sorted({spec(kind, model).architecture for model in found})
+            sys.stdout.write(f"{name} = [\n" + "".join(f'    "{it}",\n' for it in names) + "]\n")
 
 
 def _line(name: str, kind: str, numbers: Iterable[Compared]) -> str:
@@ -54,7 +84,11 @@ def main() -> int:
     parser.add_argument("--arch", action="append", default=[])
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--lists", action="store_true")
     args = parser.parse_args()
+    if args.lists:
+        write_lists()
+        return 0
     kind: Set = args.kind
     by_model: dict[tuple[str, str], list[Compared]] = defaultdict(list)
     failed: dict[tuple[str, str], list[str]] = defaultdict(list)

@@ -135,16 +135,17 @@ def wanted(name: str, model: ModelSpec, *, real: bool) -> tuple[Asked, ...]:
 def record(found: Meter, kind: Set, names: Sequence[str], archs: Path, scratch: Path) -> Iterator[Measured]:
     """All measurements of the models: tiny ones from the folder `archs`, real ones of the stored headers."""
     for name in names:
-        path = scratch / "model.gguf" if kind == "real" else archs / f"{name}.gguf"
-        if kind == "real":
-            write_header(without_vocabulary(spec(kind, name)), path, force=True)
+        path = header(spec(kind, name), scratch) if kind == "real" else archs / f"{name}.gguf"
         for asked in wanted(name, spec(kind, name), real=kind == "real"):
             yield found.measure(name, path, asked)
 
 
-def without_vocabulary(model: ModelSpec) -> ModelSpec:
-    """The same model for a header that states the number of tokens and lists none: it loads seven times as fast."""
-    return replace(model, vocab_size=0, hparams={**model.hparams, "vocab_size": model.vocab_size})
+def header(model: ModelSpec, folder: Path) -> Path:
+    """The model as a file without data. It states the number of tokens and lists none: it loads seven times as fast."""
+    path = folder / "model.gguf"
+    counted = {**model.hparams, "vocab_size": model.vocab_size}
+    write_header(replace(model, vocab_size=0, hparams=counted), path, force=True)
+    return path
 
 
 def store_headers(archs: Path, scratch: Path) -> None:
