@@ -229,15 +229,18 @@ class Builder:
         normalise: bool,
         scale: bool,
         groups: tuple[int, int] = (1, 1),
+        logits: Node | None = None,
     ) -> Node:
         """build_moe_ffn: router, selection, weights, the experts' three products and their sum.
 
-        `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used).
+        `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used); `logits` are the
+        router's, where it does not see `x`.
         """
         if used < 1:
             raise UndescribedGraph("expert_used_count")
         g, tokens = self.g, x.ne[1]
-        logits = self.mm(f"{prefix}.ffn_gate_inp", x)
+        if logits is None:
+            logits = self.mm(f"{prefix}.ffn_gate_inp", x)
         experts = logits.ne[0]
         if gating == "softmax":
             probs = g.soft_max(logits)

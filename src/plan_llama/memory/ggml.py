@@ -286,6 +286,12 @@ class Graph:
         """ggml_ssm_conv: f32 [channels, tokens, sequences]."""
         return Node("SSM_CONV", F32, (kernel.ne[1], x.ne[0] - kernel.ne[0] + 1, x.ne[2], 1), [x, kernel])
 
+    def ssm_scan(self, states: Node, x: Node, *sources: Node) -> Node:
+        """ggml_ssm_scan: f32, the outputs and, behind them, a state per index (the last source)."""
+        size, ids = states.ne[0] * states.ne[1] * states.ne[2], sources[-1].ne[0]
+        count = x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3]
+        return Node("SSM_SCAN", F32, (count + size * ids, 1, 1, 1), [states, x, *sources])
+
     def gated_delta_net(self, q: Node, k: Node, v: Node, gate: Node, beta: Node, state: Node) -> Node:
         """ggml_gated_delta_net with one snapshot: the outputs of all tokens and, behind them, the new states."""
         size, heads, tokens, sequences = v.ne

@@ -49,10 +49,11 @@ class DeltaNet(Recurrent):
         tokens, sequences = self.tokens_each, self.sequences
         mixed, z = self.projected(x, prefix)
         beta, gate = self.beta_and_gate(x, prefix, v_heads)
-        conv = self.conv_input(mixed, f"{prefix}.ssm_conv1d.weight", il)
+        kernel = b.w(f"{prefix}.ssm_conv1d.weight")
+        conv = self.conv_step(self.conv_state(kernel.ne[0] - 1, mixed.ne[0], il), mixed, il)
         cache = self.state_cache(il)
         state = g.reshape(self.load_state(cache), head_v, head_v, v_heads, sequences)
-        mixed = g.like("UNARY", g.ssm_conv(conv, b.w(f"{prefix}.ssm_conv1d.weight")))
+        mixed = g.like("UNARY", g.ssm_conv(conv, kernel))
         row = F32.nbytes(2 * head_k * k_heads + head_v * v_heads)
         q, k, v = (
             g.view(mixed, (size, heads, tokens, sequences), (F32.nbytes(size), row, row * tokens))
@@ -86,17 +87,6 @@ class DeltaNet(Recurrent):
         gate = g.like("MUL", alpha, b.w(f"{prefix}.ssm_a"))
         return g.reshape(gate, 1, heads, self.tokens_each, self.sequences)
 
-    def conv_input(self, mixed: Node, kernel: str, il: int) -> Node:
-        """build_conv_state: the last inputs before the new ones; the last of all are kept."""
-        g = self.g
-        size, channels = self.b.w(kernel).ne[0] - 1, mixed.ne[0]
-        cache = self.conv_cache(il)
-        before = g.reshape(self.load_state(cache), size, channels, self.sequences)
-        conv = g.concat(before, g.transpose(mixed), 0)
-        last = g.view(conv, (size, channels, self.sequences), conv.nb[1:3])
-        self.store_state(cache, last)
-        return conv
-
     def unit(self, x: Node) -> Node:
         """build_gdn_l2_norm."""
         return self.g.like("SCALE", self.g.like("RMS_NORM", x))
@@ -121,18 +111,8 @@ class DeltaNet(Recurrent):
     # -- the head -----------------------------------------------------------------------------------------------------
 
     def head(self, x: Node) -> None:
-        """The normed state of every token stays for a draft block; then the rows that are wanted, and logits."""
-        b, g = self.b, self.g
-        x = b.norm(x, "output_norm")
-        x.is_output = True
-        x = g.get_rows(x, self.out_ids)
-        if b.has("cls.output.weight"):
-            found = b.mm("cls.output", x)
-            found.is_output = True
-            g.expand(found)
-        else:
-            x.is_output = True
-        self.logits(x)
+        """With the normed states that a draft block starts from."""
+        self.seeded_head(x)
 
 
 class Qwen3Next(DeltaNet):
