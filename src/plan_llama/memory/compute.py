@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 
+from plan_llama.errors import ModelError
 from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.quantity import Guards
@@ -41,7 +42,7 @@ def compute_bytes(
 ) -> tuple[int, ...]:
     """Bytes of the compute buffer of each GPU and, last, of the host.
 
-    An upper bound where the graph is not known, or where the file lacks a tensor that it needs.
+    An upper bound where the graph is not known, or where the file lacks a tensor or a number that it needs.
     """
     if table.spec.architecture in _NO_FLASH_ATTENTION:
         batch = replace(batch, flash_attn=False)
@@ -54,7 +55,7 @@ def compute_bytes(
         and not placement.overridden
     )
     if is_described(table.spec):
-        with suppress(UndescribedGraph):
+        with suppress(UndescribedGraph, ModelError):
             return _walked(table, settings, batch, placement, kinds, pipelined=pipelined)
     return upper_bound(table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined)
 

@@ -86,6 +86,7 @@ class Tape:
             -(-(s if isinstance(s, int) else evaluate(s, values)) // alignment) * alignment
             for s in self.sizes
         ]
+        empty = 0 in sizes
         offsets, lengths = [0], [_ENDLESS]
         where = [0] * self._blocks
         held = [0] * self._blocks
@@ -129,6 +130,9 @@ class Tape:
                 if not size:
                     decisions.append(0)
                     continue
+            if empty:
+                decisions.append(_give_back_unsorted(offsets, lengths, offset, size))
+                continue
             at = bisect_right(offsets, offset)
             joins_before = at > 0 and offsets[at - 1] + lengths[at - 1] == offset
             joins_after = at < len(offsets) and offset + size == offsets[at]
@@ -148,6 +152,32 @@ class Tape:
             late.pop()
         near_step = late[-1][0] if late else -1
         return Passed(peak, peak_step, near_step, hash(tuple(decisions[: near_step + 1]))), where
+
+
+def _give_back_unsorted(offsets: list[int], lengths: list[int], offset: int, size: int) -> int:
+    """ggml_dyn_tallocr_free_bytes block by block: an empty block (of states to copy beside the batch's, say, where
+    there are none) may come to lie inside a free one, and then the list is not in order any more.
+    """
+    for i, start in enumerate(offsets):
+        if start + lengths[i] == offset:
+            lengths[i] += size
+            joins_next = i + 1 < len(offsets) and start + lengths[i] == offsets[i + 1]
+            if joins_next:
+                lengths[i] += lengths[i + 1]
+                del offsets[i + 1], lengths[i + 1]
+            return i << 2 | 2 | joins_next
+        if offset + size == start:
+            offsets[i] = offset
+            lengths[i] += size
+            joins_previous = i > 0 and offsets[i - 1] + lengths[i - 1] == offset
+            if joins_previous:
+                lengths[i - 1] += lengths[i]
+                del offsets[i], lengths[i]
+            return i << 2 | 1 | joins_previous << 1
+    at = next((i for i, start in enumerate(offsets) if start >= offset), len(offsets))
+    offsets.insert(at, offset)
+    lengths.insert(at, size)
+    return at << 2
 
 
 class Recording:

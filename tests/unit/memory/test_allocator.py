@@ -53,6 +53,19 @@ def after(
     return [*tape.offsets(()), tape.run(()).size_bytes]
 
 
+def test_an_empty_block_keeps_its_neighbours_together() -> None:
+    # the empty block at 32 is given back inside the 64 bytes at 0: afterwards everything is free in one piece
+    tape = Tape(32)
+    first, empty = tape.take(32), tape.take(0)
+    tape.give_back(first)
+    second = tape.take(64)
+    tape.give_back(empty)
+    tape.give_back(second)
+    tape.take(96)
+    assert tape.offsets(()) == (0, 32, 0, 0)
+    assert tape.run(()).size_bytes == 96
+
+
 def test_the_smallest_free_block_that_fits_is_taken() -> None:
     # 128 bytes are free at 0 and 64 at 160; 64 bytes are left at 64, too few for the last one
     found = after(100, 32, 60, 32, freed=(0, 2), then=(50, 33, 65))
