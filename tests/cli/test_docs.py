@@ -16,6 +16,7 @@ import pytest
 from plan_llama.memory.graphs import GRAPHS
 from tests.cli.conftest import Cli
 from tests.gguf_builder import ORACLE, oracle_file
+from tests.projector_cases import recorded
 
 ROOT = Path(__file__).parents[2]
 MODEL = "glm-5.1-ud-iq2"
@@ -174,6 +175,20 @@ def test_the_table_is_what_the_program_computes(cli: Cli, home: Path) -> None:
         ours += [host["weights_bytes"], host["compute_bytes"]]
         # real CUDA aligns each tensor to 128 bytes, the stand-in of the measurements to 32
         assert [size / MIB for size in ours] == pytest.approx(numbers, abs=0.2)
+
+
+def test_the_projectors_of_the_page_are_what_the_engine_counted() -> None:
+    measured = {case.model: case.answer for case in recorded() if case.id.endswith("-F16-gpu")}
+    found = re.findall(r"^\| `([a-z0-9.-]+)` \|(.*)\|$", page("docs/concepts/memory.md"), re.MULTILINE)
+    table = [(name, [float(cell.replace(",", "")) for cell in cells.split("|")]) for name, cells in found]
+    assert len(table) >= 6
+    for name, numbers in table:
+        answer = measured[name]
+        largest = answer["images"][0]
+        start, grown = answer["compute"]["RPC0"], largest["compute"]["RPC0"]
+        sizes = [answer["weights"]["RPC0"], start, grown, largest["compute"]["CPU"]]
+        weights, *compute, host = [round(size / MIB, 1) for size in sizes]
+        assert [weights, *compute, largest["tokens"], host] == numbers
 
 
 def test_the_cache_of_the_page() -> None:

@@ -60,7 +60,10 @@ def test_the_largest_that_fits_is_chosen(cli: Cli, hub: Site, home: Path) -> Non
     assert "too large: F16" in said["quant-chosen"]
     assert "its header was read from" in said["model-origin"]
     read = [asked.path for asked in hub.asked if asked.path.endswith(".gguf")]
-    assert read == [f"/{REPO}/resolve/main/Likely-Q8_0.gguf"]  # what is too large by its size is not read
+    projector = f"/{REPO}/resolve/main/mmproj-F16.gguf"
+    # what is too large by its size is not read
+    assert read == [f"/{REPO}/resolve/main/Likely-Q8_0.gguf", projector]
+    assert "its projector cannot be read, and images are not counted" in said["model-origin"]
 
 
 def test_a_smaller_one_is_offered(cli: Cli, hub: Site) -> None:

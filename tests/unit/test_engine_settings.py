@@ -149,7 +149,7 @@ def test_devices() -> None:
 
 def test_what_settings_do_not_hold_is_said() -> None:
     reading = read("llama-server --mmproj m.gguf -md d.gguf --cache-ram -1 -c 32k --gpt-oss-20b-default")
-    assert ids(reading).count("not-counted") == 3
+    assert ids(reading).count("not-counted") == 2
     assert {"prompt-cache-host-growth", "flag-odd-value"} <= set(ids(reading))
     assert reading.settings.context == 256
 

@@ -9,8 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from plan_llama.cli import plan_json, render_plan
-from plan_llama.cli.checked_model import model_of
+from plan_llama.cli import checked_model, images, plan_json, render_plan
 from plan_llama.cli.hardware import as_json
 from plan_llama.cli.options import (
     EngineOptions,
@@ -33,8 +32,9 @@ from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import Machine
-from plan_llama.memory.footprint import Beyond, footprint
+from plan_llama.memory.footprint import Beyond, footprint, projector_use
 from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import Settings
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver import fit
 from plan_llama.solver.place import Filler
@@ -91,10 +91,12 @@ def run(
     )
     parsed = parse(argv, table=flags, env=own)
     said = [Finding(id="engine-build-unknown", severity="warning", text=flags.note)] if flags.note else []
-    spec, about_model = model_of(parsed, model)
+    spec, about_model = checked_model.model_of(parsed, model)
     said += about_model
     if spec is None:
         return _unknown_model(parsed, machine, said, output)
+    spec, about_images = checked_model.with_projector(parsed, spec, model)
+    said += about_images
     checked, found = _judge(parsed, spec, machine, wanted)
     said += found
     corrected, about_correction = _correct(parsed, checked, wanted, given(wish_options))
@@ -138,14 +140,16 @@ def _judge(
     said = list(reading.findings)
     wrong = refusals.refusals(reading.settings, model=spec, flash_attn=reading.flash_attn)
     said += wrong
-    settings = reading.settings
+    settings = replace(reading.settings, mmproj=reading.settings.mmproj and table.projector is not None)
     if reading.fit_enabled and not wrong:
+        targets = _fit_targets(reading, table, settings, machine)
         fitted = fit.apply(
             table,
-            Filler(table, machine, _bare(task), max(reading.fit_targets_bytes)),
+            # what is kept free for the projector is in the targets
+            Filler(ModelTable(replace(spec, projector=None)), machine, _bare(task), max(targets)),
             settings,
             user_set=reading.user_set,
-            targets_bytes=reading.fit_targets_bytes,
+            targets_bytes=targets,
             minimum_context=reading.fit_min_context,
         )
         settings = fitted.settings
@@ -163,11 +167,25 @@ def _judge(
     candidate = judged(task, settings, used)
     verdict = "invalid" if parsed.refused or wrong else used.verdict
     said += memory_findings(task, candidate)
+    said += images.findings(spec, settings, used, wanted=False)
     # what the planner says of its own choice of load mode is not about a given one
     said += [item for item in remarks(task, candidate) if item.id != "mmap-with-cpu-override-slow"]
     return _Checked(
         reading=replace(reading, settings=settings), task=task, candidate=candidate, verdict=verdict
     ), said
+
+
+def _fit_targets(
+    reading: CommandReading, table: ModelTable, settings: Settings, machine: Machine
+) -> tuple[int, ...]:
+    """What --fit keeps free per device: llama-server adds the projector with its warm-up image to its device's."""
+    given = reading.fit_targets_bytes
+    use = projector_use(table, settings, machine)
+    if use is None or use.device < 0:
+        return given
+    targets = [given[min(i, len(given) - 1)] for i in range(len(machine.gpus))]
+    targets[use.device] += use.weights_bytes + use.warmup.device_bytes
+    return tuple(targets)
 
 
 def _bare(task: Task) -> Beyond:
@@ -192,11 +210,12 @@ def _correct(
     )
     if "--kv-type" not in said_options and reading.settings.kv_type_k == reading.settings.kv_type_v != "f16":
         aim = replace(aim, kv_type=reading.settings.kv_type_k)
+    aim = replace(aim, pins={**aim.pins, **_image_pins(reading.settings)})
     new_task = make_task(task.table, task.machine, aim, task.beyond)
     new_task, plan, said = solved(new_task, ladder=False)
     if plan is None:
         return None, said
-    command, about_build = make_command(new_task, plan, task.machine, None)
+    command, about_build = make_command(new_task, plan, task.machine, None, name_projector=False)
     said += about_build
     if plan.chosen.footprint.verdict == "does-not-fit":
         said.append(
@@ -235,8 +254,22 @@ def _correct(
     executable = parsed.executable if own else command.argv[0]
     source = _model_words(parsed, reading, command.argv[2])
     argv = (*parsed.wrapper, executable, *source, *_without_address(command.argv[3:]), *extra)
+    if (
+        plan.chosen.settings.mmproj
+        and reading.settings.mmproj_offload
+        and not plan.chosen.settings.mmproj_offload
+    ):
+        argv += ("--no-mmproj-offload",)
     argv += ("--host", reading.host, "--port", str(reading.port))
     return replace(command, argv=argv), said
+
+
+def _image_pins(settings: Settings) -> dict[str, str]:
+    """What the given command says of the projector; its words are kept."""
+    pins = {} if settings.mmproj_offload else {"mmproj_offload": "off"}
+    if settings.image_max_tokens is not None:
+        pins["image_max_tokens"] = str(settings.image_max_tokens)
+    return pins
 
 
 def _model_words(parsed: ParsedCommand, reading: CommandReading, planned_path: str) -> tuple[str, ...]:

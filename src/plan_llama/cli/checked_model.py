@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from plan_llama.cli import images
 from plan_llama.cli.options import ModelOptions
 from plan_llama.cli.plan_command import about_file
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
 from plan_llama.findings import Finding
-from plan_llama.models import catalog_models
+from plan_llama.models import catalog_models, projectors
 from plan_llama.models.catalog_models import KnownModel, KnownQuant
 from plan_llama.models.resolve import from_catalog, resolve_model
 from plan_llama.models.spec import load
@@ -51,6 +53,45 @@ def model_of(parsed: ParsedCommand, options: ModelOptions) -> tuple[ModelSpec | 
         id="file-not-found", severity="warning", text=text, fix="--model NAME before -- if that is wrong"
     )
     return spec, [taken, *about_file(spec)]
+
+
+def with_projector(
+    parsed: ParsedCommand, spec: ModelSpec, options: ModelOptions
+) -> tuple[ModelSpec, list[Finding]]:
+    """The model with the projector that the command loads: --mmproj's, the repository's own with -hf, or none.
+
+    A file that is not here is taken for the one that the catalog knows of the model.
+    """
+    if options.mmproj is not None or options.no_mmproj:
+        return images.with_projector(spec, options), []
+    words = {name: item for item in parsed.arguments if item.argument for name in item.argument.names}
+    path, url = _value(words.get("-mm")), _value(words.get("-mmu"))
+    if path is None and url is None:
+        automatic = words.get("--mmproj-auto")
+        taken = "-hf" in words and not (automatic is not None and automatic.negated)
+        return (spec if taken else replace(spec, projector=None)), []
+    if path is not None and _is_file(path):
+        return replace(spec, projector=projectors.load(path)), []
+    known = spec.projector or _known_projector(spec)
+    name = path or url
+    if known is None:
+        text = f"{name}: not here, and the catalog knows no projector of this model: it is not counted"
+        fix = "--mmproj FILE before -- names one that is here"
+        return replace(spec, projector=None), [
+            Finding(id="not-counted", severity="warning", text=text, fix=fix)
+        ]
+    text = f"{name} is not here; it is taken for the {known.quant} projector of this model"
+    found = Finding(
+        id="file-not-found", severity="note", text=text, fix="--mmproj FILE before -- if that is wrong"
+    )
+    return replace(spec, projector=known), [found]
+
+
+def _known_projector(spec: ModelSpec) -> ModelSpec | None:
+    if spec.catalog_id is None:
+        return None
+    known = catalog_models.model(spec.catalog_id)
+    return projectors.of_known(known, known.quants[0])
 
 
 def _value(item: ParsedArgument | None) -> str | None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from plan_llama.cli.options import HardwareOptions
 from plan_llama.cli.screen import Screen
-from plan_llama.errors import EXIT_OK
+from plan_llama.errors import EXIT_OK, UsageError
+from plan_llama.models.types import ModelSpec
 
 
 def hardware(
@@ -64,8 +65,10 @@ def inspect(model: str, quant: str | None, *, write_header: Path | None, force: 
     """Shows what a model's file holds; writes its header as a sparse file where asked."""
     from plan_llama.cli import repository
     from plan_llama.cli.models import as_json, render_inspect
-    from plan_llama.models.resolve import resolve_model
+    from plan_llama.models.resolve import projector_file, resolve_model
 
+    if (projector := projector_file(model)) is not None:
+        return _inspect_projector(projector, write_header=write_header, json=json)
     spec = resolve_model(model, quant)
     size = None
     if write_header is not None:
@@ -84,6 +87,19 @@ def inspect(model: str, quant: str | None, *, write_header: Path | None, force: 
     if size is not None:
         text += f"\nwritten: {write_header}, a header over {size:,} bytes of hole\n"
     Screen().write(text)
+    return EXIT_OK
+
+
+def _inspect_projector(spec: ModelSpec, *, write_header: Path | None, json: bool) -> int:
+    from plan_llama.cli import images
+
+    if write_header is not None:
+        raise UsageError(
+            "--write-header: a projector has no header of a model", hint="name the model's own file"
+        )
+    if json:
+        return _json({"schema": 1, "projector": images.inspect_json(spec)})
+    Screen().write(images.render_inspect(spec))
     return EXIT_OK
 
 

@@ -75,6 +75,13 @@ class ModelOptions:
     quant: Annotated[
         str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant; left out, the best that fits.")
     ] = None
+    mmproj: Annotated[
+        str | None,
+        typer.Option("--mmproj", metavar="FILE", help="Projector for images, if not the model's own."),
+    ] = None
+    no_mmproj: Annotated[
+        bool, typer.Option("--no-mmproj", help="Text only: leave the projector for images out.")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from plan_llama.cli import plan_json, render_plan
+from plan_llama.cli import images, plan_json, render_plan
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
@@ -18,8 +18,6 @@ from plan_llama.findings import Finding, Severity
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import InstalledEngine, Machine
-from plan_llama.launchers import posix
-from plan_llama.launchers.posix import ModelFile
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.locate import download_folder
 from plan_llama.models.resolve import all_choices, choices, resolve_model
@@ -55,6 +53,8 @@ def run(
                 f"--write: there is nothing to launch, the verdict is {plan.chosen.footprint.verdict}",
                 hint="see what would make it fit",
             )
+        from plan_llama.cli.launcher import write_launcher
+
         written = write_launcher(write, task, plan, launch, force=force)
     if output.json:
         answer = plan_json.answer(
@@ -112,9 +112,7 @@ def make_plan(
     task, plan, about_gpus = solved(make_task(ModelTable(spec), machine, wanted, beyond()))
     said += about_gpus
     if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
-        plan = replace(
-            plan, alternatives=(*smaller_quants(model.model, spec, machine, wanted), *plan.alternatives)
-        )
+        plan = replace(plan, alternatives=(*smaller_quants(model, spec, machine, wanted), *plan.alternatives))
     if plan is None:
         raise InputError(
             f"{spec.name} {spec.quant}: with what was pinned, not even its smallest part fits this machine's GPUs",
@@ -122,7 +120,10 @@ def make_plan(
         )
     _refuse_invalid(task, plan)
     launch, about_build = make_command(task, plan, machine, build, installed)
-    findings = in_order([*said, *plan.findings, *machine_notes(machine), *about_build])
+    about_images = images.findings(
+        spec, plan.chosen.settings, plan.chosen.footprint, wanted=not model.no_mmproj
+    )
+    findings = in_order([*said, *plan.findings, *about_images, *machine_notes(machine), *about_build])
     return Made(task=task, plan=plan, machine=machine, launch=launch, findings=findings)
 
 
@@ -173,7 +174,7 @@ def choose_model(
     assert options.model is not None  # noqa: S101
     open_to = choices(options.model) if options.quant is None else ()
     if not open_to:
-        named = resolve_model(options.model, options.quant)
+        named = images.with_projector(resolve_model(options.model, options.quant), options)
         machine = measured(resolve(hardware_choice(hardware), model_path=named.path, engine_path=engine_path))
         return named, machine, about_file(named)
     folder = str(download_folder(open_to[0].repo))
@@ -187,7 +188,7 @@ def choose_model(
             tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
             continue
         try:
-            spec = choice.load()
+            spec = images.with_projector(choice.load(), options)
         except RemoteError:
             raise
         except ModelError as error:  # a file for another engine, or one that is damaged
@@ -215,14 +216,18 @@ def room(machine: Machine) -> int:
     return machine.ram.available_bytes + (0 if machine.unified else sum(g.free_bytes for g in machine.gpus))
 
 
-def smaller_quants(text: str, spec: ModelSpec, machine: Machine, wanted: Wishes) -> list[Alternative]:
+def smaller_quants(
+    options: ModelOptions, spec: ModelSpec, machine: Machine, wanted: Wishes
+) -> list[Alternative]:
     """The largest smaller quant that fits, of the repository or the catalog, for a file that does not."""
     try:
-        offered = all_choices(text, spec)
+        assert options.model is not None  # noqa: S101
+        offered = all_choices(options.model, spec)
         for choice in offered:
             if choice.size_bytes >= spec.file_bytes or choice.size_bytes > room(machine):
                 continue
-            plan = solve(make_task(ModelTable(choice.load()), machine, wanted, beyond()), ladder=False)
+            table = ModelTable(images.with_projector(choice.load(), options))
+            plan = solve(make_task(table, machine, wanted, beyond()), ladder=False)
             if plan is not None and plan.chosen.footprint.verdict in ("fits", "tight"):
                 speed = plan.chosen.speed.decode_tok_s.expected
                 effect = f"{publisher_gb(choice.size_bytes)} instead of {publisher_gb(spec.file_bytes)}"
@@ -248,7 +253,7 @@ def about_file(spec: ModelSpec) -> list[Finding]:
                 text=_not_here(spec),
             )
         )
-    if unknown := _names_unknown(spec):
+    if unknown := names_unknown(spec):
         text, fix = unknown
         text += ": -m names their folder, which llama.cpp does not read"
         found.append(Finding(id="file-name-unknown", severity="warning", text=text, fix=fix))
@@ -280,7 +285,7 @@ def _not_here(spec: ModelSpec) -> str:
     return text
 
 
-def _names_unknown(spec: ModelSpec) -> tuple[str, str] | None:
+def names_unknown(spec: ModelSpec) -> tuple[str, str] | None:
     """What to say, and what to do, where the catalog knows a repository but not the names of its files."""
     if spec.files or spec.download is None or spec.download.files:
         return None
@@ -334,9 +339,18 @@ def _said_otherwise(probe: str, machine: Machine) -> bool:
 
 
 def make_command(
-    task: Task, plan: Plan, machine: Machine, build: int | None, installed: InstalledEngine | None = None
+    task: Task,
+    plan: Plan,
+    machine: Machine,
+    build: int | None,
+    installed: InstalledEngine | None = None,
+    *,
+    name_projector: bool = True,
 ) -> tuple[LaunchCommand, list[Finding]]:
-    """The command for the installed build, or for the one asked for, or b11434."""
+    """The command for the installed build, or for the one asked for, or b11434.
+
+    `name_projector` is False where words for the projector are there already.
+    """
     spec = task.table.spec
     said: list[Finding] = []
     if installed is None and not machine.simulated:
@@ -355,6 +369,7 @@ def make_command(
         model_path=path,
         executable=executable,
         sampling=spec.sampling,
+        mmproj_path=spec.projector.path if spec.projector and name_projector else None,
         # a plan without a GPU must hold on a machine that has one: unasked, the engine would use it
         extra=("--device", "none") if machine.simulated and not machine.gpus else (),
     )
@@ -390,49 +405,3 @@ def make_command(
             )
         )
     return command, said
-
-
-def write_launcher(folder: Path, task: Task, plan: Plan, command: LaunchCommand, *, force: bool) -> Path:
-    """The shell launcher, which checks at start what the plan took for granted."""
-    spec, machine, used = task.table.spec, task.machine, plan.chosen.footprint
-    settings = plan.chosen.settings
-    files = launcher_files(spec)
-    gpus = tuple(
-        posix.GpuNeed(
-            index=sum(1 for other in machine.gpus[:index] if other.vendor == gpu.vendor),
-            name=gpu.name,
-            backend=gpu.backend,
-            uuid=gpu.uuid,
-            pci_bus_id=gpu.pci_bus_id,
-            need_bytes=0 if machine.unified else device.peak_bytes,
-            planned_free_bytes=gpu.free_bytes,
-        )
-        for index, (gpu, device) in enumerate(zip(machine.gpus, used.devices, strict=True))
-    )
-    locks = settings.load_mode in ("mlock", "mmap+mlock")
-    needs = posix.LaunchNeeds(
-        files=files,
-        gpus=gpus,
-        ram_need_bytes=used.pools[0].used_bytes,
-        planned_ram_bytes=machine.ram.available_bytes,
-        pageable=settings.load_mode == "mmap",
-        locked_bytes=used.host.weights_bytes if locks else 0,
-    )
-    title = f"{spec.name} {spec.quant} on {machine.name}"
-    return posix.write(folder, posix.shell_launcher(command, needs, title=title), force=force)
-
-
-def launcher_files(spec: ModelSpec) -> tuple[ModelFile, ...]:
-    """The files that must be there in full when the launcher runs; 0 bytes where the size is not known.
-
-    Raises UsageError where the names are not known before the download.
-    """
-    if spec.files:
-        return tuple(ModelFile(path=path, size_bytes=size) for path, size in spec.files)
-    if unknown := _names_unknown(spec):
-        text, fix = unknown
-        raise UsageError(f"--write: {text}", hint=fix)
-    if spec.download is None or spec.made_with:
-        return (ModelFile(path=spec.path, size_bytes=0),) if spec.path else ()
-    folder = Path(spec.download.path).parent
-    return tuple(ModelFile(path=str(folder / Path(name).name), size_bytes=0) for name in spec.download.files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from plan_llama.cli import images
 from plan_llama.cli.hardware import as_json as machine_json
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.findings import Finding
@@ -70,6 +71,7 @@ def model(spec: ModelSpec) -> dict[str, Any]:
         "present": spec.present,
         "data_note": spec.data_note,
         "download": download(spec.download),
+        "projector": images.facts(spec.projector) if spec.projector else None,
     }
 
 
@@ -119,6 +121,9 @@ def settings(table: ModelTable, chosen: Candidate) -> dict[str, Any]:
         "cache_ram_bytes": item.cache_ram_bytes,
         "ctx_checkpoints": item.ctx_checkpoints,
         "draft_layers": item.draft_layers,
+        "mmproj": item.mmproj,
+        "mmproj_offload": item.mmproj_offload,
+        "image_max_tokens": item.image_max_tokens,
     }
 
 
@@ -133,6 +138,7 @@ def memory(used: Footprint) -> dict[str, Any]:
                 "context_bytes": device.context_bytes,
                 "compute_bytes": device.compute_bytes,
                 "overhead_bytes": device.overhead_bytes,
+                "projector_bytes": device.projector_bytes,
                 "total_bytes": device.total_bytes,
                 "free_bytes": device.free_bytes,
             }
@@ -143,6 +149,7 @@ def memory(used: Footprint) -> dict[str, Any]:
             "context_bytes": used.host.context_bytes,
             "compute_bytes": used.host.compute_bytes,
             "cache_bytes": used.host.cache_bytes,
+            "projector_bytes": used.host.projector_bytes,
             "total_bytes": used.host.total_bytes,
             "available_bytes": used.host.available_bytes,
         },
@@ -161,6 +168,7 @@ def memory(used: Footprint) -> dict[str, Any]:
             "host": used.host.peak_bytes,
         },
         "resident_ratio": used.resident_ratio,
+        "projector": images.use_json(used.projector) if used.projector else None,
     }
 
 

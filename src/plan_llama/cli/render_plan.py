@@ -29,7 +29,10 @@ _MARK = {"error": "bad", "warning": "warn", "note": "dim"}
 
 def title(screen: Screen, spec: ModelSpec, machine: Machine) -> Iterator[str]:
     """What is planned for what."""
-    yield screen.style(f"{spec.name} {spec.quant}", "bold") + f"  ({publisher_gb(spec.file_bytes)} file)"
+    seen = f", {publisher_gb(spec.projector.file_bytes)} projector" if spec.projector else ""
+    yield (
+        screen.style(f"{spec.name} {spec.quant}", "bold") + f"  ({publisher_gb(spec.file_bytes)} file{seen})"
+    )
     where = "a described machine, not this one" if machine.simulated else "this machine"
     yield from screen.wrap(f"on {_machine(machine)}  ({where})", indent=0)
 
@@ -111,13 +114,14 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
     unified = not cards and bool(used.devices)
     for device, pool in zip(used.devices, cards, strict=False):
         yield _bar(screen, pool, width, device.name)
+        projector = f"projector {gib(device.projector_bytes)} · " if device.projector_bytes else ""
         line = (
             f"weights {gib(device.weights_bytes)} · context {gib(device.context_bytes)} · compute "
-            f"{gib(device.compute_bytes)} · driver {gib(device.overhead_bytes)} (assumed) · peak "
+            f"{gib(device.compute_bytes)} · {projector}driver {gib(device.driver_bytes)} (assumed) · peak "
             f"{gib(device.peak_bytes)}"
         )
-        if device.total_bytes == device.overhead_bytes:
-            line = f"nothing is placed here; driver {gib(device.overhead_bytes)} (assumed)"
+        if device.total_bytes == device.driver_bytes:
+            line = f"nothing is placed here; driver {gib(device.driver_bytes)} (assumed)"
         yield " " * (width + 4) + screen.style(line, "dim")
     yield _bar(screen, ram, width, "shared by CPU and GPU" if unified else "")
     host = used.host
@@ -125,13 +129,15 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
         ("weights", host.weights_bytes),
         ("context", host.context_bytes),
         ("compute", host.compute_bytes),
+        ("projector", host.projector_bytes),
     ]
     if unified:
         parts = [
             ("weights", host.weights_bytes + sum(d.weights_bytes for d in used.devices)),
             ("context", host.context_bytes + sum(d.context_bytes for d in used.devices)),
             ("compute", host.compute_bytes + sum(d.compute_bytes for d in used.devices)),
-            ("driver", sum(d.overhead_bytes for d in used.devices)),
+            ("projector", host.projector_bytes + sum(d.projector_bytes for d in used.devices)),
+            ("driver", sum(d.driver_bytes for d in used.devices)),
         ]
     kept = "prompt cache" if host.checkpoint_bytes == 0 else "prompt cache and checkpoints"
     parts.append((f"{kept} up to", host.cache_bytes))
@@ -293,8 +299,10 @@ def plan(
     if launch is not None:
         heading = f"Command  ({launch.engine}, {older_builds.named(launch.build)})"
         lines += [screen.heading(heading), *command(screen, launch), ""]
-    if table.spec.download is not None:
-        lines += [screen.heading("Download first"), *download(screen, table.spec, machine), ""]
+    missing = [part for part in (table.spec, table.spec.projector) if part and part.download]
+    if missing:
+        lines += [screen.heading("Download first")]
+        lines += [line for part in missing for line in download(screen, part, machine)] + [""]
     remarks = list(findings(screen, said, notes=True))
     if remarks:
         lines += [screen.heading("Good to know"), *remarks, ""]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from plan_llama.cli import plan_json, render_verify
-from plan_llama.cli.checked_model import model_of
+from plan_llama.cli.checked_model import model_of, with_projector
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.plan_command import in_order, machine_notes, make_plan, print_json
 from plan_llama.cli.screen import Screen
@@ -141,6 +141,8 @@ def _command(
     spec, said = model_of(parsed, model)
     if spec is None:
         raise InputError(f"verify: {said[-1].text}", hint=said[-1].fix)
+    spec, about_images = with_projector(parsed, spec, model)
+    said += about_images
     reading = to_settings(parsed, model=spec, machine=machine)
     task = make_task(ModelTable(spec), machine, wanted, beyond())
     used = footprint(task.table, reading.settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)

@@ -26,6 +26,8 @@ _PINS = {
     "kv_type": "a cache type",
     "flash_attn": "on or off",
     "op_offload": "on or off",
+    "mmproj_offload": "on or off",
+    "image_max_tokens": "a number",
     "load_mode": " or ".join(_LOAD_MODES),
 }
 _MOST_TOKENS = 1 << 24

@@ -31,6 +31,7 @@ AUTO_SLOTS = 4
 FIT_MIN_CONTEXT = 4096
 FIT_TARGET_BYTES = 1024 * MIB
 _MOST = (1 << 31) - 1
+_IMAGE_LIMITS = ("image_min_tokens", "image_max_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class CommandReading:
     flash_attn: FlashAttn = "auto"
     devices: tuple[int, ...] = ()
     model_path: str | None = None
+    mmproj_path: str | None = None
     hf_repo: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
@@ -151,6 +153,7 @@ class _Reading:
             ctx_checkpoints=max(0, self.number("-ctxcp", CTX_CHECKPOINTS)) if self.serves else 0,
             draft_layers=self._draft_layers(),
             slot_limit=slot_limit,
+            **self._projector(devices),
         )
         minimum: int | None = self.number("-fitc", FIT_MIN_CONTEXT)
         if not self.bench and "-c" in self.last and self.number("-c", 0) == 0:
@@ -165,6 +168,7 @@ class _Reading:
             flash_attn=flash_attn,
             devices=devices,
             model_path=self.text("-m"),
+            mmproj_path=self.text("-mm"),
             hf_repo=self.text("-hf"),
             host=self.text("--host") or "127.0.0.1",
             port=self.number("--port", 8080),
@@ -340,6 +344,31 @@ class _Reading:
             return None
         given = self.number("-t", 0)
         return given if given > 0 else self.machine.cpu.logical_cores
+
+    def _projector(self, devices: tuple[int, ...]) -> dict[str, Any]:
+        """--mmproj and its kin. -hf loads the repository's own projector unless --no-mmproj stands there."""
+        named = "-mm" in self.last or "-mmu" in self.last
+        found = self.serves and (named or ("-hf" in self.last and self.switch("--mmproj-auto", True)))
+        if not found:
+            return {}
+        offload, device = self.switch("--mmproj-offload", True), None
+        if (word := self.text("-mmdev")) is not None:
+            index, accepted = placing.device_of(word, self.names)
+            offload = word != "none"
+            device = index if index is not None and index >= 0 else None
+            if offload and not accepted:
+                have = ", ".join(self.names) or "none"
+                say = f"--mmproj-device {word}: no device {word} on this machine"
+                self._say("unknown-device", "error", say, f"it has: {have}")
+        elif "-dev" in self.last:
+            offload, device = offload and bool(devices), devices[0] if devices else None
+        limits = {name: self.number(f"--{name.replace('_', '-')}", 0) for name in _IMAGE_LIMITS}
+        return {
+            "mmproj": True,
+            "mmproj_offload": offload,
+            "mmproj_device": device,
+            **{name: value for name, value in limits.items() if value > 0},
+        }
 
     def _draft_layers(self) -> bool:
         """--spec-type adds up over the command."""

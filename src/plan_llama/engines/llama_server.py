@@ -61,6 +61,7 @@ def command(
     alias: str | None = None,
     sampling: Mapping[str, float] | None = None,
     device_names: Sequence[str] | None = None,
+    mmproj_path: str | None = None,
     extra: Sequence[str] = (),
 ) -> LaunchCommand:
     """The command for settings that are final.
@@ -71,7 +72,7 @@ def command(
     has no flag for.
     """
     names = tuple(device_names) if device_names is not None else placing.device_names(machine.gpus)
-    argv = [executable, "-m", model_path]
+    argv = [executable, "-m", model_path, *_projector(settings, mmproj_path, names)]
     argv += ["-c", str(settings.context), "-np", str(settings.parallel)]
     if settings.kv_unified:
         argv.append("-kvu")
@@ -120,6 +121,24 @@ def _placement(settings: Settings, model: ModelSpec, names: Sequence[str]) -> li
     if len(names) > 1:
         argv += _devices(settings, names)
     return argv + _overrides(settings.overrides, names)
+
+
+def _projector(settings: Settings, path: str | None, names: Sequence[str]) -> list[str]:
+    """The projector's file, and what differs from the engine's defaults for it."""
+    if not settings.mmproj or path is None:
+        return []
+    argv = ["--mmproj", path]
+    if not settings.mmproj_offload and names:
+        argv.append("--no-mmproj-offload")
+    elif settings.mmproj_device is not None:
+        argv += ["--mmproj-device", names[settings.mmproj_device]]
+    for flag, tokens in (
+        ("--image-min-tokens", settings.image_min_tokens),
+        ("--image-max-tokens", settings.image_max_tokens),
+    ):
+        if tokens is not None:
+            argv += [flag, str(tokens)]
+    return argv
 
 
 def _devices(settings: Settings, names: Sequence[str]) -> list[str]:

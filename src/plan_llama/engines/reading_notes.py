@@ -9,8 +9,6 @@ from plan_llama.findings import Finding
 
 # Arguments that take memory or change the loaded model, and that a plan's settings do not hold.
 _UNCOUNTED = {
-    "-mm": "the multimodal projector's weights and buffers are not counted",
-    "-mmu": "the multimodal projector's weights and buffers are not counted",
     "-md": "the draft model's weights, cache and buffers are not counted",
     "-hfd": "the draft model's weights, cache and buffers are not counted",
     "--lora": "the adapter's weights are not counted",

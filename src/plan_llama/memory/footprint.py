@@ -12,6 +12,7 @@ from typing import Literal
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory import context
 from plan_llama.memory.estimate import DeviceMemory, buffers
+from plan_llama.memory.projector import ProjectorUse
 from plan_llama.memory.scheduler import CUDA_KIND, OTHER_GPU_KIND
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Buffers, Settings
@@ -38,7 +39,8 @@ class Beyond:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceUse:
-    """One GPU under a plan; the parts as llama.cpp names them, and the driver's share."""
+    """One GPU under a plan; the parts as llama.cpp names them, and what lies beside them: the driver's share and the
+    projector, of which `projector_bytes` tells."""
 
     name: str
     pool: str
@@ -48,11 +50,17 @@ class DeviceUse:
     overhead_bytes: int
     free_bytes: int
     peak_bytes: int
+    projector_bytes: int = 0  # of the overhead
 
     @property
     def total_bytes(self) -> int:
         """The sum of the four parts."""
         return self.weights_bytes + self.context_bytes + self.compute_bytes + self.overhead_bytes
+
+    @property
+    def driver_bytes(self) -> int:
+        """The overhead without the projector."""
+        return self.overhead_bytes - self.projector_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +75,13 @@ class HostUse:
     checkpoint_bytes: int
     available_bytes: int
     peak_bytes: int
+    projector_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """The sum of the four parts."""
-        return self.weights_bytes + self.context_bytes + self.compute_bytes + self.cache_bytes
+        """The sum of the parts."""
+        buffers = self.weights_bytes + self.context_bytes + self.compute_bytes
+        return buffers + self.cache_bytes + self.projector_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +109,7 @@ class Footprint:
     pools: tuple[Pool, ...]
     verdict: Verdict
     resident_ratio: float  # share of the host's weights that stays in RAM
+    projector: ProjectorUse | None = None
 
 
 def device_memory(machine: Machine) -> tuple[DeviceMemory, ...]:
@@ -161,23 +172,46 @@ def footprint(
 ) -> Footprint:
     """Everything that `settings` use on `machine`. `known` saves working the buffers out again."""
     made = known or buffers(table, settings, device_memory(machine))
+    images = projector_use(table, settings, machine)
     devices = tuple(
-        _device(table, settings, machine, index, made, beyond) for index in range(len(machine.gpus))
+        _device(table, settings, machine, index, made, beyond, images) for index in range(len(machine.gpus))
     )
-    host = _host(settings, machine, made, beyond, checkpoints_bytes(table, settings))
+    host = _host(settings, machine, made, beyond, checkpoints_bytes(table, settings), images)
     pools = _pools(machine, devices, host, beyond, margin_bytes)
     verdict, resident = _judge(settings, devices, host, pools)
-    return Footprint(devices=devices, host=host, pools=pools, verdict=verdict, resident_ratio=resident)
+    return Footprint(
+        devices=devices,
+        host=host,
+        pools=pools,
+        verdict=verdict,
+        resident_ratio=resident,
+        projector=images,
+    )
+
+
+def projector_use(table: ModelTable, settings: Settings, machine: Machine) -> ProjectorUse | None:
+    """What the model's projector takes; None where there is none, or it is not loaded."""
+    if table.projector is None or not settings.mmproj:
+        return None
+    return table.projector.use(settings, [device.kind for device in device_memory(machine)])
 
 
 def _device(
-    table: ModelTable, settings: Settings, machine: Machine, index: int, made: Buffers, beyond: Beyond
+    table: ModelTable,
+    settings: Settings,
+    machine: Machine,
+    index: int,
+    made: Buffers,
+    beyond: Beyond,
+    images: ProjectorUse | None,
 ) -> DeviceUse:
     gpu, part = machine.gpus[index], made.devices[index]
     # a context is made on every card that the engine is given, also where nothing is placed
     given = part.total_bytes or settings.split_mode != "none" or settings.main_gpu == index
-    overhead = beyond.context_bytes[gpu.backend] if given else 0
+    projector = images.on(index) if images else 0
+    overhead = (beyond.context_bytes[gpu.backend] if given or projector else 0) + projector
     growth = runtime_pool_bytes(table, settings) if part.total_bytes else 0
+    growth += images.pool_on(index) if images else 0
     total = part.total_bytes + overhead
     return DeviceUse(
         name=gpu.name,
@@ -188,6 +222,7 @@ def _device(
         overhead_bytes=overhead,
         free_bytes=gpu.free_bytes,
         peak_bytes=total + growth,
+        projector_bytes=projector,
     )
 
 
@@ -205,10 +240,18 @@ def checkpoints_bytes(table: ModelTable, settings: Settings) -> int:
     return settings.parallel * settings.ctx_checkpoints * context.checkpoint_bytes(layers, batch)
 
 
-def _host(settings: Settings, machine: Machine, made: Buffers, beyond: Beyond, checkpoints: int) -> HostUse:
+def _host(
+    settings: Settings,
+    machine: Machine,
+    made: Buffers,
+    beyond: Beyond,
+    checkpoints: int,
+    images: ProjectorUse | None,
+) -> HostUse:
     part = made.host
     cache = settings.cache_ram_bytes + checkpoints
-    total = part.total_bytes + cache
+    projector = images.host_bytes if images else 0
+    total = part.total_bytes + cache + projector
     staging = beyond.staging_bytes if machine.gpus and settings.load_mode in ("none", "mlock", "dio") else 0
     return HostUse(
         weights_bytes=part.weights_bytes,
@@ -218,6 +261,7 @@ def _host(settings: Settings, machine: Machine, made: Buffers, beyond: Beyond, c
         checkpoint_bytes=checkpoints,
         available_bytes=machine.ram.available_bytes,
         peak_bytes=total + staging,
+        projector_bytes=projector,
     )
 
 
@@ -245,7 +289,7 @@ def _pools(
             used_bytes=device.total_bytes,
             # on a card with nothing but the driver's own share there is nothing that could run short
             margin_bytes=gpu_margin_bytes(machine, gpu, beyond, margin_bytes)
-            if device.total_bytes > device.overhead_bytes
+            if device.total_bytes > device.driver_bytes
             else 0,
         )
         for gpu, device in zip(machine.gpus, devices, strict=True)

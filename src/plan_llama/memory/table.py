@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
+from plan_llama.memory.projector import Projector
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.memory.windows import Windows, windows
 from plan_llama.models.spec import EXPERT, block_of
@@ -53,6 +54,7 @@ class ModelTable:
         self._loaded: dict[bool, tuple[bool, ...]] = {}
         self._block_sums: dict[tuple[BackendKind, bool], tuple[int, ...]] = {}
         self.recordings: dict[object, list[Recording]] = {}  # of compute buffers, by kind of placement
+        self.projector = Projector(spec.projector) if spec.projector else None
 
     @cached_property
     def windows(self) -> Windows:

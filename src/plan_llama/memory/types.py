@@ -49,6 +49,11 @@ class Settings:
     ctx_checkpoints: int = 0
     draft_layers: bool = False  # load and run the model's own next-token-prediction block
     slot_limit: int | None = None  # --kv-unified-per-slot: most tokens of one conversation in a shared pool
+    mmproj: bool = False  # the model's projector is loaded, for images
+    mmproj_offload: bool = True
+    mmproj_device: int | None = None  # index of the GPU; None: the first that is used
+    image_min_tokens: int | None = None  # None: the projector's own limits
+    image_max_tokens: int | None = None
 
     @property
     def context_per_slot(self) -> int:

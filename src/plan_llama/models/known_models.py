@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from plan_llama import catalog
 from plan_llama.errors import ModelError, ProfileError
-from plan_llama.models import ggml_types
+from plan_llama.models import ggml_types, images
 from plan_llama.models.shards import include_pattern, part_name
+from plan_llama.models.tables import TRAIT
 from plan_llama.models.types import TensorType
 from plan_llama.units import GB, GIB
 
@@ -96,12 +98,18 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projector:
-    """The vision tower and projector that a GGUF has in a file of its own (mmproj). One of the sizes is there."""
+    """The vision tower and projector that a GGUF has in a file of its own (mmproj). One of the sizes is there.
+
+    `hparams` are the keys of that file's header, without their prefix `clip.`; empty where its shapes are not known.
+    """
 
     parameters: int
     tokens_per_image: int | None  # tokens of one image (or tile) that is scaled to a fixed size
     pixels_per_token: int | None  # pixels behind one token, where images keep their size
     source: str
+    kind: str | None = None  # the engine's name for the type
+    hparams: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    file: str | None = None  # in the repository of the quants; None where its name is not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +171,7 @@ def parse(model_id: str, path: Path) -> KnownModel:
         ),
         kv_quantisation_breaks=table.get("kv_quantisation_breaks", str),
         parameters=_published(table.table("parameters")),
-        projector=_projector(table.table("projector")),
+        projector=_projector(table.table("projector"), keys),
     )
     table.done()
     if known.named(known.default_quant) is None:
@@ -275,19 +283,36 @@ def _published(table: catalog.Table) -> Published | None:
     return found
 
 
-def _projector(table: catalog.Table) -> Projector | None:
+def _projector(table: catalog.Table, text: Mapping[str, Any]) -> Projector | None:
     if not table.keys():
         return None
+    kind = table.get("type", str)
+    hparams = _tower(table, kind, text) if kind else {}
+    fixed, dynamic = table.get("tokens_per_image", int), table.get("pixels_per_token", int)
+    if kind and fixed is dynamic is None:
+        fixed, dynamic = images.cost(hparams) or (None, None)
     found = Projector(
         parameters=table.take("parameters", int),
-        tokens_per_image=table.get("tokens_per_image", int),
-        pixels_per_token=table.get("pixels_per_token", int),
+        tokens_per_image=fixed,
+        pixels_per_token=dynamic,
         source=table.take("source", str),
+        kind=kind,
+        hparams=hparams,
+        file=table.get("file", str),
     )
     table.done()
     if (found.tokens_per_image is None) == (found.pixels_per_token is None):
         raise ProfileError(f"{table.where}: 'tokens_per_image' or 'pixels_per_token' is needed, not both")
     return found
+
+
+def _tower(table: catalog.Table, kind: str, text: Mapping[str, Any]) -> dict[str, Any]:
+    """The header of the projector's file: its shapes, and the width of the text model."""
+    vision = table.table("vision")
+    keys = {key: _hparam(vision, key) for key in vision.keys()}  # noqa: SIM118  a Table, not a dict
+    named = {key if key.startswith(TRAIT) else f"vision.{key}": value for key, value in keys.items()}
+    width = {"vision.projection_dim": text.get("embedding_length")}
+    return {"has_vision_encoder": True, "projector_type": kind, **named, **width}
 
 
 def _files(table: catalog.Table, name: str | None, parts: int | None) -> tuple[str, ...]:

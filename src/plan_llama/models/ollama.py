@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plan_llama.errors import ModelError, UsageError
+from plan_llama.models import projectors
 from plan_llama.models.locate import ollama_stores
 from plan_llama.models.spec import load
 from plan_llama.models.types import ModelSpec
@@ -53,15 +54,26 @@ def resolve(text: str, quant: str | None = None) -> ModelSpec:
         if isinstance(item.parameters.get(name), int | float)
     }
     notes = []
-    if item.projectors:
-        names = " and ".join(str(path) for path in item.projectors)
-        notes.append(f"images need its projector, which is not counted: --mmproj {names}")
+    projector = None
+    for path in item.projectors[:1]:
+        try:
+            projector = projectors.load(path)
+        except ModelError as error:
+            notes.append(
+                f"images need its projector, which is not counted: --mmproj {path} ({error.message})"
+            )
     if item.parameters.get("num_ctx"):
         notes.append(
             f"its author set num_ctx {item.parameters['num_ctx']}, which Ollama takes and this plan does not"
         )
     name = item.name if spec.name.startswith("sha256-") else spec.name
-    return replace(spec, name=name, sampling=sampling or spec.sampling, origin_note="; ".join(notes) or None)
+    return replace(
+        spec,
+        name=name,
+        sampling=sampling or spec.sampling,
+        origin_note="; ".join(notes) or None,
+        projector=projector,
+    )
 
 
 def installed(text: str) -> Installed:

@@ -16,7 +16,7 @@ from urllib.parse import quote as quoted
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from plan_llama.errors import ModelError, RemoteError, UsageError
-from plan_llama.models import hub, locate, remote_cache, shards
+from plan_llama.models import hub, locate, projectors, remote_cache, shards
 from plan_llama.models.gguf import RawHeader, read_header
 from plan_llama.models.http_ranges import FIRST_BYTES, RemoteFile
 from plan_llama.models.http_transport import Access, Deadline, checked, request, shown
@@ -88,6 +88,41 @@ def from_hub(text: str, quant: str | None = None, *, download_dir: Path | None =
     if found.config is not None and not found.quants and not name.file:
         return _from_config(found, found.config, quant or name.quant, download_dir)
     return _from_quant(found, hub.choose(found, name, quant), download_dir)
+
+
+def projector_of(text: str, model: ModelSpec, *, download_dir: Path | None = None) -> ModelSpec | None:
+    """The projector that `-hf` would load with a model of that repository; None where it has none.
+
+    Raises ModelError where its header cannot be read.
+    """
+    found = hub_repository(text)
+    folder = download_dir or locate.download_folder(found.repo)
+    name = model.download.files[0] if model.download else Path(model.path or "").name
+    chosen = projectors.choose((file.path for file in found.projectors), name)
+    file = next((file for file in found.projectors if file.path == chosen), None)
+    if file is None:
+        return None
+    path = locate.find(found.repo, (file.path,))
+    if path is not None and (here := projectors.load(path)).present:
+        return here
+    part = _Part(url=hub.file_url(found.repo, file.path), name=f"hf:{found.repo}/{file.path}", oid=file.oid)
+    access = None if hub.offline() else hub.access()
+    try:
+        read = _headers([part], Deadline(), access, f"{found.repo} {file.path}")
+    except RemoteError as error:
+        raise hub.explained(error, found.repo) from None
+    target = folder / file.path
+    spec = projectors.from_files(shards.from_headers(target, tuple(item.header for item in read)))
+    download = Download(
+        repo=found.repo,
+        quant=spec.quant,
+        files=(file.path,),
+        size_bytes=file.size_bytes,
+        argv=("hf", "download", found.repo, "--include", file.path, "--local-dir", str(folder)),
+        path=str(target),
+        url=f"{hub.endpoint()}/{found.repo}",
+    )
+    return replace(spec, present=False, files=(), download=download)
 
 
 def from_url(url: str, quant: str | None = None, *, download_dir: Path | None = None) -> ModelSpec:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from plan_llama.errors import ModelError, UsageError
 from plan_llama.hardware.types import Source
-from plan_llama.models import catalog_models, locate
+from plan_llama.models import catalog_models, locate, projectors
 from plan_llama.models.catalog_models import KnownModel, KnownQuant
 from plan_llama.models.spec import load
 from plan_llama.models.types import Download, ModelSpec
@@ -51,6 +51,17 @@ def resolve_model(text: str, quant: str | None = None, *, download_dir: Path | N
     return from_catalog(known, catalog_models.get_quant(known, quant), download_dir=download_dir)
 
 
+def projector_file(text: str) -> ModelSpec | None:
+    """The projector in a file on this machine; None for any other name, and for a file that is something else."""
+    path = Path(text)
+    if not _is_file(path):
+        return None
+    try:
+        return projectors.load(path)
+    except ModelError:
+        return None  # whoever wants the model says what is wrong with the file
+
+
 def _unpublished(known: KnownModel, quant: str, download_dir: Path | None) -> ModelSpec | None:
     """A mix of llama.cpp's own tools: the file where somebody made it here; None for any other quant."""
     from plan_llama.models import quant_mix, unpublished
@@ -76,6 +87,7 @@ def from_catalog(known: KnownModel, item: KnownQuant, *, download_dir: Path | No
     if found:
         try:
             spec = _with_catalog(replace(load(found), quant=item.quant), known)
+            spec = replace(spec, projector=projectors.of_known(known, item, beside=spec, folder=download_dir))
         except ModelError as error:
             note = f"found on this machine but unreadable ({error.line()})"
         else:
@@ -85,7 +97,12 @@ def from_catalog(known: KnownModel, item: KnownQuant, *, download_dir: Path | No
     modelled = catalog_models.build(known, item)
     download = _download(item, download_dir)
     return replace(
-        modelled, download=download, path=download.path if item.files else None, present=False, data_note=note
+        modelled,
+        download=download,
+        path=download.path if item.files else None,
+        present=False,
+        data_note=note,
+        projector=projectors.of_known(known, item, folder=download_dir),
     )
 
 
@@ -113,7 +130,7 @@ def _from_file(path: Path, quant: str | None) -> ModelSpec:
             f"--quant {quant} does not go with the file {path}, which is {spec.quant}",
             hint="leave --quant out, or name the model instead of a file",
         )
-    return _with_known(spec, path.name)
+    return replace(_with_known(spec, path.name), projector=projectors.in_folder_of(spec))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,11 +43,17 @@ def load(path: str | Path) -> ModelSpec:
 def from_files(files: shards.Files) -> ModelSpec:
     """Like load, of headers that are read already."""
     first = files.headers[0]
+    _refuse_other_kinds(first.name, first.metadata)
+    spec = raw_spec(files)
+    _check_blocks(spec, first.name)
+    return spec
+
+
+def raw_spec(files: shards.Files) -> ModelSpec:
+    """What the headers say, whatever kind of file they are of."""
+    first = files.headers[0]
     metadata = first.metadata
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture.isprintable() or not architecture:
-        raise ModelError(f"{first.name}: 'general.architecture' is missing: not a language model's GGUF")
-    _refuse_other_kinds(first.name, metadata, architecture)
+    architecture = _architecture(first.name, metadata)
     tensors = files.tensors
     if not tensors:
         raise ModelError(
@@ -55,7 +61,7 @@ def from_files(files: shards.Files) -> ModelSpec:
         )
     prefix = f"{architecture}."
     hparams = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    spec = ModelSpec(
+    return ModelSpec(
         name=_name(metadata, files.path),
         architecture=architecture,
         quant=_quant(metadata, files.path, tensors),
@@ -69,8 +75,13 @@ def from_files(files: shards.Files) -> ModelSpec:
         data_note=_data_note(files),
         licence=_text(metadata, "general.license"),
     )
-    _check_blocks(spec, first.name)
-    return spec
+
+
+def _architecture(where: str, metadata: dict[str, Any]) -> str:
+    found = metadata.get("general.architecture")
+    if not isinstance(found, str) or not found.isprintable() or not found:
+        raise ModelError(f"{where}: 'general.architecture' is missing: not a language model's GGUF")
+    return found
 
 
 def block_of(tensor: Tensor) -> int | None:
@@ -230,8 +241,8 @@ def _data_note(files: shards.Files) -> str | None:
     )
 
 
-def _refuse_other_kinds(where: str, metadata: dict[str, Any], architecture: str) -> None:
-    kind = metadata.get("general.type")
+def _refuse_other_kinds(where: str, metadata: dict[str, Any]) -> None:
+    kind, architecture = metadata.get("general.type"), _architecture(where, metadata)
     if architecture == "clip" or kind == "mmproj":
         raise ModelError(
             f"{where}: a multimodal projector, not a language model",

@@ -92,6 +92,7 @@ class ModelSpec:
     sampling: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     kv_quantisation_breaks: str | None = None  # why a quantised KV cache is not to be chosen, with its source
     sources: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
+    projector: ModelSpec | None = None  # of a vision model: the file for --mmproj, where it is to be loaded
 
     @property
     def parameters(self) -> int:

@@ -64,7 +64,8 @@ def _header(spec: ModelSpec) -> tuple[bytes, int]:
 
 def _metadata(spec: ModelSpec) -> Iterator[tuple[str, Any]]:
     yield "general.architecture", spec.architecture
-    yield "general.type", "model"
+    projector = spec.architecture == "clip"
+    yield "general.type", "mmproj" if projector else "model"
     yield "general.name", spec.name
     file_types = {name: number for number, name in ggml_types.FILE_TYPES.items()}
     if (number := file_types.get(spec.quant.rpartition("-")[2].upper())) is not None:
@@ -73,6 +74,8 @@ def _metadata(spec: ModelSpec) -> Iterator[tuple[str, Any]]:
     for key, value in spec.hparams.items():
         if not key.startswith(TRAIT):  # says which tensors there are; no key of a GGUF
             yield f"{spec.architecture}.{key}", value
+    if projector:
+        return
     if not spec.vocab_size:
         yield "tokenizer.ggml.model", "none"
         return

@@ -16,6 +16,7 @@ from plan_llama.memory.footprint import (
     device_memory,
     gpu_margin_bytes,
     host_budget_bytes,
+    projector_use,
     runtime_pool_bytes,
     server_cache_bytes,
 )
@@ -51,11 +52,16 @@ class Filler:
         self.everything = table.blocks + 1
 
     def budgets(self, settings: Settings) -> list[int]:
-        """Bytes of buffers that each card may hold: free, less margin, driver and growth on long prompts."""
+        """Bytes of buffers that each card may hold: free, less margin, driver, projector and what grows later."""
         growth = runtime_pool_bytes(self.table, settings)
+        images = projector_use(self.table, settings, self.machine)
         return [
-            gpu.free_bytes - margin - self.beyond.context_bytes[gpu.backend] - growth
-            for gpu, margin in zip(self.machine.gpus, self.margins, strict=True)
+            gpu.free_bytes
+            - margin
+            - self.beyond.context_bytes[gpu.backend]
+            - growth
+            - (images.on(index) + images.pool_on(index) if images else 0)
+            for index, (gpu, margin) in enumerate(zip(self.machine.gpus, self.margins, strict=True))
         ]
 
     def best(self, base: Settings, *, whole_only: bool = False) -> Filled | None:
@@ -98,7 +104,9 @@ class Filler:
 
     def _unified(self, base: Settings, full: Filled) -> Filled:
         """One pool: all on the GPU where its share of the pool allows it, else as much as it may hold."""
+        images = projector_use(self.table, base, self.machine)
         limit = self.machine.gpus[0].free_bytes - self.beyond.context_bytes[self.machine.gpus[0].backend]
+        limit -= images.on(0) if images else 0
         if full.made.devices[0].total_bytes <= limit:
             return full
         return self._layers(base) or self._made(replace(base, gpu_layers=0))

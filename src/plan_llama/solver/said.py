@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from plan_llama.findings import Finding
 from plan_llama.memory.compute import is_described
 from plan_llama.memory.context import kv_type
+from plan_llama.memory.footprint import DeviceUse
 from plan_llama.solver.search import Task, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate
 from plan_llama.units import gib, rate, tokens
@@ -57,7 +58,7 @@ def memory_findings(task: Task, chosen: Candidate) -> Iterator[Finding]:
                 severity="error",
                 text=f"{pool.name} ({device.name}) would need {gib(device.peak_bytes)}: weights "
                 f"{gib(device.weights_bytes)}, context {gib(device.context_bytes)}, compute "
-                f"{gib(device.compute_bytes)}, driver {gib(device.overhead_bytes)}; it has "
+                f"{gib(device.compute_bytes)}, {_projector(device)}driver {gib(device.driver_bytes)}; it has "
                 f"{gib(pool.available_bytes)} free",
                 fix="what does not fit goes to the CPU: fewer layers, or the experts of more layers there",
             )
@@ -88,6 +89,10 @@ def memory_findings(task: Task, chosen: Candidate) -> Iterator[Finding]:
                     text=f"{pool.name}: {gib(left)} would stay free; {gib(pool.margin_bytes)} is the margin to keep",
                     fix="close what else uses it, or --reserve and --margin to say what you accept",
                 )
+
+
+def _projector(device: DeviceUse) -> str:
+    return f"projector {gib(device.projector_bytes)}, " if device.projector_bytes else ""
 
 
 def _quantised_cache(task: Task, chosen: Candidate) -> Iterator[Finding]:

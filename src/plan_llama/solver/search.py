@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.context import bytes_per_token
-from plan_llama.memory.footprint import Beyond, Footprint, checkpoints_bytes, footprint, server_cache_bytes
+from plan_llama.memory.footprint import (
+    Beyond,
+    Footprint,
+    checkpoints_bytes,
+    footprint,
+    projector_use,
+    server_cache_bytes,
+)
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, LoadMode, Settings
 from plan_llama.memory.weights import place
@@ -94,6 +101,7 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
         threads=threads(task.machine),
         cache_ram_bytes=cache_ram_bytes(task, context, kv_type),
         repack=repack_crash(task) is None,
+        mmproj=task.table.projector is not None,
     )
 
 
@@ -125,6 +133,8 @@ def load_mode(task: Task, filled: Filled) -> LoadMode:
     """How the file is read. Pinned memory makes prefill faster, but what is pinned cannot be paged out."""
     host = filled.made.host
     held = host.total_bytes + server_cache_bytes(task.table, filled.settings)
+    if images := projector_use(task.table, filled.settings, task.machine):
+        held += images.host_bytes
     return "mmap" if why_mapped(task, host.weights_bytes, held) else "none"
 
 
@@ -193,7 +203,8 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
 def candidates(task: Task, context: int, kv_type: str) -> Iterator[Candidate]:
     """One filled placement per micro-batch."""
     seen: set[int] = set()
-    pinned = task.wishes.pins.get("ubatch")
+    pins = task.wishes.pins
+    pinned = pins.get("ubatch")
     whole = False  # a smaller micro-batch left all layers on the cards: a larger one that cannot is no better
     for ubatch in (int(pinned),) if pinned else UBATCHES:
         if seen and ubatch // 2 >= task.request.prompt_tokens:
@@ -204,6 +215,8 @@ def candidates(task: Task, context: int, kv_type: str) -> Iterator[Candidate]:
             continue
         seen.add(base.ubatch)
         filled = task.filler.best(base, whole_only=whole)
+        if filled is None and base.mmproj and not whole and "mmproj_offload" not in pins:
+            filled = task.filler.best(replace(base, mmproj_offload=False))  # images are then read by the CPU
         if filled is None:
             break
         whole = whole or filled.settings.gpu_layers >= task.filler.everything
@@ -253,15 +266,14 @@ def pinned_settings(task: Task, settings: Settings) -> Settings:
     """The settings with what the user pinned. Keys were checked when the wishes were made."""
     pins = task.wishes.pins
     changes: dict[str, object] = {}
-    for key in ("batch", "threads"):
+    for key in ("batch", "threads", "image_max_tokens"):
         if key in pins:
             changes[key] = int(pins[key])
-    if "flash_attn" in pins:
-        changes["flash_attn"] = pins["flash_attn"] == "on"
+    for key in ("flash_attn", "op_offload", "mmproj_offload"):
+        if key in pins:
+            changes[key] = pins[key] == "on"
     if "cache_ram" in pins:
         changes["cache_ram_bytes"] = int(pins["cache_ram"]) * MIB
-    if "op_offload" in pins:
-        changes["op_offload"] = pins["op_offload"] == "on"
     return replace(settings, **changes) if changes else settings  # type: ignore[arg-type]
 
 

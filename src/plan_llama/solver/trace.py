@@ -50,7 +50,9 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
         left = pool.available_bytes - margin - device.overhead_bytes - growth
         yield (
             f"{pool.name} {gpu.name}: {gib(gpu.free_bytes)} free - {gib(margin)} margin - "
-            f"{gib(device.overhead_bytes)} driver - {mib_exact(growth)} growth on long prompts leaves {gib(left)}"
+            f"{gib(device.driver_bytes)} driver - "
+            + (f"{gib(device.projector_bytes)} projector - " if device.projector_bytes else "")
+            + f"{mib_exact(growth)} growth on long prompts leaves {gib(left)}"
         )
         yield (
             f"  uses {mib_exact(device.weights_bytes)} weights + {mib_exact(device.context_bytes)} context + "

@@ -1,0 +1,1 @@
+"""The compute graphs of the vision towers that llama.cpp's multimodal library knows."""
