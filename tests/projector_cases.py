@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from plan_llama.memory.projector import Projector
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind
 from plan_llama.models import catalog_models, projectors
+from plan_llama.models.ggml_types import by_name
 from plan_llama.models.images import Image
 from plan_llama.models.tables.towers import tower_tensors
-from plan_llama.models.types import ModelSpec
+from plan_llama.models.types import ModelSpec, Tensor
 
 RECORDED = Path(__file__).parent / "data" / "projectors" / "cases.jsonl"
 
@@ -51,10 +52,93 @@ class Case:
         return (found.get("RPC0", 0), found.get("CPU", 0)) if self.gpu else (found["CPU"], 0)
 
 
-def tower(model: str, output: str) -> ModelSpec:
-    """The projector of a catalog model as the converter writes it with `--outtype`."""
-    from dataclasses import replace
+# Towers of models that the catalog does not have, with the shapes of their config.json (MiniMax-M3's vision tower: of
+# the sizes that its converter asserts, heads of 80).
+_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "InternVL3-8B": (
+        "internvl",
+        {"image_size": 448, "embedding_length": 1024, "feed_forward_length": 4096, "block_count": 24}
+        | {"attention.head_count": 16, "projection_dim": 3584, "projector.scale_factor": 2},
+    ),
+    "Kimi-K2.5": (
+        "kimik25",
+        {"image_size": 896, "embedding_length": 1152, "feed_forward_length": 4304, "block_count": 27}
+        | {"attention.head_count": 16, "projection_dim": 7168, "projector.scale_factor": 2}
+        | {"image_min_pixels": 8 * 14**2, "image_max_pixels": 16384 * 14**2},
+    ),
+    "MiniMax-M3": (
+        "minimax_m3",
+        {"image_size": 672, "embedding_length": 1280, "feed_forward_length": 5120, "block_count": 32}
+        | {"attention.head_count": 16, "projection_dim": 6144, "spatial_merge_size": 2},
+    ),
+}
 
+
+def _other(model: str, output: str) -> ModelSpec:
+    kind, keys = _OTHERS[model]
+    keys = {"patch_size": 14, "attention.layer_norm_epsilon": 1e-6, **keys}
+    embd, ffn, out = (keys[key] for key in ("embedding_length", "feed_forward_length", "projection_dim"))
+    merged = 4 * embd
+    made: dict[str, tuple[int, ...]] = {"v.patch_embd.weight": (14, 14, 3, embd)}
+    for il in range(keys["block_count"]):
+        p = f"v.blk.{il}"
+        parts: dict[str, tuple[int, ...]] = {f"{p}.attn_{x}": (embd, embd) for x in ("q", "k", "v", "out")}
+        if kind == "kimik25":
+            parts = {f"{p}.attn_qkv": (embd, 3 * embd), f"{p}.attn_out": (embd, embd)}
+        parts |= {f"{p}.ffn_up": (embd, ffn), f"{p}.ffn_down": (ffn, embd)}
+        for name, shape in parts.items():
+            made |= {f"{name}.weight": shape, f"{name}.bias": shape[1:]}
+        for name in ("ln1", "ln2"):
+            made |= {f"{p}.{name}.weight": (embd,), f"{p}.{name}.bias": (embd,)}
+        if kind == "internvl":
+            made |= {f"{p}.ls1.weight": (embd,), f"{p}.ls2.weight": (embd,)}
+    linear: dict[str, tuple[int, ...]] = {}
+    if kind == "internvl":
+        made |= {
+            "v.patch_embd.bias": (embd,),
+            "v.class_embd": (embd,),
+            "v.position_embd.weight": (embd, 1025),
+        }
+        made |= {"mm.model.mlp.0.weight": (merged,), "mm.model.mlp.0.bias": (merged,)}
+        linear = {"mm.model.mlp.1": (merged, out), "mm.model.mlp.3": (out, out)}
+    elif kind == "kimik25":
+        made |= {"v.patch_embd.bias": (embd,), "v.position_embd.weight": (embd, 64, 64)}
+        made |= {"v.post_ln.weight": (embd,), "v.post_ln.bias": (embd,)}
+        made |= {"mm.input_norm.weight": (embd,), "mm.input_norm.bias": (embd,)}
+        linear = {"mm.1": (merged, merged), "mm.2": (merged, out)}
+    else:
+        made |= {
+            "v.patch_embd.weight.1": (14, 14, 3, embd),
+            "v.pre_ln.weight": (embd,),
+            "v.pre_ln.bias": (embd,),
+        }
+        linear = {"mm.1": (embd, out), "mm.2": (out, out)}
+        linear |= {"mm.merger.fc1": (4 * out, out), "mm.merger.fc2": (out, out)}
+    for name, shape in linear.items():
+        made |= {f"{name}.weight": shape, f"{name}.bias": shape[1:]}
+    plain = by_name(output)
+    tensors = tuple(
+        Tensor(name, by_name("f32") if len(shape) < 2 or "position" in name else plain, shape)
+        for name, shape in made.items()
+    )
+    hparams = {"has_vision_encoder": True, "projector_type": kind}
+    hparams |= {f"vision.{key}": value for key, value in keys.items()}
+    hparams |= {"vision.image_mean": (0.5, 0.5, 0.5), "vision.image_std": (0.5, 0.5, 0.5)}
+    return ModelSpec(
+        name=model,
+        architecture="clip",
+        quant=output,
+        tensors=tensors,
+        hparams=hparams,
+        vocab_size=0,
+        file_bytes=sum(tensor.nbytes for tensor in tensors),
+    )
+
+
+def tower(model: str, output: str) -> ModelSpec:
+    """The projector of a catalog model, or of one of `_OTHERS`, as the converter writes it with `--outtype`."""
+    if model in _OTHERS:
+        return _other(model, output)
     known = catalog_models.model(model)
     spec = projectors.of_known(known, known.quants[0])
     assert spec is not None

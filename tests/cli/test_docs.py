@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from plan_llama.memory.graphs import GRAPHS
+from plan_llama.memory.towers.families import FAMILIES
 from tests.cli.conftest import Cli
 from tests.gguf_builder import ORACLE, oracle_file
 from tests.projector_cases import recorded
@@ -189,6 +190,13 @@ def test_the_projectors_of_the_page_are_what_the_engine_counted() -> None:
         sizes = [answer["weights"]["RPC0"], start, grown, largest["compute"]["CPU"]]
         weights, *compute, host = [round(size / MIB, 1) for size in sizes]
         assert [weights, *compute, largest["tokens"], host] == numbers
+
+
+def test_the_page_names_the_described_towers() -> None:
+    listed = (
+        page("docs/concepts/memory.md").partition("these types are described: ")[2].partition(" (also")[0]
+    )
+    assert re.findall(r"`([a-z0-9._]+)`", listed) == sorted(FAMILIES)
 
 
 def test_the_cache_of_the_page() -> None:

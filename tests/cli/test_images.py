@@ -171,6 +171,23 @@ def test_refusals(cli: Cli, home: Path, words: tuple[str, ...], says: str) -> No
     assert ended.err.count("\n") == 1
 
 
+def test_another_card_has_more_room(cli: Cli) -> None:
+    """The first card cannot hold its share of the layers and the projector; the second one can."""
+    cards = ("--gpu", "9GiB", "--gpu", "14GiB", "--ram", "64GiB", "--cpu-cores", "8")
+    answer = cli("--model", "gemma-3-27b", "--quant", "Q4_K_M", *cards, "--ctx", "8192", "--json").json
+    assert answer["verdict"] in ("fits", "tight")
+    argv = answer["command"]["argv"]
+    assert answer["settings"]["layers_on_gpu"] == 62
+    assert argv[argv.index("--mmproj-device") + 1] == "CUDA1"
+    assert [card["projector_bytes"] > 0 for card in answer["memory"]["devices"]] == [False, True]
+
+
+def test_limits_that_the_engine_refuses(cli: Cli) -> None:
+    words = ("-m", "Qwen2.5-VL-7B-Instruct-Q4_K_M.gguf", "--mmproj", "m.gguf", "--image-min-tokens", "5000")
+    answer = cli("check", *CARD, "--json", "--", "llama-server", *words).json
+    assert "projector-limits" in {item["id"] for item in answer["findings"]}
+
+
 def test_a_card_too_small_for_the_projector_leaves_it_to_the_cpu(cli: Cli) -> None:
     answer = cli("--model", "qwen2.5-vl-7b", "--quant", "Q4_K_M", "--gpu", "4GiB", "--ram", "64GiB", "--json")
     found = answer.json

@@ -87,7 +87,7 @@ def run(
     own = (
         {}
         if machine.simulated
-        else {k: v for k, v in os.environ.items() if k.startswith(("LLAMA_", "GGML_"))}
+        else {k: v for k, v in os.environ.items() if k.startswith(("LLAMA_", "GGML_", "MTMD_"))}
     )
     parsed = parse(argv, table=flags, env=own)
     said = [Finding(id="engine-build-unknown", severity="warning", text=flags.note)] if flags.note else []

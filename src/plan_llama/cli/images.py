@@ -69,6 +69,15 @@ def findings(spec: ModelSpec, settings: Settings, used: Footprint, *, wanted: bo
             "compute buffer is an upper bound for plain towers, and audio is not counted",
             fix="leave a larger --margin, or look at the first start",
         )
+    images, least = used.projector.images, settings.image_min_tokens
+    if images is not None and images.dynamic and least is not None and least > images.most_tokens:
+        yield Finding(
+            id="projector-limits",
+            severity="error",
+            text=f"--image-min-tokens {least}: llama.cpp does not load a projector whose images have at most "
+            f"{images.most_tokens:,} tokens with it",
+            fix="a smaller one, or a larger --image-max-tokens",
+        )
     if used.projector.device == HOST and used.devices:
         yield Finding(
             id="projector-on-cpu",

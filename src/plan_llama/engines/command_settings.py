@@ -31,7 +31,11 @@ AUTO_SLOTS = 4
 FIT_MIN_CONTEXT = 4096
 FIT_TARGET_BYTES = 1024 * MIB
 _MOST = (1 << 31) - 1
-_IMAGE_LIMITS = ("image_min_tokens", "image_max_tokens")
+_IMAGE_LIMITS = {
+    "image_min_tokens": "--image-min-tokens",
+    "image_max_tokens": "--image-max-tokens",
+    "image_batch_tokens": "--mtmd-batch-max-tokens",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,7 +366,7 @@ class _Reading:
                 self._say("unknown-device", "error", say, f"it has: {have}")
         elif "-dev" in self.last:
             offload, device = offload and bool(devices), devices[0] if devices else None
-        limits = {name: self.number(f"--{name.replace('_', '-')}", 0) for name in _IMAGE_LIMITS}
+        limits = {name: self.number(flag, 0) for name, flag in _IMAGE_LIMITS.items()}
         return {
             "mmproj": True,
             "mmproj_offload": offload,

@@ -13,6 +13,7 @@ from plan_llama.errors import InputError
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory import patterns
 from plan_llama.memory.types import HOST, Override, Settings
+from plan_llama.models.images import BATCH_TOKENS
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
 
@@ -138,6 +139,8 @@ def _projector(settings: Settings, path: str | None, names: Sequence[str]) -> li
     ):
         if tokens is not None:
             argv += [flag, str(tokens)]
+    if settings.image_batch_tokens != BATCH_TOKENS:
+        argv += ["--mtmd-batch-max-tokens", str(settings.image_batch_tokens)]
     return argv
 
 

@@ -82,6 +82,7 @@ class Projector:
         self.kind = kind(spec.hparams)
         self._tensors = {tensor.name: tensor for tensor in spec.tensors}
         self._compute: dict[object, Compute] = {}
+        self._weights: dict[BackendKind, int] = {}
 
     def use(self, settings: Settings, kinds: Sequence[BackendKind]) -> ProjectorUse:
         """What it takes under these settings; `kinds` are the backends of the machine's GPUs."""
@@ -92,6 +93,7 @@ class Projector:
             max_tokens=settings.image_max_tokens,
             min_tokens=settings.image_min_tokens,
             ubatch=settings.ubatch,
+            batch_tokens=settings.image_batch_tokens,
         )
         warmup = largest = self._upper_bound()
         if images is not None and self.kind in FAMILIES:
@@ -118,7 +120,11 @@ class Projector:
 
     def weights_bytes(self, backend: BackendKind) -> int:
         """All tensors of the file, in one buffer of a backend."""
-        return sum(padded_bytes(t.nbytes, t.type, t.shape[0], backend) for t in self.spec.tensors)
+        if backend not in self._weights:
+            self._weights[backend] = sum(
+                padded_bytes(t.nbytes, t.type, t.shape[0], backend) for t in self.spec.tensors
+            )
+        return self._weights[backend]
 
     def flash_attn(self, backend: BackendKind, *, wanted: bool = True) -> bool:
         """Whether attention is flash attention: wanted, and known to the backend for heads of that size."""

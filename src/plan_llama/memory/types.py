@@ -54,6 +54,7 @@ class Settings:
     mmproj_device: int | None = None  # index of the GPU; None: the first that is used
     image_min_tokens: int | None = None  # None: the projector's own limits
     image_max_tokens: int | None = None
+    image_batch_tokens: int = 1024  # --mtmd-batch-max-tokens: images of one size that are read together
 
     @property
     def context_per_slot(self) -> int:

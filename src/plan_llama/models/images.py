@@ -19,7 +19,8 @@ class _Rule:
     merge: int
     merge_key: str = ""  # the header's key that overrides `merge`
     tokens: tuple[int, int] | None = None  # fewest and most; None: every image is scaled to one size
-    warmup_tokens: int = 0
+    warmup_tokens: int = 0  # 0: the warm-up is the largest image
+    pixel_keys: bool = False  # the header says how many pixels an image may have, and no option changes it
     batches: bool = False  # several images of one size in one graph
     row_ends: bool = False  # a token behind each row but the last
     non_causal: bool = False  # an image must fit into one micro-batch
@@ -33,8 +34,12 @@ _RULES = {
         merge=3, merge_key=_SCALE, tokens=(70, 1120), warmup_tokens=256, batches=True, non_causal=True
     ),
     "glm4v": _QWEN,
+    "internvl": _Rule(merge=1, merge_key=_SCALE, batches=True),
+    # the header has the limits in pixels; without them 2 to 4,096 tokens
+    "kimik25": _Rule(merge=1, merge_key=_SCALE, tokens=(2, 4096), pixel_keys=True),
     "kimivl": _Rule(merge=1, merge_key=_SCALE, tokens=(8, 1024), warmup_tokens=256),
     "llama4": _Rule(merge=1, merge_key=_SCALE),
+    "minimax_m3": _Rule(merge=2, merge_key=_SPATIAL, tokens=(8, 576), warmup_tokens=256),
     "pixtral": _Rule(merge=1, merge_key=_SPATIAL, tokens=(8, 1024), warmup_tokens=256, row_ends=True),
     "qwen2vl_merger": _QWEN,
     "qwen2.5vl_merger": _QWEN,
@@ -63,6 +68,7 @@ class Limits:
     largest: Image
     tokens: int  # of one of the largest
     fewest_tokens: int
+    most_tokens: int  # the limit, of which the largest image has as many as make a rectangle
     dynamic: bool  # images keep their shape, and cost what they are large
     non_causal: bool
 
@@ -105,17 +111,24 @@ def limits(
         rule.batches and _number(hparams, "vision.projection_dim") in _CAUSAL_WIDTHS
     )
     if rule.tokens is None:
-        only, tokens = Image(size, size), (size // side) ** 2
+        tokens = (size // side) ** 2
+        together = max(1, batch_tokens // max(1, tokens)) if rule.batches else 1
+        only = Image(size, size, together)
         return Limits(
             merge=merge,
-            warmup=only,
+            warmup=Image(size, size),
             largest=only,
             tokens=tokens,
             fewest_tokens=tokens,
+            most_tokens=tokens,
             dynamic=False,
             non_causal=non_causal,
         )
-    fewest, most = min_tokens or rule.tokens[0], max_tokens or rule.tokens[1]
+    stated = [_number(hparams, f"vision.image_{name}_pixels") // side**2 for name in ("min", "max")]
+    if rule.pixel_keys and all(stated):
+        fewest, most = stated
+    else:
+        fewest, most = min_tokens or rule.tokens[0], max_tokens or rule.tokens[1]
     warm, cap = isqrt(rule.warmup_tokens), max_tokens
     if non_causal and ubatch is not None and most > ubatch:
         most = cap = ubatch
@@ -123,12 +136,14 @@ def limits(
         warm = max(1, isqrt(cap))
     across, down = _rectangle(most)
     tokens = across * down
+    start = warm * side if warm else isqrt(most * side**2)
     return Limits(
         merge=merge,
-        warmup=Image(warm * side, warm * side),
+        warmup=Image(start, start),
         largest=Image(across * side, down * side, max(1, batch_tokens // tokens) if rule.batches else 1),
         tokens=tokens + (down - 1 if rule.row_ends else 0),
         fewest_tokens=min(fewest, tokens),
+        most_tokens=most,
         dynamic=True,
         non_causal=non_causal,
     )

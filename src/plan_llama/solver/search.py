@@ -214,13 +214,32 @@ def candidates(task: Task, context: int, kv_type: str) -> Iterator[Candidate]:
         if base.ubatch in seen:
             continue
         seen.add(base.ubatch)
-        filled = task.filler.best(base, whole_only=whole)
-        if filled is None and base.mmproj and not whole and "mmproj_offload" not in pins:
-            filled = task.filler.best(replace(base, mmproj_offload=False))  # images are then read by the CPU
+        filled = _filled(task, base, whole_only=whole)
         if filled is None:
             break
         whole = whole or filled.settings.gpu_layers >= task.filler.everything
         yield evaluate(task, filled)
+
+
+def _filled(task: Task, base: Settings, *, whole_only: bool) -> Filled | None:
+    """The best filling; the projector goes to the first GPU, or where that leaves more of the model on GPUs to another
+    one, or to the CPU where no GPU has room beside a share of the model."""
+    found = task.filler.best(base, whole_only=whole_only)
+    if not base.mmproj or not base.mmproj_offload:
+        return found
+    gpus = range(1, 0 if task.machine.unified else len(task.machine.gpus))
+    least = task.table.lookup_bytes
+    for device in gpus:
+        if found is not None and found.made.host.weights_bytes <= least:
+            break
+        other = task.filler.best(replace(base, mmproj_device=device), whole_only=whole_only)
+        if other is not None and (
+            found is None or other.made.host.weights_bytes < found.made.host.weights_bytes
+        ):
+            found = other
+    if found is None and not whole_only and "mmproj_offload" not in task.wishes.pins:
+        found = task.filler.best(replace(base, mmproj_offload=False))  # images are then read by the CPU
+    return found
 
 
 _RANK = {"fits": 0, "tight": 1, "pages-from-disk": 2, "does-not-fit": 3, "invalid": 4}

@@ -28,11 +28,11 @@ class Gemma3(Vit):
 class _TwoFrames(Vit):
     """A pair of kernels, for two frames of a video; a still image goes through both (Qwen, GLM)."""
 
-    def merged_input(self) -> Node:
+    def merged_input(self, merge: int = 2) -> Node:
         """build_inp_with_temporal_merge and the order of the tokens' patches."""
         pixels = self.pixels()
         both = [self.conv(name, pixels) for name in ("v.patch_embd.weight", "v.patch_embd.weight.1")]
-        return self.two_by_two(self.g.permute(self.g.like("ADD", *both), 1, 2, 0, 3))
+        return self.by_token(self.g.permute(self.g.like("ADD", *both), 1, 2, 0, 3), merge)
 
 
 class Qwen25Vl(_TwoFrames):
@@ -78,7 +78,7 @@ class Qwen3Vl(_TwoFrames):
     def build(self) -> None:
         g, s = self.g, self.s
         cur = g.like("ADD", self.merged_input(), self.w("v.patch_embd.bias"))
-        cur = g.like("ADD", cur, self.two_by_two(self.positions()))
+        cur = g.like("ADD", cur, self.by_token(self.positions()))
         rope = self.sections_rope()
         if self.has("v.pre_ln.weight"):
             cur = self.norm(cur, "v.pre_ln")
@@ -108,7 +108,7 @@ class Glm4V(_TwoFrames):
         cur = g.like("ADD", self.merged_input(), self.w("v.patch_embd.bias"))
         if self.has("v.norm_embd.weight"):
             cur = self.norm(cur, "v.norm_embd")
-        learned = self.two_by_two(self.positions()) if self.has("v.position_embd.weight") else None
+        learned = self.by_token(self.positions()) if self.has("v.position_embd.weight") else None
         cur = self.vit(cur, learned, rope)
         tokens = self.patches // merge // merge
         cur = g.reshape(cur, s.embd, merge, merge, tokens)
@@ -118,19 +118,72 @@ class Glm4V(_TwoFrames):
         g.expand(self.ffn(g.like("UNARY", cur), "mm.up", "mm.gate", "mm.down"))
 
 
+class MiniMaxM3(_TwoFrames):
+    """Two frames as Qwen, rotated positions by row and column, a second product that merges (minimax-m3.cpp)."""
+
+    def build(self) -> None:
+        g, merge = self.g, self.s.merge
+        cur = self.merged_input(merge)
+        cur = self.vit(cur, None, self.grid_rope(self.patches))
+        cur = self.ffn(cur, "mm.1", None, "mm.2")
+        cur = g.reshape(cur, cur.ne[0] * merge * merge, self.patches // (merge * merge))
+        g.expand(self.ffn(cur, "mm.merger.fc1", None, "mm.merger.fc2"))
+
+
 class KimiVl(Vit):
     """Learned and rotated positions, pixel shuffle (kimivl.cpp)."""
 
     def build(self) -> None:
-        g, factor = self.g, self.s.merge
         rope = self.grid_rope(self.patches)
-        cur = self.vit(self.patch_input(), self.positions(), rope)
+        self.project(self.vit(self.patch_input(), self.positions(), rope))
+
+    def project(self, cur: Node) -> None:
+        """The patches of a token side by side, a norm over each, and two products."""
+        g, factor = self.g, self.s.merge
         cur = self.merge_patches(cur)
         wide, tokens = cur.ne[0], cur.ne[1]
         cur = g.view(cur, (self.s.embd, tokens * factor * factor), (cur.type.nbytes(self.s.embd),))
         cur = self.norm(cur, "mm.input_norm", "NORM")
         cur = g.view(cur, (wide, tokens), (cur.type.nbytes(wide),))
         g.expand(self.ffn(cur, "mm.1", None, "mm.2"))
+
+
+class KimiK25(KimiVl):
+    """As Kimi-VL, with the learned positions in a grid that is added before (kimik25.cpp)."""
+
+    def build(self) -> None:
+        rope = self.grid_rope(self.patches)
+        learned = self.grid_positions()
+        cur = self.g.like("ADD", self.patch_input(), learned)
+        self.project(self.vit(cur, None, rope))
+
+    def grid_positions(self) -> Node:
+        """resize_position_embeddings_3d."""
+        g, table, embd = self.g, self.w("v.position_embd.weight"), self.s.embd
+        if (table.ne[1], table.ne[2]) == (self.across, self.down):
+            return g.cont(table, embd, self.patches)
+        x = Node("UPSCALE", table.type, (self.down, self.across, embd, 1), [g.permute(table, 2, 1, 0, 3)])
+        return g.cont(g.permute(x, 2, 1, 0, 3), embd, self.patches)
+
+
+class InternVl(Vit):
+    """Tiles of one size, several at a time, with a class token behind; pixel shuffle (internvl.cpp)."""
+
+    def build(self) -> None:
+        g, embd, factor, tiles = self.g, self.s.embd, self.s.merge, self.image.count
+        self.norm_op = "RMS_NORM" if (embd, self.s.blocks) == (3200, 45) else "NORM"
+        cur = self.patch_input()
+        token = self.w("v.class_embd")
+        cur = g.concat(cur, g.repeat(token, token.ne[0], 1, tiles, 1), 1)
+        cur = self.vit(cur, self.w("v.position_embd.weight"), None)
+        cur = g.cont(g.view(cur, (embd, self.patches, tiles), cur.nb[1:3]))
+        cur = g.reshape(cur, embd * factor, self.down // factor, self.across, tiles)
+        wide = embd * factor * factor
+        cur = g.cont(g.permute(cur, 0, 2, 1, 3), wide, self.down // factor, self.across // factor, tiles)
+        cur = g.permute(cur, 0, 2, 1, 3)
+        cur = g.cont(cur, wide, cur.ne[1] * cur.ne[2], tiles)
+        cur = self.norm(cur, "mm.model.mlp.0", "NORM")
+        g.expand(self.ffn(cur, "mm.model.mlp.1", None, "mm.model.mlp.3"))
 
 
 class Pixtral(Vit):
@@ -219,8 +272,11 @@ FAMILIES: Mapping[str, type[Vit]] = {
     "gemma3": Gemma3,
     "gemma4v": Gemma4V,
     "glm4v": Glm4V,
+    "internvl": InternVl,
+    "kimik25": KimiK25,
     "kimivl": KimiVl,
     "llama4": Llama4,
+    "minimax_m3": MiniMaxM3,
     "pixtral": Pixtral,
     "qwen2vl_merger": Qwen25Vl,
     "qwen2.5vl_merger": Qwen25Vl,

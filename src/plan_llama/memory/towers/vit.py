@@ -143,11 +143,11 @@ class Vit:
         x = Node("UPSCALE", x.type, (self.across, self.down, self.s.embd, 1), [x])
         return g.cont(g.permute(x, 1, 2, 0, 3), self.s.embd, self.across * self.down)
 
-    def two_by_two(self, x: Node) -> Node:
-        """Patches in the order of the tokens that 2 × 2 of them become (the spatial merge of Qwen and GLM)."""
+    def by_token(self, x: Node, merge: int = 2) -> Node:
+        """Patches in the order of the tokens that 2 × 2 of them become (the spatial merge of Qwen, GLM and MiniMax)."""
         g, embd = self.g, self.s.embd
-        x = g.cont(x, embd * 2, self.across // 2, self.down)
-        x = g.reshape(x, embd * 2, self.across // 2, 2, self.down // 2)
+        x = g.cont(x, embd * merge, self.across // merge, self.down)
+        x = g.reshape(x, embd * merge, self.across // merge, merge, self.down // merge)
         return g.cont(g.permute(x, 0, 2, 1, 3), embd, self.patches)
 
     # -- the transformer ------------------------------------------------------------------------------------------
@@ -174,10 +174,16 @@ class Vit:
         if add_position is not None:
             q, k = add_position(q), add_position(k)
         cur = self.attention(q, self.key(k), self.value(v), f"{p}.attn_out")
-        cur = self.post(cur, f"{p}.attn_post_norm")
+        cur = self.post(self.scaled(cur, f"{p}.ls1"), f"{p}.attn_post_norm")
         x = g.like("ADD", cur, x)
         cur = self.ffn(self.norm(x, f"{p}.ln2"), f"{p}.ffn_up", f"{p}.ffn_gate", f"{p}.ffn_down")
-        return g.like("ADD", x, self.post(cur, f"{p}.ffn_post_norm"))
+        cur = self.scaled(self.post(cur, f"{p}.ffn_post_norm"), f"{p}.ls2")
+        return self.scaled(g.like("ADD", x, cur), f"{p}.out_scale")
+
+    def scaled(self, x: Node, name: str) -> Node:
+        """A branch times its scale, where there is one."""
+        factor = self.maybe(f"{name}.weight")
+        return x if factor is None else self.g.like("MUL", x, factor)
 
     def post(self, x: Node, name: str) -> Node:
         """A norm behind a branch, where there is one."""
