@@ -6,7 +6,7 @@ Mirrors the files of src/models of llama.cpp b11434 that the classes name.
 from __future__ import annotations
 
 from plan_llama.memory.ggml import F32, Node, tensor
-from plan_llama.memory.graphs.decoder import Decoder
+from plan_llama.memory.graphs.decoder import Decoder, WindowRotation
 
 
 class LayerNorm(Decoder):
@@ -235,3 +235,90 @@ class Talkie(Decoder):
     def finished(self, logits: Node) -> Node:
         """Scaled."""
         return self.g.like("SCALE", logits)
+
+
+class Falcon(Phi2):
+    """As Phi-2 without a scale; attention may have a norm of its own (src/models/falcon.cpp)."""
+
+    scaled_query = False
+
+    def attention_of(self, x: Node, il: int) -> Node:
+        """Over the second norm of the layer's input, where there is one."""
+        second = f"blk.{il}.attn_norm_2"
+        if self.b.has(f"{second}.weight"):
+            x = self.norm(self.entered, second)
+        return super().attention_of(x, il)
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """Both branches, then the residual."""
+        self.entered = x
+        return super().block(x, il, last=last)
+
+    def both(self, attended: Node, fed: Node) -> Node:
+        """The sum of the two branches."""
+        return self.g.like("ADD", fed, attended)
+
+
+class Cohere2(WindowRotation):
+    """Attention and feed-forward read the same norm; only layers behind a window rotate (src/models/cohere2.cpp)."""
+
+    norm_op = "NORM"
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """The feed-forward and the residual, then attention's branch."""
+        g = self.g
+        normed = self.norm(x, f"blk.{il}.attn_norm")
+        attended = self.attention_of(normed, il)
+        if last:
+            attended, x, normed = (g.get_rows(node, self.out_ids) for node in (attended, x, normed))
+        return g.like("ADD", g.like("ADD", self.b.ffn(normed, f"blk.{il}"), x), attended)
+
+
+class GptNeox(LayerNorm):
+    """The branches may be parallel, each with its norm (src/models/gptneox.cpp)."""
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """One layer, as use_parallel_residual says."""
+        if not self.spec.hparams.get("use_parallel_residual"):
+            return super().block(x, il, last=last)
+        g, prefix = self.g, f"blk.{il}"
+        attended = self.attention_of(self.norm(x, f"{prefix}.attn_norm"), il)
+        if last:
+            attended, x = g.get_rows(attended, self.out_ids), g.get_rows(x, self.out_ids)
+        fed = self.b.ffn(self.norm(x, f"{prefix}.ffn_norm"), prefix)
+        return g.like("ADD", g.like("ADD", fed, x), attended)
+
+
+class StableLm(LayerNorm):
+    """Without a norm of its own the feed-forward reads attention's (src/models/stablelm.cpp)."""
+
+    def norms_of_heads(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
+        """attn_q_norm and attn_k_norm, which subtract the mean."""
+        if not self.b.has(f"blk.{il}.attn_q_norm.weight"):
+            return q, k
+        return self.norm(q, f"blk.{il}.attn_q_norm"), self.norm(k, f"blk.{il}.attn_k_norm")
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """As a plain decoder, or with one norm for both branches."""
+        g, prefix = self.g, f"blk.{il}"
+        if self.b.has(f"{prefix}.ffn_norm.weight"):
+            return super().block(x, il, last=last)
+        normed = self.norm(x, f"{prefix}.attn_norm")
+        attended = self.attention_of(normed, il)
+        if last:
+            attended, x, normed = (g.get_rows(node, self.out_ids) for node in (attended, x, normed))
+        attended = g.like("ADD", attended, x)
+        return g.like("ADD", self.b.ffn(normed, prefix), attended)
+
+
+class OpenElm(Decoder):
+    """One product for queries, keys and values; the residual comes first in its sum (src/models/openelm.cpp)."""
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """A plain layer with the sum the other way round."""
+        b, g, prefix = self.b, self.g, f"blk.{il}"
+        cur = self.attention_of(b.norm(x, f"{prefix}.attn_norm"), il)
+        if last:
+            x, cur = g.get_rows(x, self.out_ids), g.get_rows(cur, self.out_ids)
+        ffn_in = g.like("ADD", x, cur)
+        return g.like("ADD", b.ffn(b.norm(ffn_in, f"{prefix}.ffn_norm"), prefix), ffn_in)
