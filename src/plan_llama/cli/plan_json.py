@@ -139,6 +139,7 @@ def memory(used: Footprint) -> dict[str, Any]:
                 "compute_bytes": device.compute_bytes,
                 "overhead_bytes": device.overhead_bytes,
                 "projector_bytes": device.projector_bytes,
+                "pool_bytes": device.pool_bytes,
                 "total_bytes": device.total_bytes,
                 "free_bytes": device.free_bytes,
             }
@@ -150,6 +151,7 @@ def memory(used: Footprint) -> dict[str, Any]:
             "compute_bytes": used.host.compute_bytes,
             "cache_bytes": used.host.cache_bytes,
             "projector_bytes": used.host.projector_bytes,
+            "lazy_bytes": used.host.lazy_bytes,
             "total_bytes": used.host.total_bytes,
             "available_bytes": used.host.available_bytes,
         },

@@ -18,7 +18,7 @@ from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory import patterns
-from plan_llama.memory.types import LoadMode, Override, Settings, SplitMode
+from plan_llama.memory.types import LazyMode, LoadMode, Override, Settings, SplitMode
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
 
@@ -152,6 +152,7 @@ class _Reading:
             repack=self.switch("--repack", True),
             swa_full="--swa-full" in self.last,
             load_mode=self._load_mode(devices),
+            lazy_mode=self._lazy_mode(devices),
             threads=self._threads(),
             cache_ram_bytes=self._cache_ram(),
             ctx_checkpoints=max(0, self.number("-ctxcp", CTX_CHECKPOINTS)) if self.serves else 0,
@@ -342,6 +343,13 @@ class _Reading:
         if given not in (None, "auto"):
             return cast(LoadMode, given)
         return automatic_load_mode(self.machine, devices)
+
+    def _lazy_mode(self, devices: tuple[int, ...]) -> LazyMode:
+        """`auto` is off where a used device has no support for mapped memory (llama_model_base::load_tensors)."""
+        given = self.text("-lzm") or "auto"
+        if given == "auto" and automatic_load_mode(self.machine, devices) == "none":
+            return "off"
+        return cast(LazyMode, given)
 
     def _threads(self) -> int | None:
         if "-t" not in self.last:

@@ -395,6 +395,7 @@ class Builder:
             out = g.reshape(out, out.ne[0] * out.ne[1], out.ne[2] * out.ne[3])
         else:
             scores = g.mul_mat(k, q)
+            scores.precise = True
             if soft_cap:
                 for op in ("SCALE", "UNARY", "SCALE"):
                     scores = g.like(op, scores)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 from plan_llama.errors import ModelError
@@ -17,7 +17,7 @@ from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.quantity import Guards
 from plan_llama.memory.replay import BATCH, CELLS, TOKENS, WINDOW, Recording
-from plan_llama.memory.rough import upper_bound
+from plan_llama.memory.rough import pool_bound, upper_bound
 from plan_llama.memory.scheduler import CPU_KIND, PIPELINE_COPIES, BackendKind, SchedulerOptions, record
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
@@ -33,14 +33,22 @@ def is_described(spec: ModelSpec) -> bool:
     return spec.architecture in GRAPHS
 
 
-def compute_bytes(
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Bytes of the compute buffer of each GPU and, last, of the host; and of each GPU's pool of temporary buffers."""
+
+    buffers: tuple[int, ...]
+    pools: tuple[int, ...]
+
+
+def work_bytes(
     table: ModelTable,
     settings: Settings,
     batch: Batch,
     placement: Placement,
     kinds: Sequence[BackendKind],
-) -> tuple[int, ...]:
-    """Bytes of the compute buffer of each GPU and, last, of the host.
+) -> Work:
+    """What computing takes on each device.
 
     An upper bound where the graph is not known, or where the file lacks a tensor or a number that it needs.
     """
@@ -57,7 +65,10 @@ def compute_bytes(
     if is_described(table.spec):
         with suppress(UndescribedGraph, ModelError):
             return _walked(table, settings, batch, placement, kinds, pipelined=pipelined)
-    return upper_bound(table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined)
+    return Work(
+        upper_bound(table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined),
+        tuple(pool_bound(table, batch) if kind.chip is not None else 0 for kind in kinds),
+    )
 
 
 def _walked(
@@ -68,7 +79,7 @@ def _walked(
     kinds: Sequence[BackendKind],
     *,
     pipelined: bool,
-) -> tuple[int, ...]:
+) -> Work:
     """The sizes from a recording of the graph; it is made where there is none for this kind of placement and batch."""
     left_out = tuple(stretch.left_out for stretch in placement.stretches if stretch.left_out)
     all_rows = batch.outputs == batch.tokens
@@ -96,7 +107,7 @@ def _walked(
     else:
         recording = _record(table, settings, batch, placement, kinds, values, pipelined=pipelined)
         recordings.append(recording)
-    return recording.sizes(values)
+    return Work(recording.sizes(values), recording.pool_sizes(values))
 
 
 def _record(
@@ -150,4 +161,4 @@ def _record(
         op_offload=settings.op_offload,
         copies=PIPELINE_COPIES if pipelined else 1,
     )
-    return Recording(guards, record(builder.g, options))
+    return Recording(guards, *record(builder.g, options))

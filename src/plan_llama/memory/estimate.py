@@ -29,13 +29,21 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
     layers = context.table_layers(table, batch)
     cache = context.context_bytes(layers, batch, placement.layer_device, dict(enumerate(kinds)))
-    work = compute.compute_bytes(table, settings, batch, placement, kinds)
+    work = compute.work_bytes(table, settings, batch, placement, kinds)
     return Buffers(
         devices=tuple(
-            DeviceBytes(weights_bytes=weight[i], context_bytes=cache[i], compute_bytes=work[i])
+            DeviceBytes(
+                weights_bytes=weight[i],
+                context_bytes=cache[i],
+                compute_bytes=work.buffers[i],
+                # nothing runs on a card that holds nothing
+                pool_bytes=work.pools[i] if weight[i] or cache[i] else 0,
+            )
             for i in range(len(devices))
         ),
-        host=DeviceBytes(weights_bytes=weight[HOST], context_bytes=cache[HOST], compute_bytes=work[-1]),
+        host=DeviceBytes(
+            weights_bytes=weight[HOST], context_bytes=cache[HOST], compute_bytes=work.buffers[-1]
+        ),
     )
 
 

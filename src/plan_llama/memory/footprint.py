@@ -6,11 +6,12 @@ Pure: the constants arrive in `Beyond`, read from profiles by the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory import context
+from plan_llama.memory.cuda_pool import Chip
 from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.projector import ProjectorUse
 from plan_llama.memory.scheduler import CUDA_KIND, OTHER_GPU_KIND
@@ -19,8 +20,6 @@ from plan_llama.memory.types import Buffers, Settings
 
 Verdict = Literal["fits", "tight", "pages-from-disk", "does-not-fit", "invalid"]
 
-_Q8_1_RATIO = 36 / 32  # block_q8_1: activations on the way into a quantised product
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beyond:
@@ -28,6 +27,7 @@ class Beyond:
 
     context_bytes: dict[str, int]  # by backend
     staging_bytes: int
+    staging_direct_bytes: int
     gpu_margin_bytes: int
     gpu_display_margin_bytes: int
     host_margin_bytes: int
@@ -49,7 +49,7 @@ class DeviceUse:
     compute_bytes: int
     overhead_bytes: int
     free_bytes: int
-    peak_bytes: int
+    pool_bytes: int
     projector_bytes: int = 0  # of the overhead
 
     @property
@@ -62,6 +62,11 @@ class DeviceUse:
         """The overhead without the projector."""
         return self.overhead_bytes - self.projector_bytes
 
+    @property
+    def peak_bytes(self) -> int:
+        """With the pool of temporary buffers, which grows on a long prompt."""
+        return self.total_bytes + self.pool_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostUse:
@@ -73,6 +78,7 @@ class HostUse:
     compute_bytes: int
     cache_bytes: int
     checkpoint_bytes: int
+    lazy_bytes: int
     available_bytes: int
     peak_bytes: int
     projector_bytes: int = 0
@@ -117,7 +123,9 @@ def device_memory(machine: Machine) -> tuple[DeviceMemory, ...]:
     return tuple(
         DeviceMemory(
             free_bytes=gpu.free_bytes,
-            kind=CUDA_KIND if gpu.backend in ("cuda", "rocm") else OTHER_GPU_KIND,
+            kind=replace(CUDA_KIND, chip=Chip(gpu.compute_capability or gpu.gfx_target or ""))
+            if gpu.backend in ("cuda", "rocm")
+            else OTHER_GPU_KIND,
         )
         for gpu in machine.gpus
     )
@@ -146,21 +154,6 @@ def host_budget_bytes(machine: Machine, beyond: Beyond) -> int:
     return machine.ram.available_bytes - host_margin_bytes(machine, beyond)
 
 
-def runtime_pool_bytes(table: ModelTable, settings: Settings) -> int:
-    """What CUDA's memory pool grows by on a long prompt: the quantised activations of the widest product.
-
-    Source: ggml_cuda_mul_mat_q and ggml_cuda_mul_mat_id (ggml/src/ggml-cuda/mmq.cu, b11434): the activations of a
-    batch are quantised to q8_1 (36 bytes per 32), for experts once per used expert.
-    """
-    spec = table.spec
-    tokens = context.reserved_batch(settings).tokens
-    used = spec.int_param("expert_used_count", 0)
-    expert_row = spec.int_param("expert_feed_forward_length", 0) * max(1, used)
-    dense_row = spec.int_param("feed_forward_length", 0)
-    widest = max(expert_row, dense_row, spec.int_param("embedding_length"))
-    return int(2 * tokens * widest * _Q8_1_RATIO)
-
-
 def footprint(
     table: ModelTable,
     settings: Settings,
@@ -174,9 +167,9 @@ def footprint(
     made = known or buffers(table, settings, device_memory(machine))
     images = projector_use(table, settings, machine)
     devices = tuple(
-        _device(table, settings, machine, index, made, beyond, images) for index in range(len(machine.gpus))
+        _device(settings, machine, index, made, beyond, images) for index in range(len(machine.gpus))
     )
-    host = _host(settings, machine, made, beyond, checkpoints_bytes(table, settings), images)
+    host = _host(table, settings, machine, made, beyond, images)
     pools = _pools(machine, devices, host, beyond, margin_bytes)
     verdict, resident = _judge(settings, devices, host, pools)
     return Footprint(
@@ -197,7 +190,6 @@ def projector_use(table: ModelTable, settings: Settings, machine: Machine) -> Pr
 
 
 def _device(
-    table: ModelTable,
     settings: Settings,
     machine: Machine,
     index: int,
@@ -210,9 +202,6 @@ def _device(
     given = part.total_bytes or settings.split_mode != "none" or settings.main_gpu == index
     projector = images.on(index) if images else 0
     overhead = (beyond.context_bytes[gpu.backend] if given or projector else 0) + projector
-    growth = runtime_pool_bytes(table, settings) if part.total_bytes else 0
-    growth += images.pool_on(index) if images else 0
-    total = part.total_bytes + overhead
     return DeviceUse(
         name=gpu.name,
         pool="memory" if machine.unified else f"gpu{index}",
@@ -221,7 +210,7 @@ def _device(
         compute_bytes=part.compute_bytes,
         overhead_bytes=overhead,
         free_bytes=gpu.free_bytes,
-        peak_bytes=total + growth,
+        pool_bytes=part.pool_bytes + (images.pool_on(index) if images else 0),
         projector_bytes=projector,
     )
 
@@ -241,28 +230,43 @@ def checkpoints_bytes(table: ModelTable, settings: Settings) -> int:
 
 
 def _host(
+    table: ModelTable,
     settings: Settings,
     machine: Machine,
     made: Buffers,
     beyond: Beyond,
-    checkpoints: int,
     images: ProjectorUse | None,
 ) -> HostUse:
     part = made.host
+    checkpoints = checkpoints_bytes(table, settings)
     cache = settings.cache_ram_bytes + checkpoints
     projector = images.host_bytes if images else 0
+    lazy = table.lazy_bytes(settings.lazy_mode)
     total = part.total_bytes + cache + projector
-    staging = beyond.staging_bytes if machine.gpus and settings.load_mode in ("none", "mlock", "dio") else 0
     return HostUse(
         weights_bytes=part.weights_bytes,
         context_bytes=part.context_bytes,
         compute_bytes=part.compute_bytes,
         cache_bytes=cache,
         checkpoint_bytes=checkpoints,
+        lazy_bytes=lazy,
         available_bytes=machine.ram.available_bytes,
-        peak_bytes=total + staging,
+        peak_bytes=total - lazy + staging_bytes(table, settings, machine, beyond),
         projector_bytes=projector,
     )
+
+
+def staging_bytes(table: ModelTable, settings: Settings, machine: Machine, beyond: Beyond) -> int:
+    """What the loader reads into on the way to a GPU; nothing where the file is mapped.
+
+    Source: llama_model_loader::load_all_data (src/llama-model-loader.cpp, b11434): four buffers, large ones for direct
+    I/O; a backend without pinned memory or events is given one tensor at a time.
+    """
+    if not machine.gpus or settings.load_mode in ("mmap", "mmap+mlock"):
+        return 0
+    if all(gpu.backend in ("cuda", "rocm", "vulkan") for gpu in machine.gpus):
+        return beyond.staging_direct_bytes if settings.load_mode == "dio" else beyond.staging_bytes
+    return max(tensor.nbytes for tensor in table.spec.tensors)
 
 
 def _pools(
@@ -276,7 +280,9 @@ def _pools(
         name="memory" if machine.unified else "ram",
         total_bytes=machine.ram.total_bytes,
         available_bytes=machine.ram.available_bytes,
-        used_bytes=host.total_bytes + (sum(d.total_bytes for d in devices) if machine.unified else 0),
+        used_bytes=host.total_bytes
+        - host.lazy_bytes
+        + (sum(d.total_bytes for d in devices) if machine.unified else 0),
         margin_bytes=host_margin_bytes(machine, beyond),
     )
     if machine.unified:
@@ -307,7 +313,7 @@ def _judge(
     ram, cards = pools[0], pools[1:]
     over_card = any(d.peak_bytes > pool.available_bytes for d, pool in zip(devices, cards, strict=False))
     mapped = settings.load_mode in ("mmap", "auto")
-    pageable = host.weights_bytes if mapped else 0
+    pageable = host.weights_bytes - host.lazy_bytes if mapped else 0
     unmovable = ram.used_bytes - pageable
     if over_card or unmovable > ram.available_bytes:
         return "does-not-fit", 1.0

@@ -51,6 +51,7 @@ class Node:
         "nb",
         "ne",
         "op",
+        "precise",
         "size",
         "src",
         "twin",
@@ -81,6 +82,7 @@ class Node:
         self.is_input = False
         self.is_output = False
         self.is_weight = False
+        self.precise = False  # ggml_prec_set_acc: computed in f32
         self.twin: Node | None = None  # of a HOLD: the node whose backend it shares
         self.buffer: int | None = None  # backend whose memory already holds it (weights, caches)
         self.visited = False

@@ -7,10 +7,11 @@ b11434). The compute buffer is reserved for a warm-up image. It grows when a lar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plan_llama.memory.ggml import Node
+from plan_llama.memory.cuda_pool import needs
+from plan_llama.memory.replay import Pool
 from plan_llama.memory.scheduler import (
     CPU_KIND,
     BackendKind,
@@ -36,8 +37,7 @@ _LEAST_PIXELS = 1024 * 1024
 class Compute:
     """A tower's compute buffers: on its own device, and, where that is a GPU, in system memory.
 
-    `pool_bytes` is what a CUDA backend's pool grows by beside them: the widest product in half precision
-    (ggml_cuda_op_mul_mat_cublas, ggml/src/ggml-cuda/ggml-cuda.cu, b11434).
+    `pool_bytes` is what a CUDA or HIP backend's pool grows by beside them (cuda_pool.py).
     """
 
     device_bytes: int
@@ -150,7 +150,8 @@ class Projector:
             flash_attn=self.flash_attn(backend, wanted=flash_attn),
         )
         graph.build()
-        pool = _pool_bytes(graph.g.nodes) if backend.cuda_sizes else 0
+        chip = backend.chip
+        pool = 0 if chip is None else Pool(needs(graph.g.nodes, chip), chip).size(())
         on_host = backend == CPU_KIND
         kinds = (CPU_KIND,) if on_host else (backend, CPU_KIND)
         sizes = compute_sizes(graph.g, SchedulerOptions(kinds=kinds))
@@ -189,13 +190,3 @@ def device_of(settings: Settings, devices: int) -> int:
     targets = {item.device for item in settings.overrides}
     shares = settings.tensor_split
     return next((i for i in range(devices) if i in targets or (i < len(shares) and shares[i] > 0)), 0)
-
-
-def _pool_bytes(nodes: Iterable[Node]) -> int:
-    return max(
-        (2 * (_elements(node.src[1]) + _elements(node)) for node in nodes if node.op == "MUL_MAT"), default=0
-    )
-
-
-def _elements(node: Node) -> int:
-    return node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3]

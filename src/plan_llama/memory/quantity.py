@@ -14,6 +14,7 @@ from typing import cast
 
 Monomial = tuple[int, ...]  # the variables that are multiplied, by number, ascending; () is the constant
 Terms = dict[Monomial, "int | Fraction"]
+Polynomial = tuple[tuple[Monomial, "int | Fraction"], ...]
 
 
 class Guards:
@@ -21,8 +22,8 @@ class Guards:
 
     def __init__(self, values: Sequence[int]) -> None:
         self.values = tuple(values)
-        self.signs: dict[tuple[tuple[Monomial, int | Fraction], ...], int] = {}
-        self.remainders: dict[tuple[tuple[tuple[Monomial, int | Fraction], ...], int], int] = {}
+        self.signs: dict[Polynomial, int] = {}
+        self.remainders: dict[tuple[Polynomial, int], int] = {}
 
     def variable(self, number: int) -> int:
         """A variable. It is typed as what it stands for: the code that builds with it knows ints only."""
@@ -41,7 +42,7 @@ def _sign(value: int | Fraction) -> int:
     return (value > 0) - (value < 0)
 
 
-def evaluate(terms: Sequence[tuple[Monomial, int | Fraction]], values: Sequence[int]) -> int:
+def evaluate(terms: Polynomial, values: Sequence[int]) -> int:
     """A polynomial's value."""
     total: int | Fraction = 0
     for monomial, factor in terms:
@@ -213,3 +214,16 @@ def _without(monomial: Monomial, number: int) -> Monomial:
 def _ratio(factor: int | Fraction, divisor: int) -> int | Fraction:
     made = Fraction(factor) / divisor
     return int(made) if made.denominator == 1 else made
+
+
+Size = int | Quantity
+
+
+def value_of(size: Size) -> int:
+    """The number that a size is for the batch at hand."""
+    return size.value if isinstance(size, Quantity) else size
+
+
+def terms_of(size: Size) -> Polynomial:
+    """A size as a polynomial."""
+    return tuple(sorted(size.terms.items())) if isinstance(size, Quantity) else (((), size),)

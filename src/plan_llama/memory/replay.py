@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
-from plan_llama.memory.quantity import Guards, Monomial, Quantity, evaluate
+from plan_llama.memory.cuda_pool import Chip, Need, pool_bytes
+from plan_llama.memory.quantity import Guards, Polynomial, Quantity, Size, evaluate, terms_of
 
 _ENDLESS = 1 << 62
 TOKENS, CELLS, WINDOW = 0, 1, 2  # the batch's variables, by number
@@ -19,7 +19,6 @@ BATCH = 3  # from here on: how many layers are left out in one place
 
 _HIGH = 9  # tenths of the peak that count as near it
 
-Size = int | Quantity
 # (block, number of its size) takes memory; (-1 - block, 0) gives it back; (block, -1 - number) keeps only that size.
 Step = tuple[int, int]
 
@@ -41,10 +40,9 @@ class Tape:
     def __init__(self, alignment: int) -> None:
         self.alignment = alignment
         self.steps: list[Step] = []
-        self.sizes: list[tuple[tuple[Monomial, int | Fraction], ...] | int] = []
-        self.held: list[
-            tuple[int, Quantity]
-        ] = []  # steps that give back what all layers that are left out hold
+        self.sizes: list[Polynomial | int] = []
+        # steps that give back what all layers that are left out hold, and how much that is
+        self.held: list[tuple[int, Quantity]] = []
         self._numbers: dict[object, int] = {}
         self._blocks = 0
 
@@ -65,7 +63,7 @@ class Tape:
         self.steps.append((block, -1 - self._number(size)))
 
     def _number(self, size: Size) -> int:
-        key = tuple(sorted(size.terms.items())) if isinstance(size, Quantity) else size
+        key = terms_of(size) if isinstance(size, Quantity) else size
         if key not in self._numbers:
             self._numbers[key] = len(self.sizes)
             self.sizes.append(key)
@@ -180,15 +178,29 @@ def _give_back_unsorted(offsets: list[int], lengths: list[int], offset: int, siz
     return at << 2
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What the operations of one GPU need of the pool of temporary buffers."""
+
+    needs: tuple[Need, ...]
+    chip: Chip
+
+    def size(self, values: Sequence[int]) -> int:
+        """Bytes that it grows to."""
+        return pool_bytes([[part.at(values) for part in need] for need in self.needs], self.chip)
+
+
 class Recording:
     """What a graph's allocations need on every backend, for all batches that its guards admit.
 
     Values are those of the variables: the batch's, then how many layers are left out in each place.
     """
 
-    def __init__(self, guards: Guards, tapes: Sequence[Tape]) -> None:
+    def __init__(self, guards: Guards, tapes: Sequence[Tape], pools: Sequence[Pool]) -> None:
         self.guards = guards
         self.lines = tuple(_Line(tape) for tape in tapes)
+        self.pools = tuple(pools)
+        self._pools: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._admitted: dict[tuple[int, ...], bool] = {}
 
     def admits(self, values: tuple[int, ...]) -> bool:
@@ -200,6 +212,13 @@ class Recording:
     def sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes by backend."""
         return tuple(line.size(values) for line in self.lines)
+
+    def pool_sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes of the pool of temporary buffers by GPU."""
+        batch = values[:BATCH]
+        if batch not in self._pools:
+            self._pools[batch] = tuple(pool.size(batch) for pool in self.pools)
+        return self._pools[batch]
 
 
 class _Line:
@@ -223,9 +242,7 @@ class _Line:
             return self._passed(none).size_bytes
         passed = self._passed(none)
         if passed.near_step < self.tape.held[0][0]:
-            return passed.size_bytes + sum(
-                evaluate(tuple(s.terms.items()), values) for _, s in self.tape.held
-            )
+            return passed.size_bytes + sum(evaluate(terms_of(s), values) for _, s in self.tape.held)
         return self._passed(values).size_bytes
 
     def _passed(self, values: tuple[int, ...]) -> Passed:

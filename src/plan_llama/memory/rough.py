@@ -22,6 +22,7 @@ from plan_llama.models.types import Tensor
 
 _F32 = 4
 _INDEX = 8
+_Q8_1_RATIO = 36 / 32  # block_q8_1: activations on the way into a quantised product
 _STREAM_ROWS = 4  # residual, its norm, the branch and their sum
 _STATE_COPIES = 4  # gathered, updated and written back
 _MASKS = 2  # one for full attention, one for windows or an indexer
@@ -170,3 +171,25 @@ def upper_bound(
 ) -> tuple[int, ...]:
     """Bytes of the compute buffer of each GPU and, last, of the host, none too small."""
     return _Bounds(table, batch, placement, kinds, op_offload=op_offload, pipelined=pipelined).all()
+
+
+def pool_bound(table: ModelTable, batch: Batch) -> int:
+    """What the pool of temporary buffers of a CUDA device (cuda_pool.py) grows to, without a graph.
+
+    The quantised activations of the widest product, for experts once per used expert; without flash attention also a
+    copy of one layer's K in f32 and of its scores in f16.
+    """
+    spec = table.spec
+    used = max(1, spec.int_param("expert_used_count", 0))
+    widest = max(
+        spec.int_param("expert_feed_forward_length", 0) * used,
+        spec.int_param("feed_forward_length", 0),
+        spec.int_param("embedding_length"),
+    )
+    quantised = int(2 * batch.tokens * widest * _Q8_1_RATIO)
+    if batch.flash_attn:
+        return quantised
+    heads = max((spec.int_param("attention.head_count", 0, layer=il) for il in range(spec.layers)), default=0)
+    rows = [row.elements for layer in table_layers(table, batch) for row in layer.rows]
+    copies = batch.cells * (max(rows, default=0) * _F32 + batch.tokens * heads * (_F32 // 2))
+    return max(quantised, copies)

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plan_llama.memory.cuda_pool import Chip, needs
 from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node, same_layout
-from plan_llama.memory.replay import Tape
+from plan_llama.memory.replay import Pool, Tape
 from plan_llama.models.types import TensorType
 
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
@@ -28,10 +29,11 @@ class BackendKind:
 
     alignment: int
     cuda_sizes: bool
+    chip: Chip | None = None  # of a CUDA or HIP device: what its kernels take beside the buffers follows it
 
 
 CPU_KIND = BackendKind(alignment=32, cuda_sizes=False)  # TENSOR_ALIGNMENT of ggml-cpu
-CUDA_KIND = BackendKind(alignment=128, cuda_sizes=True)  # also HIP and MUSA: the same source
+CUDA_KIND = BackendKind(alignment=128, cuda_sizes=True, chip=Chip(""))  # also HIP and MUSA: the same source
 OTHER_GPU_KIND = BackendKind(alignment=128, cuda_sizes=False)  # Vulkan, Metal: plain sizes
 
 
@@ -79,16 +81,23 @@ def _elements(node: Node) -> int:
     return node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3]
 
 
-def record(graph: Graph, options: SchedulerOptions) -> tuple[Tape, ...]:
-    """What each backend's compute buffer goes through for this graph (ggml_backend_sched_reserve_size)."""
+def record(graph: Graph, options: SchedulerOptions) -> tuple[tuple[Tape, ...], tuple[Pool, ...]]:
+    """What each backend's compute buffer goes through for this graph (ggml_backend_sched_reserve_size), and what the
+    GPUs' operations take beside it."""
     _assign(graph, options)
     nodes, leafs = _split(graph, options)
-    return _Allocator(options).run(nodes, leafs)
+    tapes = _Allocator(options).run(nodes, leafs)
+    pools = []
+    for backend, kind in enumerate(options.kinds[:-1]):
+        chip = kind.chip
+        run = (node for node in nodes if node.backend == backend)
+        pools.append(Pool(needs(run, chip) if chip is not None else (), chip or Chip("")))
+    return tapes, tuple(pools)
 
 
 def compute_sizes(graph: Graph, options: SchedulerOptions) -> tuple[int, ...]:
     """Bytes of each backend's compute buffer for a graph of plain numbers."""
-    return tuple(tape.run(()).size_bytes for tape in record(graph, options))
+    return tuple(tape.run(()).size_bytes for tape in record(graph, options)[0])
 
 
 # -- which backend runs what ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from plan_llama.models.types import ModelSpec
 if TYPE_CHECKING:
     from plan_llama.memory.caches import CacheLayer
     from plan_llama.memory.replay import Recording
-    from plan_llama.memory.types import Override
+    from plan_llama.memory.types import LazyMode, Override
     from plan_llama.memory.weights import Moves, Placement
 
 # llm_tensor_info of src/llama-arch.cpp: looked up by row, so always on the host
@@ -35,6 +35,9 @@ _LOADED_OF_DRAFTS = {
 }
 # A pattern that is nothing but this literal start and what follows it matches in one block only.
 _ONE_BLOCK = re.compile(r"blk\\\.([0-9]{1,4})\\\.(?![?*+{])(?:[^|()]|\([^()]*\))*")
+
+_LAZY_TENSORS = ("per_layer_token_embd.",)
+_LAZY_BYTES = 4 << 30
 
 
 class ModelTable:
@@ -122,6 +125,18 @@ class ModelTable:
             for tensor in self.spec.tensors
             if tensor.name.startswith(INPUT_TENSORS)
         )
+
+    def lazy_bytes(self, mode: LazyMode) -> int:
+        """Bytes of the tensors that are mapped and read row by row as they are needed, whatever the load mode.
+
+        Source: TENSOR_READ_LAZY in src/models/gemma4.cpp and qwen4exp.cpp, and llama_model_loader::lazy_read::add
+        (src/llama-model-loader.cpp), b11434: per-layer embeddings, by default only those of more than 4 GiB.
+        """
+        if mode == "off":
+            return 0
+        least = 0 if mode == "on" else _LAZY_BYTES
+        sizes = (t.nbytes for t in self.spec.tensors if t.name.startswith(_LAZY_TENSORS))
+        return sum(size for size in sizes if size > least)
 
     @cached_property
     def loaded_bytes(self) -> int:

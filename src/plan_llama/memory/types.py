@@ -7,6 +7,7 @@ from typing import Literal
 
 Program = Literal["llama-server", "llama-cli", "llama-bench", "llama-fit-params"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
+LazyMode = Literal["auto", "on", "off"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
 
 HOST = -1  # device index of system memory
@@ -43,6 +44,7 @@ class Settings:
     repack: bool = True
     swa_full: bool = False
     load_mode: LoadMode = "mmap"
+    lazy_mode: LazyMode = "auto"
     threads: int | None = None
     threads_batch: int | None = None  # -tb; None is the same as threads
     cache_ram_bytes: int = 0
@@ -65,16 +67,25 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceBytes:
-    """One device's buffers, as llama.cpp's memory breakdown counts them."""
+    """One device's buffers, as llama.cpp's memory breakdown counts them.
+
+    `pool_bytes` is no part of it: what the backend's pool of temporary buffers grows to on a long prompt.
+    """
 
     weights_bytes: int = 0
     context_bytes: int = 0
     compute_bytes: int = 0
+    pool_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """The sum of the three."""
+        """The sum of the breakdown's three."""
         return self.weights_bytes + self.context_bytes + self.compute_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The buffers and the pool."""
+        return self.total_bytes + self.pool_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from plan_llama.memory.footprint import (
     gpu_margin_bytes,
     host_budget_bytes,
     projector_use,
-    runtime_pool_bytes,
     server_cache_bytes,
 )
 from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
@@ -52,14 +51,12 @@ class Filler:
         self.everything = table.blocks + 1
 
     def budgets(self, settings: Settings) -> list[int]:
-        """Bytes of buffers that each card may hold: free, less margin, driver, projector and what grows later."""
-        growth = runtime_pool_bytes(self.table, settings)
+        """Bytes of buffers and pool that each card may hold: free, less margin, driver and projector."""
         images = projector_use(self.table, settings, self.machine)
         return [
             gpu.free_bytes
             - margin
             - self.beyond.context_bytes[gpu.backend]
-            - growth
             - (images.on(index) + images.pool_on(index) if images else 0)
             for index, (gpu, margin) in enumerate(zip(self.machine.gpus, self.margins, strict=True))
         ]
@@ -94,20 +91,20 @@ class Filler:
         return [
             i
             for i, part in enumerate(filled.made.devices)
-            if part.total_bytes and part.total_bytes > budgets[i]
+            if part.total_bytes and part.peak_bytes > budgets[i]
         ]
 
     def _excess_bytes(self, filled: Filled) -> int:
         """By how much the cards' budgets are exceeded in all; 0 or less where they are kept."""
-        budgets = self.budgets(filled.settings)
-        return sum(max(0, part.total_bytes - budgets[i]) for i, part in enumerate(filled.made.devices))
+        parts = zip(filled.made.devices, self.budgets(filled.settings), strict=True)
+        return sum(max(0, part.peak_bytes - budget) for part, budget in parts)
 
     def _unified(self, base: Settings, full: Filled) -> Filled:
         """One pool: all on the GPU where its share of the pool allows it, else as much as it may hold."""
         images = projector_use(self.table, base, self.machine)
         limit = self.machine.gpus[0].free_bytes - self.beyond.context_bytes[self.machine.gpus[0].backend]
-        limit -= images.on(0) if images else 0
-        if full.made.devices[0].total_bytes <= limit:
+        limit -= images.on(0) + images.pool_on(0) if images else 0
+        if full.made.devices[0].peak_bytes <= limit:
             return full
         return self._layers(base) or self._made(replace(base, gpu_layers=0))
 
@@ -142,7 +139,7 @@ class Filler:
     def _choose(self, start: Filled, layers: Sequence[int], home: Sequence[int]) -> list[int]:
         """The layers whose experts stay on the host, by what is left on each card: the first ones of each card."""
         room = [
-            b - d.total_bytes for b, d in zip(self.budgets(start.settings), start.made.devices, strict=True)
+            b - d.peak_bytes for b, d in zip(self.budgets(start.settings), start.made.devices, strict=True)
         ]
         host = []
         for il in reversed(layers):
@@ -168,7 +165,7 @@ class Filler:
             if not over:
                 best = filled
                 budgets = self.budgets(filled.settings)
-                room = [b - d.total_bytes for b, d in zip(budgets, filled.made.devices, strict=True)]
+                room = [b - d.peak_bytes for b, d in zip(budgets, filled.made.devices, strict=True)]
                 back = [il for il in host if self.table.expert_bytes[il] <= room[home[il]]]
                 if not back:
                     break

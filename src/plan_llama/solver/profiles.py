@@ -78,6 +78,7 @@ def beyond() -> Beyond:
             for name in backends.keys()  # noqa: SIM118
         },
         staging_bytes=load.take("staging_mib", int) * MIB,
+        staging_direct_bytes=load.take("staging_direct_mib", int) * MIB,
         gpu_margin_bytes=margin.take("gpu_mib", int) * MIB,
         gpu_display_margin_bytes=margin.take("gpu_display_mib", int) * MIB,
         host_margin_bytes=margin.take("host_mib", int) * MIB,

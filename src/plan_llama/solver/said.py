@@ -10,7 +10,9 @@ from plan_llama.memory.context import kv_type
 from plan_llama.memory.footprint import DeviceUse
 from plan_llama.solver.search import Task, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate
-from plan_llama.units import gib, rate, tokens
+from plan_llama.units import MIB, gib, rate, tokens
+
+_LARGE_POOL_BYTES = 256 * MIB
 
 
 def per_slot(candidate: Candidate) -> int:
@@ -58,8 +60,9 @@ def memory_findings(task: Task, chosen: Candidate) -> Iterator[Finding]:
                 severity="error",
                 text=f"{pool.name} ({device.name}) would need {gib(device.peak_bytes)}: weights "
                 f"{gib(device.weights_bytes)}, context {gib(device.context_bytes)}, compute "
-                f"{gib(device.compute_bytes)}, {_projector(device)}driver {gib(device.driver_bytes)}; it has "
-                f"{gib(pool.available_bytes)} free",
+                f"{gib(device.compute_bytes)}, {_projector(device)}driver {gib(device.driver_bytes)}"
+                + (f", {gib(device.pool_bytes)} more on a long prompt" if device.pool_bytes else "")
+                + f"; it has {gib(pool.available_bytes)} free",
                 fix="what does not fit goes to the CPU: fewer layers, or the experts of more layers there",
             )
     if used.verdict == "pages-from-disk":
@@ -153,6 +156,22 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             text=f"a prompt of 32 tokens or more streams the experts of {chosen.cpu_moe_layers} layers "
             f"({gib(host.weights_bytes)}) over PCIe once per {settings.ubatch} tokens: even a short follow-up "
             f"takes about {chosen.speed.follow_up_ttft_s:.0f} s to its first token",
+        )
+    for device in chosen.footprint.devices:
+        if device.pool_bytes >= _LARGE_POOL_BYTES:
+            why = "" if settings.flash_attn else ": without flash attention a layer's scores are copied"
+            yield Finding(
+                id="pool-growth",
+                severity="note",
+                text=f"{device.pool} ({device.name}) takes another {gib(device.pool_bytes)} once a long prompt was "
+                f"read, which no buffer of the log shows{why}",
+            )
+    if host.lazy_bytes:
+        yield Finding(
+            id="lazy-embeddings",
+            severity="note",
+            text=f"per-layer embeddings ({gib(host.lazy_bytes)}) are read from the file row by row and stay out of "
+            f"{chosen.footprint.pools[0].name}, whatever the load mode",
         )
     if task.table.blocks > task.table.layers:
         drafts = task.table.blocks - task.table.layers

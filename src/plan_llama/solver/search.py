@@ -98,6 +98,7 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
         kv_type_k=kv_type,
         kv_type_v=kv_type,
         load_mode="mmap",
+        lazy_mode="off" if any(gpu.integrated for gpu in task.machine.gpus) else "auto",
         threads=threads(task.machine),
         cache_ram_bytes=cache_ram_bytes(task, context, kv_type),
         repack=repack_crash(task) is None,

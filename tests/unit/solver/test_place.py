@@ -96,7 +96,7 @@ def test_no_more_experts_than_necessary_stay_on_the_host(mib: int) -> None:
             device_memory(filler.machine),
         )
         .devices[0]
-        .total_bytes
+        .peak_bytes
         <= limit
     ]
     assert host_experts(filler, filled) == min(fitting)
@@ -112,7 +112,7 @@ def test_the_most_layers_of_a_dense_model_go_to_the_card(mib: int) -> None:
 
     def total(layers: int) -> int:
         made = buffers(dense, replace(BASE, gpu_layers=layers), device_memory(filler.machine))
-        return made.devices[0].total_bytes
+        return made.devices[0].peak_bytes
 
     fitting = [layers for layers in range(dense.blocks + 2) if total(layers) <= limit]
     if filled is None:
@@ -128,7 +128,7 @@ def test_four_cards_of_24_gib() -> None:
     filled = filler.best(BASE)
     assert filled is not None
     assert 49 <= host_experts(filler, filled) <= 49 + 4
-    used = [part.total_bytes for part in filled.made.devices]
+    used = [part.peak_bytes for part in filled.made.devices]
     budgets = filler.budgets(filled.settings)
     assert all(
         budget - part < max(table(GLM).expert_bytes) for part, budget in zip(used, budgets, strict=True)

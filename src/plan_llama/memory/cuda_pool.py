@@ -1,0 +1,242 @@
+"""What the CUDA and HIP backends take while they compute: the pool of temporary buffers beside the compute buffer.
+
+The pool is empty when a model is loaded and grows to the largest need of a single operation, with the first long
+prompt. No buffer line shows it. Which operation needs what follows ggml/src/ggml-cuda of llama.cpp b11434:
+ggml_cuda_mul_mat, ggml_cuda_mul_mat_id and ggml_cuda_mul_mat_cublas (ggml-cuda.cu), ggml_cuda_should_use_mmq and
+ggml_cuda_mul_mat_q (mmq.cu), top-k.cu and argsort.cu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from plan_llama.memory.ggml import Node
+from plan_llama.memory.quantity import Size, evaluate, terms_of, value_of
+from plan_llama.models.types import TensorType
+
+_FEW_TOKENS = 64  # MMQ_DP4A_MAX_BATCH_SIZE
+_ROW = 512  # MATRIX_ROW_PADDING: quantised activations are padded to whole ones
+_Q8_1_BYTES, _Q8_1_ELEMENTS = 144, 128  # block_q8_1_mmq
+_MMQ_BYTES = (
+    128 * 128 * 132 * 4
+) + 512 * _Q8_1_BYTES  # partial tiles of 132 multiprocessors; a tile of slack
+_SORT_CHUNK_BYTES = 1 << 26  # argsort_f32_i32_cuda_cub_chunk_nrows
+_SORT_COPIES = 3 + 2  # indices, keys and sorted keys; CUB's own second copy of keys and values
+_BITONIC_COLUMNS = 1024  # up to here rows are sorted in shared memory
+_RADIX_BINS = 256
+_F32, _F16, _I32 = 4, 2, 4
+_LEGACY_RATIO = 1.05  # the pool without virtual memory looks ahead
+
+# What ggml_cuda_should_use_mmq has kernels for; other types are multiplied by cuBLAS.
+_MMQ_TYPES = frozenset(
+    {
+        *("q1_0", "q2_0", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K"),
+        *("iq1_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs", "iq4_nl", "mxfp4", "nvfp4"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One temporary buffer of an operation: bytes, and the most that it ever takes."""
+
+    size: Size
+    most: int | None = None
+
+    @property
+    def key(self) -> object:
+        """Equal for parts that are the same for every batch."""
+        return terms_of(self.size), self.most
+
+    def at(self, values: Sequence[int]) -> int:
+        """Bytes for these values of the batch's variables."""
+        size = self.size if isinstance(self.size, int) else evaluate(terms_of(self.size), values)
+        return size if self.most is None else min(size, self.most)
+
+
+Need = tuple[Part, ...]  # what one operation holds at once
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What decides an operation's kernel: a compute capability ("8.6") or a gfx target ("gfx1100").
+
+    A card of unknown make is taken for one with integer tensor cores, as all since Turing.
+    """
+
+    name: str
+
+    @property
+    def amd(self) -> bool:
+        """Whether it is a HIP device."""
+        return self.name.startswith("gfx")
+
+    @property
+    def capability(self) -> float:
+        """NVIDIA's compute capability as a number; 9.0 where it is not known."""
+        try:
+            return float(self.name)
+        except ValueError:
+            return 9.0
+
+    @property
+    def family(self) -> str:
+        """AMD's family: CDNA3, CDNA, RDNA4, RDNA3, GCN5 or another."""
+        name = self.name
+        for start, family in _AMD_FAMILIES:
+            if name.startswith(start):
+                return family
+        return "RDNA2"
+
+    @property
+    def fast_f16(self) -> bool:
+        """fast_fp16_hardware_available."""
+        return self.amd or (self.capability >= 6.0 and self.capability != 6.1)
+
+    @property
+    def fast_bf16(self) -> bool:
+        """fast_bf16_hardware_available."""
+        if self.amd:
+            return self.family in ("CDNA3", "CDNA", "RDNA3", "RDNA4")
+        return self.capability >= 8.0
+
+
+_AMD_FAMILIES = (
+    *(("gfx94", "CDNA3"), ("gfx95", "CDNA3"), ("gfx908", "CDNA"), ("gfx90a", "CDNA")),
+    *(("gfx900", "GCN5"), ("gfx909", "GCN5"), ("gfx90c", "GCN5"), ("gfx11", "RDNA3"), ("gfx12", "RDNA4")),
+)
+
+
+def needs(nodes: Iterable[Node], chip: Chip) -> tuple[Need, ...]:
+    """What each operation holds of the pool, in the order of the graph, without those that repeat."""
+    found: dict[object, Need] = {}
+    for node in nodes:
+        need = tuple(part for part in _need(node, chip) if value_of(part.size))
+        if need:
+            found.setdefault(tuple(part.key for part in need), need)
+    return tuple(found.values())
+
+
+def pool_bytes(sizes: Sequence[Sequence[int]], chip: Chip) -> int:
+    """What the pool grows to when operations that hold these sizes have run, in their order."""
+    if not chip.amd:  # one range of virtual memory, used as a stack
+        return max((sum(need) for need in sizes), default=0)
+    kept: list[
+        int
+    ] = []  # buffers of the pool without virtual memory: reused where large enough, never given back
+    for need in sizes:
+        free, held = sorted(kept), []
+        for size in need:
+            fits = next((buffer for buffer in free if buffer >= size), None)
+            if fits is None:
+                held.append(int(size * _LEGACY_RATIO))
+            else:
+                free.remove(fits)
+                held.append(fits)
+        kept = [*free, *held]
+    return sum(kept)
+
+
+def _need(node: Node, chip: Chip) -> Need:
+    if node.op == "MUL_MAT":
+        return _product(node, chip)
+    if node.op == "MUL_MAT_ID":
+        return _experts(node, chip)
+    if node.op == "TOP_K":
+        return _top_k(node.src[0], chip)
+    if node.op == "ARGSORT":
+        columns, rows = _table(node.src[0])
+        return () if columns <= _BITONIC_COLUMNS or chip.amd else (_sorted_part(columns, rows),)
+    return ()
+
+
+def uses_mmq(kind: TensorType, chip: Chip, tokens: int, experts: int) -> bool:
+    """ggml_cuda_should_use_mmq: whether quantised weights are multiplied as they are."""
+    if kind.name not in _MMQ_TYPES:
+        return False
+    if not chip.amd:
+        if chip.capability >= 7.5:
+            return True
+        if chip.capability < 6.1:
+            return chip.capability >= 6.0 and experts > 0
+        return chip.capability < 7.0 or tokens < _FEW_TOKENS
+    family = chip.family
+    if family == "CDNA":
+        small = tokens <= 128 or (tokens <= 256 and kind.name in ("q4_K", "q5_K"))
+        return experts > 64 or small or kind.name in ("q4_0", "q4_1", "q5_0", "q5_1")
+    if family == "RDNA3" and experts < 64:
+        most = {"q2_K": 128, "q6_K": 128 if chip.name.startswith("gfx110") else 256}
+        if kind.name in ("iq2_xs", "iq2_s"):
+            return chip.name.startswith("gfx115") or tokens <= 128
+        return kind.name not in most or tokens <= most[kind.name]
+    return experts > 0 if family == "GCN5" else True
+
+
+def _product(node: Node, chip: Chip) -> Need:
+    weight, x = node.src[0], node.src[1]
+    tokens = x.ne[1]
+    if weight.type.quantised and uses_mmq(weight.type, chip, tokens, 0):
+        return (_quantised(x.ne[0], tokens * x.ne[2] * x.ne[3]),)
+    return _blas(node, weight.ne[0] * weight.ne[1] * weight.ne[2] * weight.ne[3], chip)
+
+
+def _blas(node: Node, weights: int, chip: Chip) -> Need:
+    """ggml_cuda_mul_mat_cublas_impl: both sides in the type that is computed in, and the result in it."""
+    weight, x = node.src[0], node.src[1]
+    name = weight.type.name
+    if weight.type.quantised:
+        name = "f16" if chip.fast_f16 else "f32"
+    elif (name == "f16" and not chip.fast_f16) or (name == "bf16" and not chip.fast_bf16):
+        name = "f32"
+    if node.precise:
+        name = "f32"
+    if name == "f32":
+        return (Part(weights * _F32),) if weight.type.name != "f32" else ()
+    here = () if weight.type.name == name else (Part(weights * _F16),)
+    given = () if x.type.name == name else (Part(x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3] * _F16),)
+    if name == "f16":
+        in_f32 = chip.family in ("RDNA4", "CDNA", "CDNA3") if chip.amd else chip.capability == 7.0
+    else:
+        in_f32 = not (chip.amd and chip.family in ("RDNA3", "CDNA", "CDNA3"))
+    out = () if in_f32 else (Part(node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3] * _F16),)
+    return (*here, *given, *out)
+
+
+def _experts(node: Node, chip: Chip) -> Need:
+    weight, x, ids = node.src
+    tokens, used = x.ne[2], ids.ne[0]
+    if weight.type.quantised and uses_mmq(weight.type, chip, tokens, weight.ne[2]):
+        return (_quantised(x.ne[0], tokens * used), Part(2 * tokens * used * _I32))
+    plain = weight.type.quantised or (weight.type.name == "f16" and not chip.fast_f16)
+    wide = _F32 if plain else weight.type.block_bytes
+    given, out = tokens * used * x.ne[0] * wide, tokens * used * node.ne[0] * _F32
+    # one expert at a time, in the worst case with the rows of all tokens
+    one = _blas(node, weight.ne[0] * weight.ne[1], chip)
+    return (Part(2 * tokens * used * _I32), Part(given), Part(out), *one)
+
+
+def _quantised(row: int, rows: int) -> Part:
+    return Part(rows * (-(-row // _ROW) * _ROW) * _Q8_1_BYTES // _Q8_1_ELEMENTS + _MMQ_BYTES)
+
+
+def _table(node: Node) -> tuple[int, int]:
+    return node.ne[0], node.ne[1] * node.ne[2] * node.ne[3]
+
+
+def _sorted_part(columns: int, rows: int) -> Part:
+    """argsort_f32_i32_cuda_cub, which sorts as many rows at once as make 64 MiB."""
+    return Part(columns * rows * _F32 * _SORT_COPIES, _SORT_CHUNK_BYTES * _SORT_COPIES)
+
+
+def _top_k(scores: Node, chip: Chip) -> Need:
+    columns, rows = _table(scores)
+    if chip.amd and columns > _BITONIC_COLUMNS:
+        # a histogram for each 1,024 columns, 64 at most
+        return (
+            Part(rows * (columns // 1024 + 1) * _RADIX_BINS * _I32, value_of(rows) * 64 * _RADIX_BINS * _I32),
+        )
+    if chip.amd:
+        return (Part(columns * rows * _I32),)
+    whole = Part(columns * rows * _I32, _SORT_CHUNK_BYTES)  # the sort's result, of which k columns are kept
+    return (whole,) if columns <= _BITONIC_COLUMNS else (whole, _sorted_part(columns, rows))
