@@ -208,16 +208,23 @@ class Builder:
 
     # -- feed-forward -----------------------------------------------------------------------------------------------
 
-    def ffn(self, x: Node, prefix: str, suffix: str = "") -> Node:
+    def ffn(self, x: Node, prefix: str, suffix: str = "", *, clamped: bool = False) -> Node:
         """build_ffn: up, gate (parallel, where there is one), activation, down."""
         up = self.mm(f"{prefix}.ffn_up{suffix}", x, bias_first=True)
         if self.has(f"{prefix}.ffn_gate{suffix}.weight"):
-            x = self.g.glu(self.mm(f"{prefix}.ffn_gate{suffix}", x, bias_first=True), up)
+            x = self.gate(self.mm(f"{prefix}.ffn_gate{suffix}", x, bias_first=True), up, clamped=clamped)
         elif up.ne[0] == 2 * self.w(f"{prefix}.ffn_down{suffix}.weight").ne[0]:
             x = self.g.glu(up)  # gate and up in one matrix (phi-3, glm-4)
         else:
             x = self.g.like("UNARY", up)
         return self.mm(f"{prefix}.ffn_down{suffix}", x, bias_first=True)
+
+    def gate(self, gate: Node, up: Node, *, clamped: bool = False) -> Node:
+        """The gated activation: one op, or one by one where both sides are clamped (swiglu_clamp_exp and _shexp)."""
+        if not clamped:
+            return self.g.glu(gate, up)
+        up = self.g.like("CLAMP", up)
+        return self.g.like("MUL", self.g.like("CLAMP", self.g.like("UNARY", gate)), up)
 
     def moe(
         self,
@@ -230,11 +237,15 @@ class Builder:
         scale: bool,
         groups: tuple[int, int] = (1, 1),
         logits: Node | None = None,
+        weighs_input: bool = False,
+        scaled: bool = True,
+        clamped: bool = False,
     ) -> Node:
         """build_moe_ffn: router, selection, weights, the experts' three products and their sum.
 
         `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used); `logits` are the
-        router's, where it does not see `x`.
+        router's, where it does not see `x`. With `weighs_input` weights go in before the products (llama 4); `scaled`:
+        scales beside the experts are applied; `clamped`: gate and up are clamped.
         """
         if used < 1:
             raise UndescribedGraph("expert_used_count")
@@ -248,7 +259,7 @@ class Builder:
             probs = g.like("UNARY", logits)
         else:
             probs = logits
-        selection = probs
+        selection = logits if weighs_input else probs
         bias = self.maybe(f"{prefix}.exp_probs_b.bias")
         if bias is not None:
             selection = g.like("ADD", probs, bias)
@@ -267,18 +278,26 @@ class Builder:
             weights = g.like("SCALE", weights)
         g.expand(weights)
         x = g.reshape(x, x.ne[0], 1, tokens)
+        if weighs_input:
+            x = g.like("MUL", g.repeat(x, x.ne[0], used, tokens, 1), weights)
+        up_scale = f"{prefix}.ffn_up_exps" if scaled else None
         if self.has(f"{prefix}.ffn_gate_up_exps.weight"):
-            both = self._experts(f"{prefix}.ffn_gate_up_exps", x, selected, scale=f"{prefix}.ffn_up_exps")
+            both = self._experts(f"{prefix}.ffn_gate_up_exps", x, selected, up_scale)
             half = (both.ne[0] // 2, both.ne[1], both.ne[2])
             hidden = g.glu(g.view(both, half, both.nb[1:3]), g.view(both, half, both.nb[1:3]))
         else:
-            up = self._experts(f"{prefix}.ffn_up_exps", x, selected)
+            up = self._experts(f"{prefix}.ffn_up_exps", x, selected, up_scale)
             if self.has(f"{prefix}.ffn_gate_exps.weight"):
-                hidden = g.glu(self._experts(f"{prefix}.ffn_gate_exps", x, selected), up)
+                name = f"{prefix}.ffn_gate_exps"
+                hidden = self.gate(
+                    self._experts(name, x, selected, name if scaled else None), up, clamped=clamped
+                )
             else:
                 hidden = g.like("UNARY", up)
-        out = self._experts(f"{prefix}.ffn_down_exps", hidden, selected)
-        out = g.like("MUL", out, weights)
+        name = f"{prefix}.ffn_down_exps"
+        out = self._experts(name, hidden, selected, name if scaled else None)
+        if not weighs_input:
+            out = g.like("MUL", out, weights)
         g.expand(out)
         parts = [g.view(out, (out.ne[0], tokens), (out.nb[2],)) for _ in range(used)]
         g.expand(*parts)
@@ -288,17 +307,17 @@ class Builder:
             g.expand(total)
         return g.cont(total) if used == 1 else total
 
-    def _experts(self, name: str, x: Node, ids: Node, *, scale: str = "") -> Node:
-        """build_lora_mm_id with a scale and a bias per expert, where the file has them."""
+    def _experts(self, name: str, x: Node, ids: Node, scale: str | None) -> Node:
+        """build_lora_mm_id with a bias, where there is one; `scale` names the tensor whose scales are applied."""
         g = self.g
         out = g.mul_mat_id(self.w(f"{name}.weight"), x, ids)
-        scales = self.maybe(f"{scale or name}.scale")
-        if scales is not None:
-            experts = scales.ne[0]
-            each = g.repeat(g.reshape(scales, 1, experts, 1), 1, experts, x.ne[2], 1)
+        factors = None if scale is None else self.maybe(f"{scale}.scale")
+        if factors is not None:
+            experts = factors.ne[0]
+            each = g.repeat(g.reshape(factors, 1, experts, 1), 1, experts, x.ne[2], 1)
             out = g.like("MUL", out, g.get_rows(each, ids))
         bias = self.maybe(f"{name}.bias")
-        return out if bias is None else self.g.like("ADD_ID", out, bias, ids)
+        return out if bias is None else g.like("ADD_ID", out, bias, ids)
 
     def _grouped(self, selection: Node, experts: int, tokens: int, groups: tuple[int, int]) -> Node:
         """The choice of expert groups before experts (DeepSeek-V3)."""
@@ -341,8 +360,10 @@ class Builder:
             flat = g.reshape(values, count, values.ne[2])
         else:
             flat = g.cont(values, count, values.ne[2])
+        if count < cache.ne[0]:  # the cache has room for the widest layer's values
+            flat = Node("PAD", flat.type, (cache.ne[0], *flat.ne[1:]), [flat])
         whole = g.reshape(cache, 1, cache.ne[0] * cache.ne[1] * cache.ne[2])
-        g.expand(g.set_rows(whole, g.reshape(flat, 1, count * values.ne[2]), rows))
+        g.expand(g.set_rows(whole, g.reshape(flat, 1, cache.ne[0] * values.ne[2]), rows))
 
     def read_k(self, cache: Node, head: int, heads: int, cells: int) -> Node:
         """get_k: [head, heads, cells, streams]."""

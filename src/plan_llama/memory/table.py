@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
+from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.projector import Projector
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.memory.windows import Windows, windows
@@ -107,12 +108,23 @@ class ModelTable:
 
     @cached_property
     def kinds(self) -> tuple[int, ...]:
-        """A number per block: equal where two blocks have tensors of the same names, types and shapes."""
+        """A number per block: equal where two blocks have the same graph.
+
+        That is, tensors of the same names, types and shapes, the same values where the header has one per block
+        (of a fraction only whether it is 0), and no difference that their architecture makes between them.
+        """
+        architecture = self.spec.architecture
+        leading = graph_of(architecture).leading_layers if architecture in GRAPHS else 0
+        lists = [v for v in self.spec.hparams.values() if isinstance(v, tuple) and len(v) >= self.blocks]
         seen: dict[object, int] = {}
         numbers = []
-        for items in self.block_tensors:
+        for il, items in enumerate(self.block_tensors):
             tensors = [self.spec.tensors[i] for i in items]
-            key = frozenset((self.suffix(i), t.type.id, t.shape) for i, t in zip(items, tensors, strict=True))
+            key = (
+                frozenset((self.suffix(i), t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)),
+                tuple(bool(v[il]) if isinstance(v[il], float) else v[il] for v in lists),
+                il < leading,
+            )
             numbers.append(seen.setdefault(key, len(seen)))
         return tuple(numbers)
 

@@ -6,7 +6,7 @@ Mirrors the files of src/models of llama.cpp b11434 that the classes name.
 from __future__ import annotations
 
 from plan_llama.memory.ggml import F32, Node, tensor
-from plan_llama.memory.graphs.decoder import Decoder, WindowRotation
+from plan_llama.memory.graphs.decoder import Decoder
 
 
 class LayerNorm(Decoder):
@@ -133,7 +133,7 @@ class Bitnet(Decoder):
 class Arctic(Decoder):
     """A dense branch over the attention's output beside experts over the layer's input (src/models/arctic.cpp)."""
 
-    always_normalise = True
+    fixed_normalise = True
 
     def block(self, x: Node, il: int, *, last: bool) -> Node:
         """Attention, the dense branch, then the experts."""
@@ -257,21 +257,6 @@ class Falcon(Phi2):
     def both(self, attended: Node, fed: Node) -> Node:
         """The sum of the two branches."""
         return self.g.like("ADD", fed, attended)
-
-
-class Cohere2(WindowRotation):
-    """Attention and feed-forward read the same norm; only layers behind a window rotate (src/models/cohere2.cpp)."""
-
-    norm_op = "NORM"
-
-    def block(self, x: Node, il: int, *, last: bool) -> Node:
-        """The feed-forward and the residual, then attention's branch."""
-        g = self.g
-        normed = self.norm(x, f"blk.{il}.attn_norm")
-        attended = self.attention_of(normed, il)
-        if last:
-            attended, x, normed = (g.get_rows(node, self.out_ids) for node in (attended, x, normed))
-        return g.like("ADD", g.like("ADD", self.b.ffn(normed, f"blk.{il}"), x), attended)
 
 
 class GptNeox(LayerNorm):

@@ -5,11 +5,12 @@ Mirrors src/models/llama.cpp of llama.cpp b11434 and its many relatives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from plan_llama.memory.blocks import Builder, hadamard_size
 from plan_llama.memory.ggml import F32, I32, I64, Node
-from plan_llama.memory.windows import windows
+from plan_llama.memory.windows import cached_layers, windows
 from plan_llama.models.types import ModelSpec
 
 # llama_model_rope_type, src/llama-model.cpp
@@ -19,6 +20,11 @@ _MROPE = frozenset(
 _MROPE_IF_DIVIDED = frozenset({"glm4", "glm4moe", "bailingmoe3", "hunyuan_vl"})
 # src/llama-hparams.h, enum llama_expert_gating_func_type
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight"}
+
+
+# norms behind the branches, by family
+_POST_ATTENTION = ("post_attention_norm", "attn_output_norm")
+_POST_FFN = ("post_ffw_norm", "layer_output_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +49,27 @@ class Decoder:
     scaled_head = False  # the final norm's rows are scaled before the head (minicpm3)
     late_rows = False  # the rows that are wanted are picked after the last layer, not in it (gpt-oss)
     all_rows = False  # logits are made for every token (cogvlm)
-    post_norms = False  # norms named post_attention_norm and post_ffw_norm follow the branches (gemma, glm4)
+    normed_rows = False  # the rows that are wanted are picked behind the final norm (gemma 4)
+    keeps_hidden = True  # what late rows are picked from stays for those who draft (t_h_nextn)
     norm_op = "RMS_NORM"  # of layers and head; NORM cannot take over its source's memory
+    pre_norms = True  # attention and feed-forward have norms before them (not: olmo2)
+    post_norms = False  # norms named post_attention_norm and post_ffw_norm follow the branches (gemma, glm4)
+    rows_behind_norm = False  # the wanted rows are picked behind the norm that follows attention (afmoe)
     rope_before_norms = False  # queries and keys are normed after the rotation (maincoder, talkie)
+    residual_first = False  # the feed-forward is added to the residual, not the other way round (phi3)
+    fixed_gating: int | None = None  # how experts are weighed, where the engine does not ask the header
+    fixed_normalise: bool | None = None
+    weighs_input = False  # the experts' weights are multiplied in before the experts (llama 4)
+    expert_scales = True  # scales beside experts are applied
+    leading_layers = 0  # so many at the start differ from the rest though their tensors do not (gemma 3n)
+    clamped_glu = False  # gate and up are clamped where the header says so (step35)
 
     def __init__(self, builder: Builder) -> None:
         self.b = builder
         self.g = builder.g
         self.spec: ModelSpec = builder.spec
         self.batch = builder.batch
+        self.windowed = windows(self.spec).layers
 
     # -- inputs -------------------------------------------------------------------------------------------------
 
@@ -77,27 +95,32 @@ class Decoder:
     def attention_inputs(self) -> None:
         """build_attn_inp_kv."""
         batch = self.batch
-        self.full = self._cache_inputs(batch.cells)
-        self.window = self._cache_inputs(batch.window_cells) if batch.window_cells else self.full
-        self.windowed = windows(self.spec).layers
+        layers = frozenset(range(cached_layers(self.spec)))
+        self.full = self._cache_inputs(batch.cells, layers - self.windowed)
+        self.window = (
+            self._cache_inputs(batch.window_cells, layers & self.windowed) if self.windowed else self.full
+        )
 
-    def _cache_inputs(self, cells: int) -> CacheInputs:
-        """Rows to write, mask to read, and the rotation before a quantised cache."""
+    def _cache_inputs(self, cells: int, layers: frozenset[int]) -> CacheInputs:
+        """Rows to write, mask to read, and the rotation before a quantised cache of these layers."""
         g, batch = self.g, self.batch
-        value_rows = 1 if batch.flash_attn else max(self.value_row(il) for il in range(self.spec.layers))
         return CacheInputs(
             cells=cells,
             rows_k=g.input(I64, batch.tokens),
-            rows_v=g.input(I64, batch.tokens * value_rows),
+            rows_v=g.input(I64, batch.tokens * (1 if batch.flash_attn else self.widest_value_row())),
             mask=self.b.mask(cells),
-            rotation_k=self._rotation(batch.kv_type_k.quantised, self.head_k(0), largest=True),
-            rotation_v=self._rotation(batch.kv_type_v.quantised, self.head_v(0), largest=False),
+            rotation_k=self._rotation(batch.kv_type_k.quantised, self.head_k, layers, largest=True),
+            rotation_v=self._rotation(batch.kv_type_v.quantised, self.head_v, layers, largest=False),
         )
 
-    def _rotation(self, quantised: bool, head: int, *, largest: bool) -> Node | None:
-        if not quantised or head % 64:
+    def _rotation(
+        self, quantised: bool, head: Callable[[int], int], layers: frozenset[int], *, largest: bool
+    ) -> Node | None:
+        """n_rot_k and n_rot_v of llama_kv_cache: none where the heads of its layers differ in size."""
+        heads = {head(il) for il in layers}
+        if not quantised or len(heads) != 1 or head(0) % 64:
             return None
-        size = hadamard_size(head) if largest else 64
+        size = hadamard_size(heads.pop()) if largest else 64
         return self.g.input(F32, size, size)
 
     # -- shapes ---------------------------------------------------------------------------------------------------
@@ -112,17 +135,26 @@ class Decoder:
 
     def head_k(self, il: int) -> int:
         """Elements of a key head."""
-        default = self.spec.int_param("embedding_length") // max(1, self.heads(il))
-        return self.spec.int_param("attention.key_length", default)
+        return self._head("key", il)
 
     def head_v(self, il: int) -> int:
         """Elements of a value head."""
+        return self._head("value", il)
+
+    def _head(self, half: str, il: int) -> int:
         default = self.spec.int_param("embedding_length") // max(1, self.heads(il))
-        return self.spec.int_param("attention.value_length", default)
+        size = self.spec.int_param(f"attention.{half}_length", default)
+        return (
+            (self.spec.int_param(f"attention.{half}_length_swa", 0) or size) if il in self.windowed else size
+        )
 
     def value_row(self, il: int) -> int:
         """Elements of V per cell."""
         return self.head_v(il) * self.kv_heads(il)
+
+    def widest_value_row(self) -> int:
+        """n_embd_v_gqa_max: without flash attention V is padded to it in every layer."""
+        return max(self.value_row(il) for il in range(self.spec.layers))
 
     # -- the block --------------------------------------------------------------------------------------------------
 
@@ -132,29 +164,38 @@ class Decoder:
 
     def block(self, x: Node, il: int, *, last: bool) -> Node:
         """One layer: norm, attention, residual, norm, feed-forward, residual."""
-        b, g, prefix = self.b, self.g, f"blk.{il}"
+        g, prefix = self.g, f"blk.{il}"
         residual = x
-        cur = self.norm(x, f"{prefix}.attn_norm")
+        cur = self.norm(x, f"{prefix}.attn_norm") if self.pre_norms else x
         cur = self.attention_of(cur, il)
+        if self.rows_behind_norm:
+            cur = self.post_norm(cur, prefix, _POST_ATTENTION)
         if last and not (self.late_rows or self.all_rows):
             cur = g.get_rows(cur, self.out_ids)
             residual = g.get_rows(residual, self.out_ids)
         if self.scaled_branches:
             cur = g.like("SCALE", cur)
-        cur = self._post_norm(cur, prefix, "post_attention_norm")
+        if not self.rows_behind_norm:
+            cur = self.post_norm(cur, prefix, _POST_ATTENTION)
         ffn_in = g.like("ADD", cur, residual)
-        cur = self.norm(ffn_in, self._ffn_norm(prefix))
-        cur = self.feed_forward(cur, il)
+        cur = self.second_branch(ffn_in, il)
         if self.scaled_branches:
             cur = g.like("SCALE", cur)
-        cur = self._post_norm(cur, prefix, "post_ffw_norm")
-        out = g.like("ADD", cur, ffn_in)
-        return g.like("ADD", out, b.deepstack[il]) if il < len(b.deepstack) else out
+        cur = self.post_norm(cur, prefix, _POST_FFN)
+        out = g.like("ADD", *((ffn_in, cur) if self.residual_first else (cur, ffn_in)))
+        deepstack = self.b.deepstack
+        return g.like("ADD", out, deepstack[il]) if il < len(deepstack) else out
 
-    def _post_norm(self, x: Node, prefix: str, name: str) -> Node:
-        if not self.post_norms or not self.b.has(f"{prefix}.{name}.weight"):
-            return x
-        return self.b.norm(x, f"{prefix}.{name}")
+    def post_norm(self, x: Node, prefix: str, names: tuple[str, ...]) -> Node:
+        """The norm behind a branch, under the first of these names that the file has."""
+        for name in names if self.post_norms else ():
+            if self.b.has(f"{prefix}.{name}.weight"):
+                return self.norm(x, f"{prefix}.{name}")
+        return x
+
+    def second_branch(self, x: Node, il: int) -> Node:
+        """The norm and the feed-forward."""
+        return self.feed_forward(self.norm(x, self._ffn_norm(f"blk.{il}")) if self.pre_norms else x, il)
 
     def _ffn_norm(self, prefix: str) -> str:
         # glm4moe and gpt-oss name the norm before the feed-forward "post_attention_norm"
@@ -163,12 +204,16 @@ class Decoder:
         return f"{prefix}.post_attention_norm"
 
     def attention_of(self, x: Node, il: int) -> Node:
-        """build_qkv, rope, build_attn."""
+        """The attention and its output projection."""
+        return self.attention_output(self.heads_of(x, il), il)
+
+    def heads_of(self, x: Node, il: int) -> Node:
+        """build_qkv, norms and rope, build_attn."""
         q, k, v = self.qkv(x, il)
         q, k = self.positioned(q, k, il)
         if self.scaled_query:
             q = self.g.like("SCALE", q)
-        return self.attention_output(self.cached_attention(q, k, v, il), il)
+        return self.cached_attention(q, k, v, il)
 
     def attention_output(self, x: Node, il: int) -> Node:
         """The output projection behind attention."""
@@ -186,20 +231,26 @@ class Decoder:
             k = g.view(qkv, (head_k, kv_heads, tokens), part)
             v = g.view(qkv, (head_v, kv_heads, tokens), (qkv.type.nbytes(head_v), qkv.nb[1]))
         else:
-            q = g.reshape(b.mm(f"{prefix}.attn_q", x), head_k, heads, tokens)
-            k = g.reshape(b.mm(f"{prefix}.attn_k", x), head_k, kv_heads, tokens)
-            v = g.reshape(b.mm(f"{prefix}.attn_v", x), head_v, kv_heads, tokens)
+            q = g.reshape(self.project(f"{prefix}.attn_q", x), head_k, heads, tokens)
+            k = g.reshape(self.project(f"{prefix}.attn_k", x), head_k, kv_heads, tokens)
+            v = g.reshape(self.project(f"{prefix}.attn_v", x), head_v, kv_heads, tokens)
         return q, k, v
+
+    def project(self, name: str, x: Node) -> Node:
+        """Q, K or V from a matrix of its own."""
+        return self.b.mm(name, x)
 
     def positioned(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
         """Queries and keys normed, where there are norms, and rotated by their positions."""
         if not self.rope_before_norms:
             q, k = self.norms_of_heads(q, k, il)
         if il not in self.unrotated:
-            factors = self.b.rope_factors(il)
-            q = self.b.rope(q, self.positions, factors)
-            k = self.b.rope(k, self.positions, factors)
+            q, k = self.rope(q, il), self.rope(k, il)
         return self.norms_of_heads(q, k, il) if self.rope_before_norms else (q, k)
+
+    def rope(self, x: Node, il: int) -> Node:
+        """ggml_rope_ext with get_rope_factors."""
+        return self.b.rope(x, self.positions, self.b.rope_factors(il))
 
     def norms_of_heads(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
         """Norms over each head of queries and keys."""
@@ -213,9 +264,13 @@ class Decoder:
         """Layers that do not rotate queries and keys."""
         return frozenset()
 
+    def every_fourth_layer(self, first: int) -> frozenset[int]:
+        """n_no_rope_layer_step: each fourth layer from `first`."""
+        return frozenset(range(first, self.spec.layers, 4))
+
     def cached_attention(self, q: Node, k: Node, v: Node, il: int) -> Node:
         """build_attn for a plain KV cache, or for one of a pair with a sliding window (build_attn_inp_kv_iswa)."""
-        b, g, batch = self.b, self.g, self.batch
+        b, g = self.b, self.g
         at = self.window if il in self.windowed else self.full
         if at.rotation_k is not None:
             q, k = b.rotate(q, at.rotation_k), b.rotate(k, at.rotation_k)
@@ -225,11 +280,24 @@ class Decoder:
             g.expand(q, k, v)
         else:
             g.expand(q, v, k)
-        kv_heads, head_k, head_v = self.kv_heads(il), self.head_k(il), self.head_v(il)
-        cache_k = b.cache("k", batch.kv_type_k, head_k * kv_heads, at.cells, il)
-        cache_v = b.cache("v", batch.kv_type_v, head_v * kv_heads, at.cells, il)
+        cache_k, cache_v = self.caches(at, il)
         b.store(cache_k, k, at.rows_k)
-        (b.store if batch.flash_attn else b.store_transposed)(cache_v, v, at.rows_v)
+        (b.store if self.batch.flash_attn else b.store_transposed)(cache_v, v, at.rows_v)
+        return self.read(q, at, il, il)
+
+    def caches(self, at: CacheInputs, il: int) -> tuple[Node, Node]:
+        """The K and V cache of a layer."""
+        b, batch = self.b, self.batch
+        row_v = self.value_row(il) if batch.flash_attn else self.widest_value_row()
+        return (
+            b.cache("k", batch.kv_type_k, self.head_k(il) * self.kv_heads(il), at.cells, il),
+            b.cache("v", batch.kv_type_v, row_v, at.cells, il),
+        )
+
+    def read(self, q: Node, at: CacheInputs, il: int, owner: int) -> Node:
+        """The attention of layer `il` over the cache of the layer `owner`."""
+        b, kv_heads, head_k, head_v = self.b, self.kv_heads(il), self.head_k(il), self.head_v(il)
+        cache_k, cache_v = self.caches(at, owner)
         sinks = b.maybe(f"blk.{il}.attn_sinks.weight")
         out = b.attention(
             q,
@@ -245,15 +313,20 @@ class Decoder:
         """The dense branch, or the experts with the shared ones beside them."""
         prefix = f"blk.{il}"
         if not self.b.has(f"{prefix}.ffn_gate_inp.weight"):
-            return self.b.ffn(x, prefix)
+            return self.b.ffn(x, prefix, clamped=self._clamped("swiglu_clamp_shexp", il))
         out = self.experts_of(x, il)
         if self.b.has(f"{prefix}.ffn_up_shexp.weight"):
-            out = self.g.like("ADD", out, self.shared_experts(x, prefix))
+            out = self.g.like("ADD", out, self.shared_experts(x, il))
         return out
 
-    def shared_experts(self, x: Node, prefix: str) -> Node:
+    def _clamped(self, name: str, il: int) -> bool:
+        limits = self.spec.hparams.get(name)
+        return self.clamped_glu and bool(limits[il] if isinstance(limits, tuple) else limits)
+
+    def shared_experts(self, x: Node, il: int) -> Node:
         """The experts that every token visits; Qwen gates them."""
-        out = self.b.ffn(x, prefix, "_shexp")
+        prefix = f"blk.{il}"
+        out = self.b.ffn(x, prefix, "_shexp", clamped=self._clamped("swiglu_clamp_shexp", il))
         if self.b.has(f"{prefix}.ffn_gate_inp_shexp.weight"):
             gate = self.g.like("UNARY", self.b.mm(f"{prefix}.ffn_gate_inp_shexp", x))
             out = self.g.like("MUL", out, gate)
@@ -261,36 +334,46 @@ class Decoder:
 
     def experts_of(self, x: Node, il: int) -> Node:
         """build_moe_ffn with the header's routing."""
+        return self.experts_by(None, x, il)
+
+    def experts_by(self, logits: Node | None, x: Node, il: int) -> Node:
+        """The same with logits of a router that does not see `x`."""
         params = self.spec.hparams
-        gating = self.spec.int_param("expert_gating_func", self.default_gating)
+        gating = self.fixed_gating or self.spec.int_param("expert_gating_func", 0) or self.default_gating
+        normalise = params.get("expert_weights_norm", self.default_normalise)
         scale = params.get("expert_weights_scale", 0.0)
         return self.b.moe(
             x,
             f"blk.{il}",
             used=self.spec.int_param("expert_used_count", layer=il),
             gating=_GATING.get(gating, "softmax"),
-            normalise=self.always_normalise
-            or bool(params.get("expert_weights_norm", self.default_normalise)),
+            normalise=bool(normalise if self.fixed_normalise is None else self.fixed_normalise),
             scale=scale not in (0, 1),
             groups=(
                 self.spec.int_param("expert_group_count", 1),
                 self.spec.int_param("expert_group_used_count", 1),
             ),
+            logits=logits,
+            weighs_input=self.weighs_input,
+            scaled=self.expert_scales,
+            clamped=self._clamped("swiglu_clamp_exp", il),
         )
 
     default_gating = 1
     default_normalise = True
-    always_normalise = False  # whatever the header says
 
     # -- the head -----------------------------------------------------------------------------------------------------
 
     def head(self, x: Node) -> None:
         """Final norm and logits; both stay allocated (set_outputs)."""
         g = self.g
+        if self.normed_rows:
+            x = self.norm(x, "output_norm")
         if self.late_rows:
-            x.is_output = True  # t_h_nextn, for those who draft
+            x.is_output = self.keeps_hidden
             x = g.get_rows(x, self.out_ids)
-        x = self.norm(x, "output_norm")
+        if not self.normed_rows:
+            x = self.norm(x, "output_norm")
         x.is_output = True
         self.logits(x)
 
@@ -331,6 +414,8 @@ class RowNorms(Decoder):
     minimax-m2.cpp).
     """
 
+    row_norms = True  # if not, heads have theirs, and only the splitting is late (step35)
+
     def qkv(self, x: Node, il: int) -> tuple[Node, Node, Node]:
         """build_qkv without its reshapes: parts of a fused product are copied out."""
         b, g, prefix, tokens = self.b, self.g, f"blk.{il}", self.batch.tokens
@@ -343,14 +428,14 @@ class RowNorms(Decoder):
                 part = b.mm(f"{prefix}.attn_{name}", x)
             else:
                 part = g.cont(g.view(fused, (size * count, tokens), (fused.nb[1],)))
-            if name != "v":
+            if name != "v" and self.row_norms:
                 part = b.norm(part, f"{prefix}.attn_{name}_norm")
             parts.append(g.reshape(part, size, count, tokens))
         return parts[0], parts[1], parts[2]
 
     def norms_of_heads(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
-        """Already done."""
-        return q, k
+        """None where it is done already."""
+        return (q, k) if self.row_norms else super().norms_of_heads(q, k, il)
 
 
 class WindowRotation(Decoder):

@@ -13,7 +13,7 @@ class DeltaNet(Recurrent):
     """Layers with a gated delta net, and layers whose attention is gated (src/models/qwen35.cpp, qwen35moe.cpp)."""
 
     late_rows = True
-    always_normalise = True
+    fixed_normalise = True
 
     # -- attention ------------------------------------------------------------------------------------------------
 
