@@ -141,6 +141,33 @@ def test_inspect_a_projector(cli: Cli, home: Path) -> None:
     assert cli("inspect", "mmproj.gguf", "--write-header", "x.gguf").code == 2
 
 
+def test_inspect_a_vision_model(cli: Cli) -> None:
+    text = cli("inspect", "qwen2.5-vl-7b").flat
+    assert "compute 705 MiB at the start and 1.8 GiB after the largest image" in text
+    facts = cli("inspect", "qwen2.5-vl-7b", "--json").json["projector"]
+    assert facts["parameters"] == 676_550_144
+    assert facts["pixels_per_token"] == 28 * 28
+    assert facts["gpu"]["tokens_per_image"] == 4096
+
+
+def test_a_quant_that_nobody_publishes_has_the_projector_too(cli: Cli) -> None:
+    answer = cli("--model", "gemma-3-27b", "--quant", "Q3_K_L", *CARD, "--json").json
+    assert answer["memory"]["projector"]["tokens_per_image"] == 256
+    assert answer["model"]["projector"]["path"].endswith("mmproj-google_gemma-3-27b-it-f16.gguf")
+
+
+def test_fit_keeps_room_for_the_projector(cli: Cli) -> None:
+    """llama-server adds what mtmd_get_memory_usage finds to --fit's target: weights and the warm-up's buffer."""
+    command = ("llama-server", "-m", "Qwen2.5-VL-7B-Instruct-Q4_K_M.gguf", "-c", "16384", "-np", "1")
+    card = ("--gpu", "8000MiB", "--ram", "64GiB")
+    layers = {}
+    for words in ((), ("--mmproj", "m.gguf"), ("--mmproj", "m.gguf", "--no-warmup")):
+        answer = cli("check", *card, "--json", "--", *command, *words).json
+        layers[words] = answer["settings"]["gpu_layers"]
+    none, with_warmup, without = layers.values()
+    assert with_warmup < without <= none
+
+
 def test_an_unknown_tower_is_an_upper_bound(cli: Cli, home: Path) -> None:
     from dataclasses import replace
 

@@ -178,13 +178,16 @@ def _judge(
 def _fit_targets(
     reading: CommandReading, table: ModelTable, settings: Settings, machine: Machine
 ) -> tuple[int, ...]:
-    """What --fit keeps free per device: llama-server adds the projector with its warm-up image to its device's."""
+    """What --fit keeps free per device: llama-server adds the projector with its warm-up image to its device's.
+
+    Under --no-warmup only the weights (mtmd_get_memory_usage, tools/mtmd/mtmd.cpp, b11434).
+    """
     given = reading.fit_targets_bytes
     use = projector_use(table, settings, machine)
     if use is None or use.device < 0:
         return given
     targets = [given[min(i, len(given) - 1)] for i in range(len(machine.gpus))]
-    targets[use.device] += use.weights_bytes + use.warmup.device_bytes
+    targets[use.device] += use.weights_bytes + (use.warmup.device_bytes if reading.warmup else 0)
     return tuple(targets)
 
 

@@ -162,9 +162,7 @@ def render_inspect(spec: ModelSpec) -> str:
         rows.append(("tower", _tower(spec)))
     if params.get("has_audio_encoder"):
         rows.append(("sound", "an audio tower, whose compute buffer is not modelled"))
-    for label, backend in (("on a GPU", CUDA_KIND), ("on the CPU", CPU_KIND)):
-        use = _alone(projector, backend)
-        rows.append((f"takes {label}", _takes(use)))
+    rows += [(f"takes on {place}", takes(spec, place)) for place in ("a GPU", "the CPU")]
     if (images := _alone(projector, CUDA_KIND).images) is not None:
         many = f"{images.fewest_tokens:,} to {images.tokens:,}" if images.dynamic else f"{images.tokens:,}"
         largest = f"{images.largest.width} x {images.largest.height} pixels"
@@ -202,7 +200,9 @@ def _tower(spec: ModelSpec) -> str:
     )
 
 
-def _takes(use: ProjectorUse) -> str:
+def takes(spec: ModelSpec, place: str) -> str:
+    """What a projector takes on "a GPU" or "the CPU", for people."""
+    use = _alone(Projector(spec), CUDA_KIND if place == "a GPU" else CPU_KIND)
     grown, start = gib(use.largest.device_bytes), gib(use.warmup.device_bytes)
     text = f"weights {gib(use.weights_bytes)}, compute {start} at the start"
     if use.images is None:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from plan_llama.cli import images
 from plan_llama.models.catalog_models import KnownModel, KnownQuant, list_models, model
 from plan_llama.models.known_models import Projector, Published
 from plan_llama.models.spec import active_bytes, active_parameters, class_totals
@@ -183,7 +184,7 @@ def as_json(spec: ModelSpec) -> dict[str, Any]:
         "active_parameters": active_parameters(spec),
         "active_bytes": active_bytes(spec),
         "kv_bytes_per_token": _kv_bytes(spec),
-        "projector": _projector_json(_projector_of(spec)),
+        "projector": _inspected_projector(spec),
         "layers": spec.layers,
         "draft_layers": spec.int_param("nextn_predict_layers", 0),
         "context_train": spec.context_train,
@@ -217,6 +218,14 @@ def _kv_bytes(spec: ModelSpec) -> int | None:
         return None
 
 
+def _inspected_projector(spec: ModelSpec) -> dict[str, Any] | None:
+    """What the catalog says of the projector, and what it takes on a card of its own."""
+    known = _projector_json(_projector_of(spec))
+    if spec.projector is None:
+        return known
+    return {**(known or {}), **images.inspect_json(spec.projector)}
+
+
 def _projector_of(spec: ModelSpec) -> Projector | None:
     return model(spec.catalog_id).projector if spec.catalog_id else None
 
@@ -247,6 +256,8 @@ def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
     ]
     if projector := _projector_of(spec):
         rows.append(("images", _projector(projector)))
+    if spec.projector:
+        rows += [(f"  on {place}", images.takes(spec.projector, place)) for place in ("a GPU", "the CPU")]
     yield spec.name
     for label, value in rows:
         yield f"  {label:<16}{value}"

@@ -57,6 +57,7 @@ class CommandReading:
     devices: tuple[int, ...] = ()
     model_path: str | None = None
     mmproj_path: str | None = None
+    warmup: bool = True
     hf_repo: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
@@ -174,6 +175,7 @@ class _Reading:
             devices=devices,
             model_path=self.text("-m"),
             mmproj_path=self.text("-mm"),
+            warmup=self.switch("--warmup", True),
             hf_repo=self.text("-hf"),
             host=self.text("--host") or "127.0.0.1",
             port=self.number("--port", 8080),

@@ -72,6 +72,7 @@ def _unpublished(known: KnownModel, quant: str, download_dir: Path | None) -> Mo
     if published := known.named(name):  # another spelling, as Q4_K of Q4_K_M
         return from_catalog(known, published, download_dir=download_dir)
     made = unpublished.of_known(known, name, folder=download_dir)
+    made = replace(made, projector=projectors.of_known(known, known.quants[0], folder=download_dir))
     target = Path(made.path or "")
     return _from_file(target, None) if _is_file(target) else made
 
