@@ -252,3 +252,32 @@ def test_why_experts_are_not_pinned(cli: Cli, ram: str, why: str) -> None:
     assert "the experts on the CPU are mapped from the file, not pinned" in text
     assert why in text
     assert "about 0 s" not in text
+
+
+def test_an_older_build_needs_more(cli: Cli) -> None:
+    """Bytes as b9093 and b11434 differ in what they reserve (tests/data/older_builds has both sides measured)."""
+    argv = (
+        "--model",
+        "llama-3.1-8b",
+        "--quant",
+        "Q4_K_M",
+        "--gpu",
+        "24GiB",
+        "--ram",
+        "64GiB",
+        "--ctx",
+        "32K",
+    )
+    pins = ("--pin", "ubatch=512", "--json")
+    now, then = cli(*argv, *pins).json, cli(*argv, *pins, "--engine-build", "b9093").json
+    logits = 511 * 128256 * 4  # a row for every token but the last
+    more = then["memory"]["devices"][0]["compute_bytes"] - now["memory"]["devices"][0]["compute_bytes"]
+    assert more >= 0.7 * logits
+    assert "every token" in next(
+        item["text"] for item in then["findings"] if item["id"] == "memory-of-other-build"
+    )
+    newer = cli(*argv, *pins, "--engine-build", "b99999").json
+    assert newer["memory"] == now["memory"]
+    assert "is newer" in next(
+        item["text"] for item in newer["findings"] if item["id"] == "memory-of-other-build"
+    )

@@ -22,7 +22,7 @@ from plan_llama.cli.options import (
 from plan_llama.cli.plan_command import in_order, machine_notes, make_command, print_json, solved
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
-from plan_llama.engines import llama_server, refusals
+from plan_llama.engines import llama_server, memory_rules, refusals
 from plan_llama.engines.command_settings import CommandReading, to_settings
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.flags import FlagTable
@@ -136,8 +136,8 @@ def _judge(
     """What the command would use, with what --fit makes of it."""
     reading = to_settings(parsed, model=spec, machine=machine)
     table = ModelTable(spec)
-    task = make_task(table, machine, wanted, beyond())
-    said = list(reading.findings)
+    task = make_task(table, machine, replace(wanted, older=reading.settings.older), beyond())
+    said = [*reading.findings, *memory_rules.findings(parsed.build, spec, reading.settings)]
     wrong = refusals.refusals(reading.settings, model=spec, flash_attn=reading.flash_attn)
     said += wrong
     settings = replace(reading.settings, mmproj=reading.settings.mmproj and table.projector is not None)
@@ -208,6 +208,7 @@ def _correct(
     given_names = reading.user_set
     aim = replace(
         wanted,
+        older=reading.settings.older,
         context=wanted.context or (reading.settings.context_per_slot if "ctx" in given_names else None),
         parallel=wanted.parallel or (reading.settings.parallel if _gives(parsed, "-np") else None),
     )

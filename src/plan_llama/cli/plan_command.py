@@ -10,8 +10,9 @@ from pathlib import Path
 from plan_llama.cli import images, plan_json, render_plan
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.screen import Screen
+from plan_llama.cli.target import engine_of, for_build, target_build
 from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
-from plan_llama.engines import llama_server, older_builds, refusals
+from plan_llama.engines import llama_server, memory_rules, older_builds, refusals
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, RemoteError, UsageError
 from plan_llama.findings import Finding, Severity
@@ -107,8 +108,9 @@ def make_plan(
     """
     assert model.model is not None  # noqa: S101 - the command checked it
     build = engine_build(engine)
-    spec, machine, said = choose_model(model, hardware, wanted, engine.engine_path)
+    spec, machine, said = choose_model(model, hardware, wanted, engine, installed)
     check_against_model(wanted, spec)
+    wanted = for_build(wanted, machine, build, installed)
     task, plan, about_gpus = solved(make_task(ModelTable(spec), machine, wanted, beyond()))
     said += about_gpus
     if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
@@ -168,17 +170,24 @@ def print_json(answer: dict[str, object]) -> None:
 
 
 def choose_model(
-    options: ModelOptions, hardware: HardwareOptions, wanted: Wishes, engine_path: str | None
+    options: ModelOptions,
+    hardware: HardwareOptions,
+    wanted: Wishes,
+    engine: EngineOptions,
+    installed: InstalledEngine | None = None,
 ) -> tuple[ModelSpec, Machine, list[Finding]]:
     """The model and the machine; where --model leaves the quant open, the largest file that fits."""
     assert options.model is not None  # noqa: S101
     open_to = choices(options.model) if options.quant is None else ()
     if not open_to:
         named = images.with_projector(resolve_model(options.model, options.quant), options)
-        machine = measured(resolve(hardware_choice(hardware), model_path=named.path, engine_path=engine_path))
+        asked = hardware_choice(hardware)
+        machine = measured(resolve(asked, model_path=named.path, engine_path=engine.engine_path))
         return named, machine, about_file(named)
     folder = str(download_folder(open_to[0].repo))
-    machine = measured(resolve(hardware_choice(hardware), model_path=folder, engine_path=engine_path))
+    asked = hardware_choice(hardware)
+    machine = measured(resolve(asked, model_path=folder, engine_path=engine.engine_path))
+    wanted = for_build(wanted, machine, engine_build(engine), installed)
     enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
     spec: ModelSpec | None = None
     tried: list[str] = []
@@ -353,13 +362,9 @@ def make_command(
     """
     spec = task.table.spec
     said: list[Finding] = []
-    if installed is None and not machine.simulated:
-        installed = next((item for item in machine.engines if item.engine == "llama.cpp"), None)
-    target = llama_server.BUILD
-    if build is not None:
-        target = build
-    elif installed is not None and installed.build is not None:
-        target = installed.build
+    if installed is None:
+        installed = engine_of(machine)
+    target = target_build(machine, build, installed)
     path = spec.path or (spec.download.path if spec.download else None) or f"{spec.name}.gguf"
     executable = installed.path if installed else "llama-server"
     command = llama_server.command(
@@ -394,14 +399,5 @@ def make_command(
                 fix="llama-server ARGS --help exits with an error where it does not take them",
             )
         )
-    if target != llama_server.BUILD:
-        said.append(
-            Finding(
-                id="memory-of-other-build",
-                severity="note",
-                text=f"memory is modelled after b{llama_server.BUILD}; {older_builds.named(target)} may need more for "
-                "its compute buffers",
-                fix="leave a larger --margin, or look at the first start with -lv 4",
-            )
-        )
+    said += memory_rules.findings(target, spec, plan.chosen.settings)
     return command, said

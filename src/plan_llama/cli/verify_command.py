@@ -15,7 +15,7 @@ from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions,
 from plan_llama.cli.plan_command import in_order, machine_notes, make_plan, print_json
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
-from plan_llama.engines import llama_server, refusals
+from plan_llama.engines import llama_server, memory_rules, refusals
 from plan_llama.engines.command_settings import to_settings
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable
@@ -147,6 +147,7 @@ def _command(
     task = make_task(ModelTable(spec), machine, wanted, beyond())
     used = footprint(task.table, reading.settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)
     said += reading.findings
+    said += memory_rules.findings(parsed.build, spec, reading.settings)
     said += refusals.refusals(reading.settings, model=spec, flash_attn=reading.flash_attn)
     if reading.fit_enabled and not {"ngl", "ts", "ot"} & reading.user_set:
         text = "--fit is on in this build: it may place layers otherwise, and the command is verified as it is written"

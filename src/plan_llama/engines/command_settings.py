@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from plan_llama.engines import memory_rules
 from plan_llama.engines import overrides as placing
 from plan_llama.engines import values as cxx
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
@@ -158,6 +159,7 @@ class _Reading:
             cache_ram_bytes=self._cache_ram(),
             ctx_checkpoints=max(0, self.number("-ctxcp", CTX_CHECKPOINTS)) if self.serves else 0,
             draft_layers=self._draft_layers(),
+            older=memory_rules.older(self.parsed.build),
             slot_limit=slot_limit,
             **self._projector(devices),
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plan_llama.memory.ggml import F16, F32, I32, I64, Graph, Node, Shape, tensor
-from plan_llama.memory.types import HOST
+from plan_llama.memory.types import HOST, OlderRule
 from plan_llama.models.types import ModelSpec, TensorType
 
 # llm_arch_supports_mixed_batch, src/llama-arch.cpp: batches of tokens and embeddings together are not for these
@@ -40,6 +40,7 @@ class Batch:
     kv_type_k: TensorType
     kv_type_v: TensorType
     kv_offload: bool
+    older: frozenset[OlderRule] = frozenset()
     window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
 
 
@@ -175,8 +176,13 @@ class Builder:
         return Node("PAD", rows.type, (wide[0], wide[1], wide[2], wide[3]), [rows]) if levels else rows
 
     def mask(self, cells: int, kind: TensorType | None = None) -> Node:
-        """build_attn_inp_kq_mask: [cells, tokens per stream, 1, streams]; f16 for flash attention."""
+        """build_attn_inp_kq_mask: [cells, tokens per stream, 1, streams]; f16 for flash attention.
+
+        Older builds make it f32 and cast it (build_attn_inp_kv of src/llama-graph.cpp, b9093).
+        """
         batch = self.batch
+        if kind is None and batch.flash_attn and "mask-f32" in batch.older:
+            return self.g.cast(self.mask(cells, F32), F16)
         kind = kind or (F16 if batch.flash_attn else F32)
         return self.g.input(kind, cells, batch.tokens // batch.streams, 1, batch.streams)
 

@@ -88,19 +88,21 @@ class CacheLayer:
 
 
 def cache_layers(
-    spec: ModelSpec, k: TensorType, v: TensorType, *, flash_attn: bool = True
+    spec: ModelSpec, k: TensorType, v: TensorType, *, flash_attn: bool = True, latent_v: bool = False
 ) -> tuple[CacheLayer, ...]:
     """The caches of every layer that has some. Without flash attention V is kept transposed, and as wide in every
-    layer as in the widest.
+    layer as in the widest. `latent_v`: an older build, which keeps V of latent attention too.
     """
     if spec.architecture in _NO_MEMORY:
         return ()
     if spec.architecture == "deepseek4":
         return tuple(_compressed(spec, k))
-    return tuple(_layers(spec, k, v, flash_attn))
+    return tuple(_layers(spec, k, v, flash_attn, latent_v))
 
 
-def _layers(spec: ModelSpec, k: TensorType, v: TensorType, flash_attn: bool) -> Iterator[CacheLayer]:
+def _layers(
+    spec: ModelSpec, k: TensorType, v: TensorType, flash_attn: bool, latent_v: bool
+) -> Iterator[CacheLayer]:
     blocks = spec.int_param("block_count")
     behind = windows(spec).layers
     recurrent = recurrent_layers(spec)
@@ -115,7 +117,7 @@ def _layers(spec: ModelSpec, k: TensorType, v: TensorType, flash_attn: bool) -> 
         if il < cached and _attends(spec, il, il in recurrent):
             windowed = il in behind
             rows.append(Row(k, _elements(spec, il, "key", windowed), windowed))
-            if not latent:
+            if not latent or latent_v:
                 rows.append(Row(v, widest or _elements(spec, il, "value", windowed), windowed))
             rows += _index_rows(spec, il, k, v)
         kept = tuple(row for row in rows if row.elements)

@@ -31,12 +31,14 @@ def kv_type(name: str) -> TensorType:
     return by_name(name)
 
 
-def outputs_reserved(program: Program, tokens: int, batch: int, parallel: int) -> int:
-    """Output rows of the reserved graph: one per slot in llama-server, one per token elsewhere.
+def outputs_reserved(
+    program: Program, tokens: int, batch: int, parallel: int, *, per_slot: bool = True
+) -> int:
+    """Output rows of the reserved graph: one per slot in llama-server, one per token elsewhere and in older builds.
 
     Source: tools/server/server-context.cpp (n_outputs_max) and llama_context::sched_reserve.
     """
-    most = max(1, min(batch, parallel)) if program == "llama-server" else batch
+    most = max(1, min(batch, parallel)) if program == "llama-server" and per_slot else batch
     return min(tokens, most)
 
 
@@ -47,7 +49,8 @@ def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS) -> Batch:
     """
     sequences = settings.parallel
     context = padded(settings.context, _CELLS)
-    if settings.kv_unified:
+    unified = settings.kv_unified or "one-pool" in settings.older
+    if unified:
         cells = context
     else:
         cells = padded(context // sequences, _CELLS)
@@ -57,20 +60,27 @@ def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS) -> Batch:
     tokens = padded(min(context, ubatch), sequences)
     return Batch(
         tokens=tokens,
-        outputs=outputs_reserved(settings.program, min(context, ubatch), batch, sequences),
+        outputs=outputs_reserved(
+            settings.program,
+            min(context, ubatch),
+            batch,
+            sequences,
+            per_slot="outputs-per-token" not in settings.older,
+        ),
         sequences=sequences,
-        streams=1 if settings.kv_unified else sequences,
+        streams=1 if unified else sequences,
         cells=cells,
         flash_attn=settings.flash_attn,
         kv_type_k=kv_type(settings.kv_type_k),
         kv_type_v=kv_type(settings.kv_type_v),
         kv_offload=settings.kv_offload,
+        older=settings.older,
         window_cells=_window_cells(behind, cells, ubatch, settings) if behind.cells else 0,
     )
 
 
 def _window_cells(behind: Windows, cells: int, ubatch: int, settings: Settings) -> int:
-    if settings.swa_full:
+    if settings.swa_full or "no-window-cache" in settings.older:
         return cells
     sequences = settings.parallel if settings.kv_unified and not behind.own_streams else 1
     return padded(min(cells, behind.cells * sequences + ubatch), _CELLS)
@@ -78,10 +88,11 @@ def _window_cells(behind: Windows, cells: int, ubatch: int, settings: Settings) 
 
 def table_layers(table: ModelTable, batch: Batch) -> tuple[CacheLayer, ...]:
     """The caches of a table's model, remembered in it: a search asks for them hundreds of times."""
-    key = batch.kv_type_k.name, batch.kv_type_v.name, batch.flash_attn
+    both = "latent-v-cache" in batch.older
+    key = batch.kv_type_k.name, batch.kv_type_v.name, batch.flash_attn, both
     if key not in table.cache_layers:
         table.cache_layers[key] = cache_layers(
-            table.spec, batch.kv_type_k, batch.kv_type_v, flash_attn=batch.flash_attn
+            table.spec, batch.kv_type_k, batch.kv_type_v, flash_attn=batch.flash_attn, latent_v=both
         )
     return table.cache_layers[key]
 

@@ -52,7 +52,7 @@ class ModelTable:
         self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}
         self._stored: dict[BackendKind, tuple[int, ...]] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
-        self.cache_layers: dict[tuple[str, str, bool], tuple[CacheLayer, ...]] = {}
+        self.cache_layers: dict[tuple[str, str, bool, bool], tuple[CacheLayer, ...]] = {}
         self.placements: dict[object, Placement] = {}
         self.moves: dict[tuple[Override, ...], Moves] = {}
         self._loaded: dict[bool, tuple[bool, ...]] = {}

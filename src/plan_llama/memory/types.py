@@ -9,6 +9,8 @@ Program = Literal["llama-server", "llama-cli", "llama-bench", "llama-fit-params"
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
 LazyMode = Literal["auto", "on", "off"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
+# What older builds do otherwise, by the ids of profiles/engines/llama.cpp/memory.toml.
+OlderRule = Literal["outputs-per-token", "mask-f32", "latent-v-cache", "no-window-cache", "one-pool"]
 
 HOST = -1  # device index of system memory
 
@@ -50,6 +52,7 @@ class Settings:
     cache_ram_bytes: int = 0
     ctx_checkpoints: int = 0
     draft_layers: bool = False  # load and run the model's own next-token-prediction block
+    older: frozenset[OlderRule] = frozenset()  # of a build before the one that is modelled
     slot_limit: int | None = None  # --kv-unified-per-slot: most tokens of one conversation in a shared pool
     mmproj: bool = False  # the model's projector is loaded, for images
     mmproj_offload: bool = True

@@ -103,6 +103,7 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
         cache_ram_bytes=cache_ram_bytes(task, context, kv_type),
         repack=repack_crash(task) is None,
         mmproj=task.table.projector is not None,
+        older=task.wishes.older,
     )
 
 

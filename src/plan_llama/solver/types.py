@@ -10,7 +10,7 @@ from typing import Literal
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Source
 from plan_llama.memory.footprint import Footprint
-from plan_llama.memory.types import Settings
+from plan_llama.memory.types import OlderRule, Settings
 from plan_llama.speed.types import SpeedEstimate
 
 Objective = Literal["balanced", "speed", "context", "quality"]
@@ -58,6 +58,7 @@ class Wishes:
     objective: Objective = "balanced"
     margin_bytes: int | None = None
     allow_paging: bool = False
+    older: frozenset[OlderRule] = frozenset()  # what the engine's build does otherwise with memory
     pins: Mapping[str, str] = field(default_factory=lambda: _NO_PINS)
 
 
