@@ -51,7 +51,7 @@ def assert_agrees(code: int, answer: dict[str, Any], verdict: str = "verified") 
         (("--model", "glm-5.1", "--quant", "UD-IQ2_M"), (24576,), "256GiB", ()),
         (("--model", "glm-5.1", "--quant", "UD-IQ2_M"), (24576, 24576), "256GiB", ("--ctx", "16K")),
         (("--model", "llama-3.1-8b", "--quant", "Q4_K_M"), (24576,), "64GiB", ("--kv-type", "q8_0")),
-        (("--model", "gemma-3-27b", "--quant", "Q4_K_M"), (24576,), "64GiB", ()),
+        (("--model", "gemma-2-9b", "--quant", "Q4_K_M"), (24576,), "64GiB", ()),
         (("--model", "qwen3-30b-a3b", "--quant", "Q4_K_M"), (12288,), "64GiB", ("--ctx", "16K")),
     ],
 )

@@ -105,6 +105,8 @@ def for_parser(parsed: ParsedCommand, names: Mapping[str, str], *, host_only: bo
     words: list[str] = []
     for item in parsed.arguments:
         taken = {*item.argument.names} if item.argument else set()
+        if item.spelling.endswith(("-default", "-spec")):  # names a model of its own, to be fetched
+            continue
         if item.from_env or taken & _REACHES_OUT or (host_only and taken & {"-dev", "-ot", "-mg", "-mmdev"}):
             continue
         words += [item.spelling, *_values(item, names)]
