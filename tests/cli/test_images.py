@@ -168,6 +168,15 @@ def test_fit_keeps_room_for_the_projector(cli: Cli) -> None:
     assert with_warmup < without <= none
 
 
+def test_heads_without_flash_attention(cli: Cli) -> None:
+    """Llama 4's heads of 88 (ggml_cuda_get_best_fattn_kernel): clip_model_loader::warmup falls back to the CPU."""
+    wanted = ("--model", "llama-4-scout", "--quant", "Q4_K_M", "--ram", "128GiB", "--json")
+    ids = {item["id"] for item in cli(*wanted, "--gpu", "24GiB").json["findings"]}
+    assert "projector-without-flash-attn" in ids
+    ids = {item["id"] for item in cli(*VISION, "--json").json["findings"]}
+    assert "projector-without-flash-attn" not in ids
+
+
 def test_an_unknown_tower_is_an_upper_bound(cli: Cli, home: Path) -> None:
     from dataclasses import replace
 

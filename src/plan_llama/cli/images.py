@@ -69,6 +69,14 @@ def findings(spec: ModelSpec, settings: Settings, used: Footprint, *, wanted: bo
             "compute buffer is an upper bound for plain towers, and audio is not counted",
             fix="leave a larger --margin, or look at the first start",
         )
+    if settings.flash_attn and not used.projector.flash_attn:
+        yield Finding(
+            id="projector-without-flash-attn",
+            severity="note",
+            text="CUDA has no flash attention for this tower's heads: with -fa on, llama.cpp leaves its attention to "
+            "the CPU, which is slow",
+            fix="-fa auto in the command keeps it on the card, in the memory that is counted here",
+        )
     images, least = used.projector.images, settings.image_min_tokens
     if images is not None and images.dynamic and least is not None and least > images.most_tokens:
         yield Finding(

@@ -54,6 +54,7 @@ class ProjectorUse:
     warmup: Compute
     largest: Compute
     images: Limits | None  # None: the type is not described, and the compute buffer an upper bound
+    flash_attn: bool = True  # False: off, or not known to the backend for heads of that size
 
     @property
     def device_bytes(self) -> int:
@@ -116,6 +117,7 @@ class Projector:
             warmup=warmup,
             largest=grown,
             images=images,
+            flash_attn=images is None or self.flash_attn(backend, wanted=settings.flash_attn),
         )
 
     def weights_bytes(self, backend: BackendKind) -> int:
