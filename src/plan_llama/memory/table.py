@@ -12,7 +12,7 @@ from plan_llama.errors import UsageError
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.projector import Projector
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
-from plan_llama.memory.windows import Windows, windows
+from plan_llama.memory.windows import Windows, cached_layers, windows
 from plan_llama.models.spec import EXPERT, block_of
 from plan_llama.models.types import ModelSpec
 
@@ -111,10 +111,12 @@ class ModelTable:
         """A number per block: equal where two blocks have the same graph.
 
         That is, tensors of the same names, types and shapes, the same values where the header has one per block
-        (of a fraction only whether it is 0), and no difference that their architecture makes between them.
+        (of a fraction only whether it is 0), both with a cache of their own or both without, and no difference that
+        their architecture makes between them.
         """
         architecture = self.spec.architecture
         leading = graph_of(architecture).leading_layers if architecture in GRAPHS else 0
+        cached = cached_layers(self.spec)
         lists = [v for v in self.spec.hparams.values() if isinstance(v, tuple) and len(v) >= self.blocks]
         seen: dict[object, int] = {}
         numbers = []
@@ -123,7 +125,7 @@ class ModelTable:
             key = (
                 frozenset((self.suffix(i), t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)),
                 tuple(bool(v[il]) if isinstance(v[il], float) else v[il] for v in lists),
-                il < leading,
+                (il < leading, il < cached),
             )
             numbers.append(seen.setdefault(key, len(seen)))
         return tuple(numbers)
