@@ -40,11 +40,20 @@ class Site:
     etag: str = ""
     asked: list[Asked] = field(default_factory=list)
 
-    def hub(self, repo: str, files: dict[str, bytes], sizes: dict[str, int] | None = None) -> None:
-        """Lists and holds a repository as huggingface.co does."""
+    def hub(
+        self,
+        repo: str,
+        files: dict[str, bytes],
+        sizes: dict[str, int] | None = None,
+        *,
+        revision: str = "main",
+    ) -> None:
+        """Lists and holds a revision of a repository as huggingface.co does; slashes in it come as %2F."""
         rows: list[dict[str, Any]] = [{"type": "directory", "path": "sub", "oid": "0" * 40, "size": 0}]
         for path, data in files.items():
-            size = (sizes or {}).get(path) or self.sizes.get(f"/{repo}/resolve/main/{path}") or len(data)
+            size = (
+                (sizes or {}).get(path) or self.sizes.get(f"/{repo}/resolve/{revision}/{path}") or len(data)
+            )
             oid = f"{hash((path, data)) & (1 << 256) - 1:064x}"
             rows.append(
                 {
@@ -55,8 +64,8 @@ class Site:
                     "lfs": {"oid": oid, "size": size},
                 }
             )
-            self.files[f"/{repo}/resolve/main/{path}"] = data
-        self.files[f"/api/models/{repo}/tree/main"] = json.dumps(rows).encode()
+            self.files[f"/{repo}/resolve/{revision}/{path}"] = data
+        self.files[f"/api/models/{repo}/tree/{revision}"] = json.dumps(rows).encode()
 
 
 def status(code: int, headers: dict[str, str] | None = None, body: bytes = b"no") -> Answer:

@@ -226,12 +226,13 @@ def test_the_printed_command_is_the_one_in_the_json(cli: Cli) -> None:
 
 
 def test_a_folder_is_not_passed_off_as_a_file(cli: Cli, tmp_path: Path) -> None:
-    """Of GLM-5 the catalog knows the repository but not how its files are named."""
-    machine = ("--model", "glm-5", "--hardware", "mac-studio-m3-ultra-512")
+    """Of this quant the catalog knows the repository and the size but not how its files are named."""
+    model = ("--model", "qwen3.8-flash-next", "--quant", "UD-Q3_K_XL")
+    machine = (*model, "--hardware", "mac-studio-m3-ultra-512")
     plan = cli(*machine)
     assert plan.code == 0
-    assert "the names of the files in unsloth/GLM-5-GGUF are not known here" in plan.flat
-    assert "--model hf:unsloth/GLM-5-GGUF:" in plan.flat
+    assert "the names of the files in unsloth/Qwen3.8-Flash-Next-GGUF are not known here" in plan.flat
+    assert "--model hf:unsloth/Qwen3.8-Flash-Next-GGUF:" in plan.flat
     refused = cli(*machine, "--write", tmp_path / "launch")
     assert refused.code == 2
     assert "are not known here" in refused.err

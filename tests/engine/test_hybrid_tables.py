@@ -52,11 +52,15 @@ TINY: dict[str, tuple[str, ...]] = {
     "qwen35-dense": (),
     "qwen35moe-moe": (),
     "qwen3next-moe": (),
+    "qwen4exp-moe": (),
 }
 # Optional tensors of the loaders that no published model has: factors beside weights quantised elsewhere, biases
 # of gated and linear attention and of dense networks, a classifier's head, other spellings of the same weights.
 _NEVER = re.compile(
     r"\.(input_)?scale$|^cls\.output\.|\.ffn_(gate|up|down)\.bias$|\.exp_probs_b_vl\.bias$|\.ssm_in\.weight$"
+)
+_FLAT = re.compile(
+    r"\.attn_output_a\.weight$|hc_(attn_|ffn_|head_)?norm\.weight$|\.ple_norm_|\.nextn\.hnorm\.weight$"
 )
 _NEVER_IN = {
     "glm5-next": re.compile(r"\.attn_[qkv]\.bias$"),
@@ -66,6 +70,7 @@ _NEVER_IN = {
     "qwen35": re.compile(r"\.attn_[qkv]\.bias$"),
     "qwen35moe": re.compile(r"\.attn_[qkv]\.bias$"),
     "qwen3next": re.compile(r"\.attn_[qkv]\.bias$"),
+    "qwen4exp": re.compile(r"\.attn_[qkv]\.bias$"),
 }
 
 
@@ -80,12 +85,15 @@ def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def test_a_table_is_that_of_the_engines_own_model(name: str, tiny_archs: dict[str, Path]) -> None:
     real = load(tiny_archs[name])
     hparams = {**real.hparams, **{TRAIT + trait: True for trait in TINY[name]}}
+    for of_file in real.tensors:
+        if of_file.name == "per_layer_token_embd.weight":
+            hparams[TRAIT + "ngram_rows"] = of_file.shape[1]
     table = tensors(real.architecture, hparams, real.vocab_size)
     assert table is not None
-    found = {tensor: trimmed(shape) for tensor, shape in table}
+    found = {named: trimmed(shape) for named, shape in table}
     wanted = {tensor.name: tensor.shape for tensor in real.tensors}
     # The loader of these takes the experts' gate and up as one tensor or as two; DeepSeek-V4's output projection
-    # is written flat and read in groups.
+    # is written flat and read in groups, norms over parallel streams are written flat and read by stream.
     for name_ in [tensor for tensor in wanted if tensor not in found]:
         if name_.endswith("ffn_gate_up_exps.weight"):
             gate = found.pop(name_.replace("gate_up", "gate"))
@@ -93,7 +101,7 @@ def test_a_table_is_that_of_the_engines_own_model(name: str, tiny_archs: dict[st
             found[name_] = (gate[0], 2 * gate[1], *gate[2:])
     never = _NEVER_IN.get(real.architecture)
     for tensor in list(wanted):
-        if tensor in found and tensor.endswith("attn_output_a.weight"):
+        if tensor in found and _FLAT.search(tensor):
             assert math.prod(wanted[tensor]) == math.prod(found[tensor])
             wanted[tensor] = found[tensor]
         elif tensor not in found and (_NEVER.search(tensor) or (never and never.search(tensor))):

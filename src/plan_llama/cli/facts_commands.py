@@ -43,6 +43,9 @@ def hardware(
 
 def models(words: str, *, json: bool) -> int:
     """Lists the catalog, or the quants of a repository on the hub (`hf:OWNER/REPO`)."""
+    from plan_llama.models.resolve import spelled
+
+    words = spelled(words)
     if words.lower().startswith("hf:"):
         from plan_llama.cli import repository
         from plan_llama.models.remote import hub_repository

@@ -288,7 +288,7 @@ def _not_here(spec: ModelSpec) -> str:
     if spec.sources.get("file_bytes") != "modelled":
         return f"{here} tensors are modelled after what the publisher states ({size})"
     text = f"{here} size ({size}) and tensors are those of llama-quantize's {spec.quant}"
-    if spec.download and spec.download.files:
+    if spec.download and spec.download.files and spec.sources.get("file_name") != "catalog":
         text += "; its name follows the repository's habit and was not looked up, which --model "
         text += f"hf:{spec.download.repo} does"
     return text

@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # at run time only where a hub is asked: it brings urllib
 
 def offered(model: str) -> Repository | None:
     """The repository of an `hf:` name; None for other names, and where only its files on this machine are known."""
+    from plan_llama.models.resolve import spelled
+
+    model = spelled(model)
     if not model.lower().startswith("hf:"):
         return None
     from plan_llama.models.remote import hub_repository
@@ -33,6 +36,7 @@ def as_json(found: Repository) -> dict[str, Any]:
     """The same for programs."""
     return {
         "repo": found.repo,
+        "revision": found.revision,
         "quants": [
             {
                 "quant": item.quant,
@@ -49,7 +53,7 @@ def as_json(found: Repository) -> dict[str, Any]:
 
 def _lines(found: Repository) -> Iterator[str]:
     kept = f", as listed on {found.kept_at} ({found.why_kept})" if found.kept_at else ""
-    yield f"{found.repo}{kept}"
+    yield f"{found.full}{kept}"
     for item in found.quants:
         parts = f"  {len(item.files)} files" if len(item.files) > 1 else ""
         missing = f"  {len(item.missing)} parts missing" if item.missing else ""

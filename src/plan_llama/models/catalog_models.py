@@ -131,9 +131,12 @@ def get(name: str) -> KnownModel:
         known_names[found] for found in difflib.get_close_matches(_plain(name), known_names, 3, 0.5)
     )
     hint = f"did you mean {' or '.join(near)}" if near else f"the catalog has {len(model_ids())} models"
+    other = "give a GGUF file or hf:OWNER/REPO"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?", name):
+        other = f"hf:{name} looks on the hub"
     raise ModelError(
         f"no model {name!r} in the catalog, and no such file",
-        hint=f"{hint} (plan-llama models lists them); or give a GGUF file",
+        hint=f"{hint} (plan-llama models lists them); or {other}",
     )
 
 
@@ -179,7 +182,7 @@ def build(known: KnownModel, item: KnownQuant) -> ModelSpec:
         architecture=known.architecture,
         quant=item.quant,
         tensors=tensors,
-        hparams=known.hparams,
+        hparams={**known.hparams, **item.hparams},
         vocab_size=known.vocab_size,
         file_bytes=item.size_bytes,
         source="catalog",
@@ -190,35 +193,40 @@ def build(known: KnownModel, item: KnownQuant) -> ModelSpec:
         sources={
             "file_bytes": "modelled" if item.computed else "catalog",
             "tensors": "catalog" if item.mix == "published" else "modelled",
+            "file_name": "catalog" if item.listing or not item.computed else "assumed",
         },
     )
 
 
 def _tensors(known: KnownModel, item: KnownQuant) -> tuple[Tensor, ...] | None:
-    if item.ftype is not None:
-        from plan_llama.models import quant_mix
+    from plan_llama.models import quant_mix
 
+    hparams = {**known.hparams, **item.hparams}
+    if item.ftype is not None:
         return quant_mix.tensors_of(
-            known.architecture, known.hparams, known.vocab_size, item.ftype, imatrix=item.imatrix
+            known.architecture, hparams, known.vocab_size, item.ftype, imatrix=item.imatrix
         )
-    named = tables.tensors(known.architecture, known.hparams, known.vocab_size)
+    named = tables.tensors(known.architecture, hparams, known.vocab_size)
     if named is None:
         return None
-    return tuple(Tensor(name, type_of(name, shape, item.rules), shape) for name, shape in named)
+    plain = quant_mix.converted(known.architecture, named)
+    return tuple(
+        Tensor(tensor.name, type_of(known.architecture, tensor, item.rules), tensor.shape) for tensor in plain
+    )
 
 
-def type_of(name: str, shape: tuple[int, ...], rules: tuple[TypeRule, ...]) -> TensorType:
-    """The type a tensor gets: small ones stay f32 as in every converter, then the first rule that holds."""
-    if len(shape) < 2 or not name.endswith(".weight") or "ffn_gate_inp" in name:
-        return ggml_types.by_name("f32")
-    kind = next((rule.type for rule in rules if rule.holds(name)), None)
+def type_of(architecture: str, tensor: Tensor, rules: tuple[TypeRule, ...]) -> TensorType:
+    """What the first rule that holds gives a tensor of a converted model; what llama-quantize never changes stays."""
+    from plan_llama.models import quant_rules
+
+    if not quant_rules.quantisable(architecture, tensor):
+        return tensor.type
+    kind = next((rule.type for rule in rules if rule.holds(tensor.name)), None)
     if kind is None:
-        raise ProfileError(f"no rule gives tensor '{name}' a type")
-    if shape[0] % kind.block_elements:
-        from plan_llama.models import quant_rules
-
+        raise ProfileError(f"no rule gives tensor '{tensor.name}' a type")
+    if tensor.shape[0] % kind.block_elements:
         kind = ggml_types.by_name(quant_rules.FALLBACK.get(kind.name, "iq4_nl"))
-    return kind if shape[0] % kind.block_elements == 0 else ggml_types.by_name("f16")
+    return kind if tensor.shape[0] % kind.block_elements == 0 else ggml_types.by_name("f16")
 
 
 def guess(file_name: str) -> tuple[str, str] | None:

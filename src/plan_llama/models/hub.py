@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as quoted
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 from plan_llama.errors import ModelError, RemoteError, UsageError, did_you_mean
 from plan_llama.models import ggml_types, remote_cache, shards
@@ -23,9 +23,14 @@ from plan_llama.models.http_transport import Access, Deadline, origin, request
 from plan_llama.units import publisher_gb
 
 _ENDPOINT = "https://huggingface.co"
+_SHORT = "hf.co/"  # as Ollama has it: hf.co/OWNER/REPO:QUANT
 _REPO = re.compile(
     r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?/[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 )
+_REVISION = re.compile(r"(?:refs/[a-z]{1,20}/)?[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_])?")
+_LINK = re.compile(r"(?i)([^/]+/[^/]+)(?:/(resolve|blob|tree)/(refs/[^/]+/[^/]+|[^/]+)(?:/(.+))?)?")
+_NO_OWNERS = frozenset({"api", "blog", "collections", "datasets", "docs", "models", "papers", "spaces"})
+MAIN = "main"
 _NO_MODELS = re.compile("(?i:mmproj|imatrix)|mtp-|eagle3-|dflash-|dspark-")
 _PREFERRED = ("Q4_K_M", "Q8_0")  # what -hf without a tag loads (find_best_model)
 _MAX_PAGES = 20
@@ -60,24 +65,39 @@ class HubQuant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """What a repository holds. `kept_at` tells when an answer is from that was not asked for now (UTC)."""
+    """What a revision of a repository holds. `kept_at` is when a kept answer was given, if nobody was asked (UTC)."""
 
     repo: str
     quants: tuple[HubQuant, ...]  # largest first
     projectors: tuple[HubFile, ...]
     config: HubFile | None = None  # config.json, of the unconverted weights
     weights_bytes: int = 0  # of those weights
+    revision: str = MAIN
     kept_at: str | None = None
     why_kept: str | None = None
+
+    @property
+    def full(self) -> str:
+        """The repository as HubName.full has it."""
+        return HubName(repo=self.repo, revision=self.revision).full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubName:
-    """The words of `hf:owner/repo[:QUANT]`, or of `hf:owner/repo/folder/FILE.gguf`."""
+    """The words of `hf:owner/repo[@REVISION][:QUANT]`, or of `hf:owner/repo[@REVISION]/folder/FILE.gguf`.
+
+    A revision is a branch, a tag, a commit, or `refs/pr/NUMBER`, as the hub's own URIs have it.
+    """
 
     repo: str
     quant: str | None = None
     file: str | None = None
+    revision: str = MAIN
+
+    @property
+    def full(self) -> str:
+        """The repository, with the revision where it is another than main."""
+        return self.repo if self.revision == MAIN else f"{self.repo}@{self.revision}"
 
 
 def endpoint() -> str:
@@ -101,38 +121,70 @@ def offline() -> bool:
 
 def parse(text: str) -> HubName:
     """The parts of an `hf:` name. Raises UsageError for what is none."""
-    rest = text.partition(":")[2].strip()
+    rest = text.partition(":")[2].strip().removeprefix("//")
     name, colon, quant = rest.partition(":")
     owner, _, inside = name.partition("/")
     repo, _, file = inside.partition("/")
-    full = f"{owner}/{repo}"
+    repo, at, revision = repo.partition("@")
+    if revision == "refs" and (match := re.match(r"([^/]+/[^/]+)(?:/(.*))?", file)):
+        revision, file = f"refs/{match[1]}", match[2] or ""
+    full, revision = f"{owner}/{repo}", unquote(revision) if at else MAIN
     wrong = not _REPO.fullmatch(full) or ".." in full or "--" in full
+    wrong = wrong or not _REVISION.fullmatch(revision) or ".." in revision
     if wrong or (colon and not quant) or (file and (quant or not file.lower().endswith(".gguf"))):
         raise UsageError(
-            f"--model {text}: not a repository", hint="expected hf:OWNER/REPO or hf:OWNER/REPO:QUANT"
+            f"--model {text}: not a repository",
+            hint="expected hf:OWNER/REPO or hf:OWNER/REPO:QUANT, with @REVISION behind REPO for another than main",
         )
     if quant.lower().endswith(".gguf"):
-        return HubName(repo=full, file=quant)
-    return HubName(repo=full, quant=quant or None, file=file or None)
+        return HubName(repo=full, file=quant, revision=revision)
+    return HubName(repo=full, quant=quant or None, file=file or None, revision=revision)
 
 
-def file_url(repo: str, path: str) -> str:
+def file_url(repo: str, path: str, revision: str = MAIN) -> str:
     """Where a file of a repository is read from."""
-    return f"{endpoint()}/{repo}/resolve/main/{quoted(path)}"
+    return f"{endpoint()}/{repo}/resolve/{quoted(revision, safe='')}/{quoted(path)}"
 
 
 def from_url(url: str) -> HubName | None:
-    """The repository and file that a link to the hub means (copied from its pages, too); None for other links."""
+    """What a link to the hub means: to a GGUF (copied from its pages, too), to a repository, or to a folder of one.
+
+    None for all other links. A folder stands for the quant that it is named after.
+    """
     base = endpoint() + "/"
-    path = url.partition("?")[0].partition("#")[0]
+    path = url.partition("?")[0].partition("#")[0].rstrip("/")
     match = re.fullmatch(
-        r"([^/]+/[^/]+)/(?:resolve|blob)/main/(.+\.gguf)", path.removeprefix(base), re.IGNORECASE
+        r"([^/]+/[^/]+)(?:/(resolve|blob|tree)/(refs/[^/]+/[^/]+|[^/]+)(?:/(.+))?)?",
+        path.removeprefix(base),
+        re.IGNORECASE,
     )
     if not path.startswith(base) or not match or not _REPO.fullmatch(match[1]):
         return None
-    from urllib.parse import unquote
+    if match[1].partition("/")[0].lower() in _NO_OWNERS or (
+        not match[2] and match[1].lower().endswith(".gguf")
+    ):
+        return None
+    repo, kind, revision, inside = match[1], match[2], unquote(match[3] or MAIN), unquote(match[4] or "")
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        return None
+    if kind is None or kind.lower() == "tree":
+        return HubName(repo=repo, quant=inside.rpartition("/")[2] or None, revision=revision)
+    if not inside.lower().endswith(".gguf"):
+        return None
+    return HubName(repo=repo, file=inside, revision=revision)
 
-    return HubName(repo=match[1], file=unquote(match[2]))
+
+def spelled(text: str) -> str:
+    """The `hf:` name that a link to the hub stands for, with or without https://; any other text as it is."""
+    bare = text.strip().removeprefix("https://").removeprefix("http://")
+    if bare.startswith(_SHORT):
+        return "hf:" + bare.removeprefix(_SHORT)
+    host = _host() + "/"
+    name = from_url(endpoint() + "/" + bare.removeprefix(host)) if bare.startswith(host) else None
+    if name is None:
+        return text
+    behind = f"/{name.file}" if name.file else f":{name.quant}" if name.quant else ""
+    return f"hf:{name.full}{behind}"
 
 
 def access() -> Access | None:
@@ -169,35 +221,39 @@ def _token() -> str:
     return str(get_token() or "")  # knows places of its own (a notebook's secrets)
 
 
-def repository(repo: str, *, deadline: Deadline) -> Repository:
+def repository(repo: str, *, deadline: Deadline, revision: str = MAIN) -> Repository:
     """What a repository holds, as listed within the last hour.
 
     Offline, or where the hub does not answer, an older listing is used and `kept_at` says so. Raises
     ModelError where there is none, and for a repository that is not there or not open to the user.
     """
-    key = f"{endpoint()}\n{repo}"
+    key = _listing_key(repo, revision)
     kept = remote_cache.get("listing", key)
     files = _files(kept.value) if kept else None
     if kept and files is not None and (kept.fresh or offline()):
-        return _repository(repo, files, kept.when if offline() else None, "offline")
+        return _repository(repo, revision, files, kept.when if offline() else None, "offline")
     if offline():
         raise ModelError(
             f"{repo}: offline (HF_HUB_OFFLINE), and it was not looked at before",
             hint="unset HF_HUB_OFFLINE, or give a file",
         )
     try:
-        rows = _list(repo, deadline)
+        rows = _list(repo, revision, deadline)
     except RemoteError as error:
         if kept and files is not None and error.passing:
-            return _repository(repo, files, kept.when, f"{_host()} did not answer")
-        raise explained(error, repo) from None
+            return _repository(repo, revision, files, kept.when, f"{_host()} did not answer")
+        raise explained(error, HubName(repo=repo, revision=revision).full) from None
     remote_cache.put("listing", key, rows)
-    return _repository(repo, _files(rows) or (), None, None)
+    return _repository(repo, revision, _files(rows) or (), None, None)
 
 
-def forget(repo: str) -> None:
+def forget(repo: str, revision: str = MAIN) -> None:
     """Drops the kept listing, which the hub's files have outdated."""
-    remote_cache.drop("listing", f"{endpoint()}\n{repo}")
+    remote_cache.drop("listing", _listing_key(repo, revision))
+
+
+def _listing_key(repo: str, revision: str) -> str:
+    return f"{endpoint()}\n{HubName(repo=repo, revision=revision).full}"
 
 
 def choose(found: Repository, name: HubName, quant: str | None) -> HubQuant:
@@ -223,7 +279,7 @@ def choose(found: Repository, name: HubName, quant: str | None) -> HubQuant:
         paths = ", ".join(item.files[0].path for item in matches[:4])
         raise ModelError(
             f"{found.repo}: {len(matches)} files are {wanted}: {paths}",
-            hint=f"name one, as hf:{found.repo}/{matches[0].files[0].path}",
+            hint=f"name one, as hf:{found.full}/{matches[0].files[0].path}",
         )
     if matches:
         return _whole(found, matches[0])
@@ -260,7 +316,10 @@ def explained(error: RemoteError, repo: str) -> RemoteError:
             else f"check the name; for a private one {login}"
         )
     elif error.status == 404:
-        what, hint = "there is no such repository or file", "check the name"
+        what, hint = (
+            "there is no such repository or file",
+            "check the name" + (" and the revision" if "@" in repo else ""),
+        )
     elif error.status == 429:
         what = "too many requests"
         hint = f"try again {error.wait}" + ("" if sent else f"; the limit is higher if you {login}")
@@ -273,10 +332,10 @@ def _host() -> str:
     return endpoint().partition("://")[2]
 
 
-def _list(repo: str, deadline: Deadline) -> list[list[Any]]:
+def _list(repo: str, revision: str, deadline: Deadline) -> list[list[Any]]:
     """[path, bytes, oid] of every file, over all pages."""
     base = endpoint()
-    url = f"{base}/api/models/{repo}/tree/main?recursive=1"
+    url = f"{base}/api/models/{repo}/tree/{quoted(revision, safe='')}?recursive=1"
     rows: list[list[Any]] = []
     where = f"{base}/{repo}"
     token = access()
@@ -323,7 +382,9 @@ def _files(rows: Any) -> tuple[HubFile, ...] | None:
         return None  # a damaged cache
 
 
-def _repository(repo: str, files: tuple[HubFile, ...], kept_at: str | None, why: str | None) -> Repository:
+def _repository(
+    repo: str, revision: str, files: tuple[HubFile, ...], kept_at: str | None, why: str | None
+) -> Repository:
     safe = [file for file in files if _safe(file.path)]
     ggufs = [file for file in safe if file.path.lower().endswith(".gguf")]
     models = [file for file in ggufs if not _NO_MODELS.search(file.path.rpartition("/")[2])]
@@ -335,6 +396,7 @@ def _repository(repo: str, files: tuple[HubFile, ...], kept_at: str | None, why:
         weights_bytes=sum(file.size_bytes for file in safe if file.path.endswith(".safetensors")),
         kept_at=kept_at,
         why_kept=why,
+        revision=revision,
     )
 
 

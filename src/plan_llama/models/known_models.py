@@ -48,7 +48,7 @@ class TypeRule:
 class KnownQuant:
     """One published quantisation. `size_bytes` is the publisher's rounded statement (`size_stated`).
 
-    Where the publisher's size is not known, a llama-quantize mix has the size that it comes to (`computed`).
+    A llama-quantize mix has the size that it comes to (`computed`).
     """
 
     quant: str
@@ -60,12 +60,18 @@ class KnownQuant:
     files: tuple[str, ...] = ()  # paths in the repo, first shard first; empty where the names are not known
     include: str  # pattern for `hf download --include`
     parts: int | None = None
-    computed: bool = False  # the size is what the mix comes to; the publisher's own was not looked up
+    computed: bool = (
+        False  # the size is what the mix comes to; `listing` says where it was compared, if it was
+    )
     rules: tuple[TypeRule, ...] = ()
     # "published" recipe, "modelled" here to the published size, or "llama-quantize": its own mix `ftype`
     mix: str | None = None
     ftype: str | None = None
     imatrix: bool | None = None  # of a llama-quantize mix; None: only where it cannot be made without
+    hparams: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what differs from the model's: a draft block kept
+    listing: str | None = None  # where this file's name and size were looked up
     kld: float | None = None  # mean KL divergence from the unquantised model, as published
     perplexity: float | None = None
 
@@ -114,7 +120,7 @@ class Projector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model of the catalog; `quants` are in the order of the profile, best first."""
+    """A model of the catalog; `quants` are the largest first."""
 
     id: str
     name: str
@@ -152,7 +158,11 @@ def parse(model_id: str, path: Path) -> KnownModel:
     sampling = table.table("sampling")
     hparams = table.table("hparams")
     architecture, vocab_size = table.take("architecture", str), table.take("vocab_size", int)
-    keys = {key: _hparam(hparams, key) for key in hparams.keys()}  # noqa: SIM118  a Table, not a dict
+    keys = _hparams(hparams)
+    quants = [
+        *(_quant(item, (architecture, keys, vocab_size)) for item in table.tables("quant")),
+        *(quant for item in table.tables("llama_quantize") for quant in _mixes(item)),
+    ]
     known = KnownModel(
         id=model_id,
         name=table.take("name", str),
@@ -165,10 +175,7 @@ def parse(model_id: str, path: Path) -> KnownModel:
         source=table.take("source", str),
         sampling={key: sampling.take(key, float) for key in sampling.keys()},  # noqa: SIM118  a Table
         default_quant=table.take("default_quant", str),
-        quants=(
-            *(_quant(item, (architecture, keys, vocab_size)) for item in table.tables("quant")),
-            *(quant for item in table.tables("llama_quantize") for quant in _mixes(item)),
-        ),
+        quants=tuple(sorted(quants, key=lambda quant: -quant.size_bytes)),
         kv_quantisation_breaks=table.get("kv_quantisation_breaks", str),
         parameters=_published(table.table("parameters")),
         projector=_projector(table.table("projector"), keys),
@@ -177,6 +184,10 @@ def parse(model_id: str, path: Path) -> KnownModel:
     if known.named(known.default_quant) is None:
         raise ProfileError(f"{path}: default_quant {known.default_quant!r} is not among the quants")
     return known
+
+
+def _hparams(table: catalog.Table) -> dict[str, Any]:
+    return {key: _hparam(table, key) for key in table.keys()}  # noqa: SIM118  a Table, not a dict
 
 
 def _hparam(table: catalog.Table, key: str) -> Any:
@@ -191,6 +202,8 @@ def _hparam(table: catalog.Table, key: str) -> Any:
 
 def _quant(table: catalog.Table, shapes: tuple[str, Mapping[str, Any], int]) -> KnownQuant:
     mix, imatrix = table.get("mix", str), table.get("imatrix", bool)
+    own = _hparams(table.table("hparams"))
+    shapes = (shapes[0], {**shapes[1], **own}, shapes[2])
     parts = table.get("parts", int)
     name = table.get("file", str)
     files = _files(table, name, parts)
@@ -218,6 +231,8 @@ def _quant(table: catalog.Table, shapes: tuple[str, Mapping[str, Any], int]) -> 
         mix=mix,
         ftype=ftype,
         imatrix=imatrix,
+        hparams=own,
+        listing=table.get("listing", str),
         kld=table.get("kld", float),
         perplexity=table.get("perplexity", float),
     )
@@ -234,6 +249,7 @@ def _mixes(table: catalog.Table) -> Iterator[KnownQuant]:
     repo, source = table.take("repo", str), table.take("source", str)
     file, include = table.get("file", str), table.get("include", str)
     parts, imatrix = table.get("parts", int), table.get("imatrix", bool)
+    own, listing = _hparams(table.table("hparams")), table.get("listing", str)
     sizes = table.table("bytes")
     table.done()
     for quant in sizes.keys():  # noqa: SIM118  a Table, not a dict
@@ -254,6 +270,8 @@ def _mixes(table: catalog.Table) -> Iterator[KnownQuant]:
             mix=MADE,
             ftype=_ftype(table, quant),
             imatrix=imatrix,
+            hparams=own,
+            listing=listing,
         )
 
 

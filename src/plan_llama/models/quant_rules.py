@@ -141,6 +141,15 @@ def _more_bits(index: int, count: int) -> bool:
     return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
 
 
+def quantisable(architecture: str, tensor: Tensor) -> bool:
+    """Whether llama-quantize changes the type of a tensor at all, whatever it is asked for."""
+    name = tensor.name
+    if dimensions(tensor) < 2 or not name.endswith("weight") or _NEVER.search(name):
+        return False
+    never = _NEVER_IN.get(architecture)
+    return not (never and never.search(name))
+
+
 class Run:
     """One pass over a model's tensors in file order: some rules count what went before."""
 
@@ -171,18 +180,11 @@ class Run:
 
     def type_of(self, tensor: Tensor) -> str:
         """The type of the next tensor in file order."""
-        if not self._quantisable(tensor):
+        if not quantisable(self.architecture, tensor):
             return tensor.type.name
         if not by_name(self.default).quantised:
             return self.default
         return self._fitting(tensor, self._wanted(tensor))
-
-    def _quantisable(self, tensor: Tensor) -> bool:
-        name = tensor.name
-        if dimensions(tensor) < 2 or not name.endswith("weight") or _NEVER.search(name):
-            return False
-        never = _NEVER_IN.get(self.architecture)
-        return not (never and never.search(name))
 
     def _fitting(self, tensor: Tensor, kind: str) -> str:
         row, block = tensor.shape[0], by_name(kind).block_elements

@@ -54,9 +54,10 @@ class _Read:
 
 def hub_repository(text: str) -> Repository:
     """What the repository of an `hf:` name offers."""
-    with Progress(f"listing {hub.parse(text).repo}") as progress:
+    name = hub.parse(text)
+    with Progress(f"listing {name.full}") as progress:
         progress.show("asking")
-        return hub.repository(hub.parse(text).repo, deadline=Deadline())
+        return hub.repository(name.repo, revision=name.revision, deadline=Deadline())
 
 
 def hub_loaders(
@@ -81,7 +82,7 @@ def from_hub(text: str, quant: str | None = None, *, download_dir: Path | None =
         found = hub_repository(text)
     except ModelError as error:
         wanted = quant or name.quant
-        local = _local(name.repo, (name.file,) if name.file else (), wanted) if wanted or name.file else None
+        local = _local(name, (name.file,) if name.file else (), wanted) if wanted or name.file else None
         if local is None or (isinstance(error, RemoteError) and not error.passing):
             raise
         return local
@@ -126,10 +127,7 @@ def projector_of(text: str, model: ModelSpec, *, download_dir: Path | None = Non
 
 
 def from_url(url: str, quant: str | None = None, *, download_dir: Path | None = None) -> ModelSpec:
-    """The model behind a link to a GGUF; of a split one any part. A link to the hub is read as an `hf:` name."""
-    name = hub.from_url(url)
-    if name is not None:
-        return from_hub(f"hf:{name.repo}/{name.file}", quant, download_dir=download_dir)
+    """The model behind a link to a GGUF; of a split one any part."""
     url = checked(url)
     parts = urlsplit(url)
     folder, _, last = parts.path.rpartition("/")
@@ -174,9 +172,17 @@ def _same_quant(spec: ModelSpec, quant: str | None) -> ModelSpec:
     return spec
 
 
-def _local(repo: str, files: tuple[str, ...], quant: str | None) -> ModelSpec | None:
-    """The model from one of the places that other programs keep it in; None where it is not (all) there."""
-    found = locate.find(repo, files, include=f"*{quant}*" if quant else "", quant=quant or "")
+def _local(name: hub.HubName | Repository, files: tuple[str, ...], quant: str | None) -> ModelSpec | None:
+    """The model from one of the places that other programs keep it in; None where it is not (all) there.
+
+    Those places do not tell revisions apart: for another than main only its own download folder is looked at.
+    """
+    if name.revision == hub.MAIN:
+        found = locate.find(name.repo, files, include=f"*{quant}*" if quant else "", quant=quant or "")
+    else:
+        folder = _folder(name)
+        there = bool(files) and all((folder / file).is_file() for file in files)
+        found = folder / files[0] if there else None
     if found is None:
         return None
     try:
@@ -185,27 +191,29 @@ def _local(repo: str, files: tuple[str, ...], quant: str | None) -> ModelSpec | 
         return None  # damaged: what the server has is read instead
 
 
+def _folder(name: hub.HubName | Repository) -> Path:
+    """Where its files are downloaded to: a folder of its own for another revision than main."""
+    return locate.download_folder(name.repo + name.full[len(name.repo) :].replace("/", "-"))
+
+
+def _download_command(found: Repository, folder: Path, *options: str) -> tuple[str, ...]:
+    other = () if found.revision == hub.MAIN else ("--revision", found.revision)
+    return ("hf", "download", found.repo, *other, *options, "--local-dir", str(folder))
+
+
 def _from_quant(found: Repository, item: HubQuant, download_dir: Path | None) -> ModelSpec:
-    folder = download_dir or locate.download_folder(found.repo)
+    folder = download_dir or _folder(found)
     names = tuple(file.path for file in item.files)
     download = Download(
         repo=found.repo,
         quant=item.quant,
         files=names,
         size_bytes=item.size_bytes,
-        argv=(
-            "hf",
-            "download",
-            found.repo,
-            "--include",
-            shards.include_pattern(names),
-            "--local-dir",
-            str(folder),
-        ),
+        argv=_download_command(found, folder, "--include", shards.include_pattern(names)),
         path=str(folder / names[0]),
-        url=f"{hub.endpoint()}/{found.repo}",
+        url=_page(found),
     )
-    local = _local(found.repo, names, item.quant)
+    local = _local(found, names, item.quant)
     if local is not None:
         return replace(local, quant=item.quant, download=None if local.present else download)
     if len(names) > _MAX_PARTS:
@@ -213,22 +221,26 @@ def _from_quant(found: Repository, item: HubQuant, download_dir: Path | None) ->
             f"{found.repo}: {item.quant} has {len(names):,} parts, expected at most {_MAX_PARTS}"
         )
     parts = [
-        _Part(url=hub.file_url(found.repo, file.path), name=f"hf:{found.repo}/{file.path}", oid=file.oid)
+        _Part(
+            url=hub.file_url(found.repo, file.path, found.revision),
+            name=f"hf:{found.full}/{file.path}",
+            oid=file.oid,
+        )
         for file in item.files
     ]
     try:
         access = None if hub.offline() else hub.access()
-        read = _headers(parts, Deadline(), access, f"{found.repo} {item.quant}")
+        read = _headers(parts, Deadline(), access, f"{found.full} {item.quant}")
     except RemoteError as error:
-        raise hub.explained(error, found.repo) from None
+        raise hub.explained(error, found.full) from None
     for got, file in zip(read, item.files, strict=True):
         if got.header.file_bytes != file.size_bytes:
-            hub.forget(found.repo)
+            hub.forget(found.repo, found.revision)
             raise ModelError(
                 f"{got.header.name}: has {got.header.file_bytes:,} bytes, and the listing says {file.size_bytes:,}",
                 hint="the repository is changing: try again",
             )
-    spec = _assembled(read, folder / names[0], f"{hub.endpoint()}/{found.repo}")
+    spec = _assembled(read, folder / names[0], _page(found))
     note = spec.origin_note
     if found.kept_at:
         note = f"{note}; the listing is from {found.kept_at} ({found.why_kept})"
@@ -241,7 +253,7 @@ def _from_config(
     """The GGUF that would be made of a repository's unconverted weights, from its config.json."""
     from plan_llama.models.config_folder import spec_of
 
-    url, where = hub.file_url(found.repo, config.path), f"hf:{found.repo}/config.json"
+    url, where = hub.file_url(found.repo, config.path, found.revision), f"hf:{found.full}/config.json"
     kept = remote_cache.get("config", f"{url}\n{config.oid}")
     value = kept.value if kept and isinstance(kept.value, dict) else None
     if value is None:
@@ -251,7 +263,7 @@ def _from_config(
             with request(url, deadline=Deadline(), access=hub.access(), name=where) as answer:
                 raw = answer.read(_MAX_CONFIG_BYTES + 1)
         except RemoteError as error:
-            raise hub.explained(error, found.repo) from None
+            raise hub.explained(error, found.full) from None
         try:
             value = json.loads(raw) if len(raw) <= _MAX_CONFIG_BYTES else None
         except (ValueError, RecursionError):
@@ -259,19 +271,25 @@ def _from_config(
         if not isinstance(value, dict):
             raise ModelError(f"{where}: is not a JSON object")
         remote_cache.put("config", f"{url}\n{config.oid}", value)
-    folder = download_dir or locate.download_folder(found.repo)
+    folder = download_dir or _folder(found)
     spec = spec_of(value, found.repo.partition("/")[2], quant, where=where, folder=folder)
     download = Download(
         repo=found.repo,
         quant=spec.quant,
         files=(),
         size_bytes=found.weights_bytes,
-        argv=("hf", "download", found.repo, "--local-dir", str(folder)),
+        argv=_download_command(found, folder),
         path=spec.path or str(folder),
-        url=f"{hub.endpoint()}/{found.repo}",
+        url=_page(found),
     )
     note = f"not on this machine: worked out from the config.json of {download.url}, which holds no GGUF"
     return replace(spec, download=download, origin_note=note)
+
+
+def _page(found: Repository) -> str:
+    """The repository's page, of the revision where it is another than main."""
+    page = f"{hub.endpoint()}/{found.repo}"
+    return page if found.revision == hub.MAIN else f"{page}/tree/{quoted(found.revision, safe='')}"
 
 
 def _assembled(read: Sequence[_Read], path: Path, where: str) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +35,7 @@ def resolve_model(text: str, quant: str | None = None, *, download_dir: Path | N
     if not text.strip():
         raise UsageError("--model is empty", hint=_FORMS)
     path = Path(text)
+    text = text if _is_file(path) else spelled(text)
     if not _is_file(path) and (named := _by_scheme(text, quant, download_dir)):
         return _with_known(named, Path(named.path or "").name)
     if _is_file(path) or text.lower().endswith(".gguf"):
@@ -150,6 +152,7 @@ def choices(text: str, *, download_dir: Path | None = None) -> tuple[Choice, ...
     Empty where `text` names one file (or nothing). For an `hf:` name the repository is listed, which can
     raise ModelError.
     """
+    text = spelled(text)
     if _scheme(text) == "hf":
         from plan_llama.models import hub, remote
 
@@ -182,16 +185,26 @@ def choices(text: str, *, download_dir: Path | None = None) -> tuple[Choice, ...
 
 def all_choices(text: str, spec: ModelSpec) -> tuple[Choice, ...]:
     """Every quant of the model that `text` named and `spec` is, also where `text` says which one."""
+    text = spelled(text)
     if _scheme(text) == "hf":
         from plan_llama.models import hub
 
-        return choices(f"hf:{hub.parse(text).repo}")
+        return choices(f"hf:{hub.parse(text).full}")
     return choices(spec.catalog_id) if spec.catalog_id else ()
 
 
 def _loaded(loader: Callable[[], ModelSpec]) -> ModelSpec:
     spec = loader()
     return _with_known(spec, Path(spec.path or "").name)
+
+
+def spelled(text: str) -> str:
+    """A name as the sources have it: a link to the hub (with or without https://, or hf.co/…) as its `hf:` name."""
+    if not re.match(r"\s*(https?://|hf\.co/|huggingface\.co/)", text):
+        return text
+    from plan_llama.models import hub
+
+    return hub.spelled(text)
 
 
 def _scheme(text: str) -> str:
@@ -223,9 +236,12 @@ def _with_known(spec: ModelSpec, file_name: str) -> ModelSpec:
 
 def _same_shapes(spec: ModelSpec, known: KnownModel) -> bool:
     """A name alone proves nothing: a fine-tune or a distillate often carries it."""
-    keys = ("block_count", "embedding_length", "expert_count", "context_length")
-    return spec.architecture == known.architecture and all(
-        spec.hparams.get(key) == known.hparams.get(key) for key in keys
+    keys = ("embedding_length", "expert_count", "context_length")
+    trunk = int(known.hparams.get("block_count", 0)) - int(known.hparams.get("nextn_predict_layers", 0))
+    return (
+        spec.architecture == known.architecture
+        and spec.layers == trunk  # without the blocks for drafting, which some files have and others not
+        and all(spec.hparams.get(key) == known.hparams.get(key) for key in keys)
     )
 
 

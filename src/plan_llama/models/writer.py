@@ -20,6 +20,7 @@ from plan_llama.models.types import ModelSpec
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 5, 6, 7, 8, 9, 10, 11
 # llama.cpp looks these up in a model with that in its name, and ends without (src/llama-vocab.cpp, b11434).
 _PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
+_WIDE = re.compile(r"\.ple\.(layer_multipliers|head_offsets|head_vocab_sizes)$")  # read as uint64 arrays only
 _CODES = {_U32: "I", _I32: "i", _F32: "f", _BOOL: "?", _U64: "Q", _I64: "q"}
 
 
@@ -98,10 +99,10 @@ class _Ints:
 
 
 def _pair(key: str, value: Any) -> bytes:
-    return _text(key) + _value(value)
+    return _text(key) + _value(key, value)
 
 
-def _value(value: Any) -> bytes:
+def _value(key: str, value: Any) -> bytes:
     if isinstance(value, _Ints):
         return struct.pack("<IIQ", _ARRAY, _I32, value.count) + struct.pack("<i", 1) * value.count
     if isinstance(value, str):
@@ -110,7 +111,9 @@ def _value(value: Any) -> bytes:
         if value and isinstance(value[0], str):
             return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text, value))
         kind = max((_kind(item) for item in value), default=_I32)
-        if kind == _U32 and max(value) < 1 << 31:
+        if _WIDE.search(key):
+            kind = _U64
+        elif kind == _U32 and max(value) < 1 << 31:
             kind = _I32  # how converters write per-layer integers
         return struct.pack(f"<IIQ{len(value)}{_CODES[kind]}", _ARRAY, kind, len(value), *value)
     kind = _kind(value)

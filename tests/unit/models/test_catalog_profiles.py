@@ -55,7 +55,9 @@ def test_as_many_weights_as_published(model: str) -> None:
     if published.rounding == 0:
         assert found == published.expected
     assert abs(found - published.expected) <= max(published.rounding, 0)
-    assert published.rounding <= published.total * 0.02
+    assert published.rounding <= published.total * (
+        0.02 if published.total < 10**12 else 0.035
+    )  # "1.6T", "2.4T"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -66,7 +68,11 @@ def test_sizes_are_what_llama_quantize_makes(model: str) -> None:
             continue
         assert item.ftype is not None
         tensors = quant_mix.tensors_of(
-            known.architecture, known.hparams, known.vocab_size, item.ftype, imatrix=item.imatrix
+            known.architecture,
+            {**known.hparams, **item.hparams},
+            known.vocab_size,
+            item.ftype,
+            imatrix=item.imatrix,
         )
         assert tensors is not None
         assert quant_mix.file_size(tensors, vocab_size=known.vocab_size).total_bytes == item.size_bytes
@@ -120,7 +126,9 @@ def test_every_name_means_one_model() -> None:
     assert [name for name, count in names.items() if count > 1] == []
     for known in MODELS.values():
         for name in (known.id, known.name, known.name.upper(), *known.aliases):
-            assert catalog_models.names()[name.lower().replace(" ", "-")] == known.id
+            found = catalog_models.find(name)
+            assert found is not None
+            assert found.id == known.id
 
 
 def test_the_index_is_up_to_date() -> None:

@@ -69,7 +69,7 @@ def test_a_vision_model_has_its_projector() -> None:
     listed = json.loads(json.dumps(cli.models_json(cli.search("glm-4.5v"))))["models"][0]
     assert listed["projector"]["pixels_per_token"] == 28 * 28
     assert listed["parameters"]["in_gguf"] == {"vision tower and projector": -858_681_856}
-    assert "a token per 784 pixels" in cli.render_inspect(resolve("glm-4.5v", "Q8_0"))
+    assert "a token per 784 pixels" in cli.render_inspect(resolve("glm-4.5v", "Q4_K_M"))
 
 
 def test_kv_and_weights_per_token() -> None:

@@ -116,10 +116,10 @@ def test_another_spelling_of_a_published_quant_is_that_quant(home: Path) -> None
 
 
 def test_publishers_mixes_are_not_made(home: Path) -> None:
-    with pytest.raises(ModelError, match="no quant 'UD-Q3_K_XL' of GLM"):
-        resolve_model("glm-5.1", "UD-Q3_K_XL")
-    with pytest.raises(ModelError, match="makes no UD-Q3_K_XL"):
-        unpublished.of_known(model("glm-5.1"), "UD-Q3_K_XL")
+    with pytest.raises(ModelError, match="no quant 'UD-IQ1_S' of GLM"):
+        resolve_model("glm-5.1", "UD-IQ1_S")
+    with pytest.raises(ModelError, match="makes no UD-IQ1_S"):
+        unpublished.of_known(model("glm-5.1"), "UD-IQ1_S")
 
 
 def test_inspect_shows_how_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,16 @@
-"""Configs of models with linear attention: Qwen3-Next, Qwen3.5 and 3.6, Kimi-Linear, Kimi-K3."""
+"""Configs of models with linear attention: Qwen3-Next, Qwen3.5 and 3.6, Qwen3.8-Flash-Next, Kimi-Linear, Kimi-K3."""
 
 from __future__ import annotations
 
+from itertools import accumulate
+from math import isqrt
 from typing import Any
 
 from plan_llama.errors import ModelError
 from plan_llama.models.configs.common import SIGMOID, Config, Mapper, base, real, traits
 from plan_llama.models.configs.latent import add_drafts, draft_blocks
 
+_MAX_NGRAM, _MAX_NGRAM_HEADS = 8, 64  # LLAMA_MAX_PLE_NGRAM and LLAMA_MAX_PLE_HEADS
 _MROPE_SECTIONS = (11, 11, 10, 0)  # _QWEN35_DEFAULT_MROPE_SECTION in conversion/qwen.py
 
 
@@ -52,6 +55,57 @@ def _qwen35(c: Config) -> dict[str, Any]:
     h = _delta_net(c, draft_blocks(c, "mtp_num_hidden_layers"))
     h.setdefault("rope.dimension_sections", _MROPE_SECTIONS)
     return h
+
+
+def _qwen4exp(c: Config) -> dict[str, Any]:
+    """Qwen4ExpTextModel in conversion/qwen4exp.py"""
+    h = _qwen35(c)
+    ratio = c.number("indexer_compress_ratio")
+    keeps_state = h["attention.recurrent_layers"] if c.layer_types() else ()
+    if not keeps_state:
+        raise ModelError(f"{c.where}: 'layer_types' must list the kind of all {c.layers} layers")
+    h |= {
+        "hyper_connection.count": c.number("hc_count"),
+        "hyper_connection.low_rank": c.number("hc_lowrank"),
+        "attention.indexer.head_count": c.number("indexer_n_heads"),
+        "attention.indexer.key_length": c.number("indexer_head_dim"),
+        "attention.indexer.top_k": c.number("indexer_budget"),
+        "attention.compress_ratios": tuple(0 if state else ratio for state in keeps_state),
+    }
+    layers = c.first("ple_layer_ids")
+    return h | _ngrams(c, layers) if isinstance(layers, list) and layers else h
+
+
+def _ngrams(c: Config, layers: list[Any]) -> dict[str, Any]:
+    """The table of n-grams. Its heads have as many rows as the primes above a base say (Qwen4ExpTextModel of
+    transformers), and the whole is padded; the factors of its hash are the checkpoint's own and change no buffer."""
+    size = c.number("ngram_size")
+    heads = max(1, (size - 1) * c.number("heads_per_ngram"))
+    if not (2 <= size <= _MAX_NGRAM and heads <= _MAX_NGRAM_HEADS):
+        raise ModelError(
+            f"{c.where}: n-grams of {size:,} with {heads:,} heads, "
+            f"expected 2 to {_MAX_NGRAM} with at most {_MAX_NGRAM_HEADS}"
+        )
+    start = min(c.number("ngram_vocab_size_base", default=20_000_000), 1 << 31)
+    rows: list[int] = []
+    while len(rows) < heads:
+        start += 1
+        if all(start % divisor for divisor in range(2, isqrt(start) + 1)):
+            rows.append(start)
+    pad = max(1, c.number("make_ngram_vocab_size_divisible_by", default=128))
+    return {
+        "ple.layers": tuple(layer - 1 for layer in layers if isinstance(layer, int)),
+        "ple.ngram_size": size,
+        "ple.heads_per_ngram": c.number("heads_per_ngram"),
+        "ple.conv_kernel": c.number("ple_conv_kernel_size", default=4),
+        "ple.eos_token_id": 0,
+        "embedding_length_per_layer_input": c.number("ple_embed_dim", default=c.number("hidden_size"))
+        // heads,
+        "ple.layer_multipliers": (1,) * size,
+        "ple.head_offsets": tuple(accumulate(rows[:-1], initial=0)),
+        "ple.head_vocab_sizes": tuple(rows),
+        "tensors.ngram_rows": -(-sum(rows) // pad) * pad,
+    }
 
 
 def _kimi(c: Config) -> dict[str, Any]:
@@ -108,6 +162,8 @@ MAPPERS: dict[str, tuple[str, Mapper]] = {
     "Qwen3_5ForCausalLM": ("qwen35", _qwen35),
     "Qwen3_5MoeForConditionalGeneration": ("qwen35moe", _qwen35),
     "Qwen3_5MoeForCausalLM": ("qwen35moe", _qwen35),
+    "Qwen4ExpForConditionalGeneration": ("qwen4exp", _qwen4exp),
+    "Qwen4ExpForCausalLM": ("qwen4exp", _qwen4exp),
     "KimiLinearForCausalLM": ("kimi-linear", _kimi),
     "KimiLinearModel": ("kimi-linear", _kimi),
     "KimiK3ForConditionalGeneration": ("kimi-k3", _kimi_k3),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from plan_llama.models.tables.mla import indexer, latent_attention, selects
 from plan_llama.models.tables.pieces import (
+    TRAIT,
     Block,
     Builder,
     Named,
@@ -210,7 +211,62 @@ def _glm5_next(h: Shapes) -> Iterator[Named]:
             yield from nextn(b, embedding=h.has("draft_embedding"))
 
 
+def _low_rank_mixer(name: str, h: Shapes) -> Iterator[Named]:
+    """What mixes the parallel residual streams before a half of a block, or behind the last."""
+    wide, rank = h["hyper_connection.count"] * h.embd, h["hyper_connection.low_rank"]
+    yield f"{name}_norm.weight", (wide,)
+    yield f"{name}_down.weight", (wide, rank)
+    yield f"{name}_up.weight", (rank, wide)
+
+
+def _ngram_embedding(b: Block) -> Iterator[Named]:
+    """How a block takes in what the table of n-grams holds for a token."""
+    h = b.h
+    wide = h["hyper_connection.count"] * h.embd
+    yield b.weight("ple_key", h.embd, wide)
+    yield b.weight("ple_value", h.embd, h.embd)
+    for norm in ("key", "query", "conv"):
+        yield b.norm(f"ple_norm_{norm}", wide)
+    yield b.weight("ple_conv1d", h["ple.conv_kernel"], wide)
+
+
+def _qwen4exp(h: Shapes) -> Iterator[Named]:
+    """src/models/qwen4exp.cpp. How many rows the table of n-grams has is no part of the header: the converter pads
+    it (`tensors.ngram_rows`)."""
+    listed = h.hparams.get("ple.layers")
+    with_ngrams = listed if isinstance(listed, tuple) else ()
+    streams = h["hyper_connection.count"]
+    for name, shape in ends(h):
+        if name != "output_norm.weight":
+            yield name, shape
+    yield from _low_rank_mixer("output_hc", h)
+    if with_ngrams:
+        yield "per_layer_token_embd.weight", (h["embedding_length_per_layer_input"], h[TRAIT + "ngram_rows"])
+    for b in h.blocks():
+        for half in ("attn", "ffn"):
+            yield from _low_rank_mixer(f"blk.{b.index}.hc_{half}", h)
+            yield b.weight(f"hc_{half}_inject", streams * h.embd, streams)
+        if recurrent(b):
+            yield from _delta_net(b, fused=False)
+        else:
+            yield from _gated_attention(b)
+            size = h["attention.indexer.key_length"]
+            yield b.weight("indexer.q_proj", h.embd, h["attention.indexer.head_count"] * size)
+            yield b.weight("indexer.k_proj", h.embd, size)
+            yield b.norm("indexer.q_norm", size)
+            yield b.norm("indexer.k_norm", size)
+        if b.index in with_ngrams:
+            yield from _ngram_embedding(b)
+        yield from _gated_shared_expert(b)
+        if b.drafts:
+            yield b.weight("nextn.eh_proj", 2 * h.embd, h.embd)
+            yield b.norm("nextn.enorm")
+            yield b.norm("nextn.hnorm", streams * h.embd)
+            yield from _low_rank_mixer(f"blk.{b.index}.nextn.hc_head", h)
+
+
 BUILDERS: dict[str, Builder] = {
+    "qwen4exp": _qwen4exp,
     "qwen3next": _qwen3next,
     "qwen35": _qwen35,
     "qwen35moe": _qwen35moe,
