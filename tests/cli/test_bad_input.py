@@ -26,7 +26,7 @@ def refused(cli: Cli, *argv: str) -> str:
     ("argv", "said"),
     [
         (("--model", "glm-51"), "did you mean glm-5.1"),
-        (("--model", "glm-5.1", "--quant", "UD-IQ2_X"), "did you mean UD-IQ2_XXS or UD-IQ2_M"),
+        (("--model", "glm-5.1", "--quant", "UD-IQ2_X"), "did you mean UD-IQ2_XXS"),
         (("--model", "glm-5.1", "--quant", "smol-IQ4_K"), "needs ik_llama.cpp"),
         (("--model", "nowhere.gguf"), "no such file"),
         (("--model", ""), "--model is empty"),

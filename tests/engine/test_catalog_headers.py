@@ -15,9 +15,14 @@ from tests.engine import processes
 pytestmark = pytest.mark.engine
 
 UNITS = {"M": 1e6, "B": 1e9, "T": 1e12}
-ASKED = (
-    "glm-5 glm-5.1 glm-4.5v gemma-3-27b qwen2.5-vl-72b kimi-vl-a3b deepseek-v3 llama-3.1-405b llama-3.1-70b"
-)
+ASKED = """
+    glm-5 glm-5.1 glm-5.2 glm-5.3 glm-5.3-flash glm-4.5v glm-4.6v glm-4.1v-9b-thinking glm-4.7 glm-4.5-air
+    gemma-3-27b gemma-4-e4b gemma-4-31b gemma-3n-e4b qwen2.5-vl-72b kimi-vl-a3b kimi-k2 kimi-k2.5 kimi-k3
+    kimi-linear-48b-a3b deepseek-v3 deepseek-v3.2 deepseek-v4-flash deepseek-v4-pro llama-3.1-405b llama-3.1-70b
+    llama-4-scout mistral-small-4 devstral-2-123b ministral-3-14b qwen3.6-27b qwen3.8-27b qwen3.8-2.4t-a95b
+    qwen3.8-flash-next qwen3-next-80b-a3b minimax-m2.1 minimax-m3 step-3.5-flash nemotron-3-ultra-550b-a55b
+    gpt-oss-120b granite-4.0-h-small command-a ernie-4.5-300b-a47b seed-oss-36b olmo-3-32b phi-4
+"""
 
 
 def chosen() -> list[str]:
@@ -32,8 +37,10 @@ def chosen() -> list[str]:
 
 def test_models_of_many_architectures() -> None:
     models = chosen()
-    assert len(models) >= 25
-    assert len({catalog_models.model(model).architecture for model in models}) >= 15
+    assert len(models) >= 75
+    known = {model.architecture for model in catalog_models.list_models()}
+    assert {catalog_models.model(model).architecture for model in models} == known
+    assert len(known) >= 50
 
 
 @pytest.mark.parametrize("model", chosen())

@@ -60,7 +60,7 @@ def models(words: str, *, json: bool) -> int:
     listed = search(words)
     if json:
         return _json({"schema": 1, **models_json(listed)})
-    Screen().write(render_models(listed))
+    Screen().write(render_models(listed, words))
     return EXIT_OK
 
 

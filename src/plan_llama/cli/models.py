@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from plan_llama.cli import images
-from plan_llama.models.catalog_models import KnownModel, KnownQuant, list_models, model
+from plan_llama.models.catalog_models import KnownModel, KnownQuant, list_models, model, nearest
 from plan_llama.models.known_models import Projector, Published
 from plan_llama.models.spec import active_bytes, active_parameters, class_totals
 from plan_llama.models.types import ModelSpec
@@ -29,11 +29,16 @@ def search(words: str = "") -> tuple[KnownModel, ...]:
     return tuple(found)
 
 
-def render_models(models: Iterable[KnownModel]) -> str:
-    """The catalog for people: each model with its quants, best first; of many models a line each."""
+def render_models(models: Iterable[KnownModel], words: str = "") -> str:
+    """The catalog for people: each model with its quants, largest first; of many models a line each.
+
+    Where none matches `words`, the names that are the most like them.
+    """
     listed = tuple(models)
     if not listed:
-        return "No model in the catalog matches.\n"
+        near = nearest(words) if words else ()
+        also = f" Did you mean {' or '.join(near)}?" if near else ""
+        return f"No model in the catalog matches.{also}\nplan-llama models hf:OWNER/REPO looks on the hub.\n"
     if len(listed) > _IN_FULL:
         lines = "\n".join(_short_lines(listed))
         return f"{lines}\n\n{len(listed)} models; plan-llama models WORDS shows the quants of those that match.\n"
@@ -94,7 +99,7 @@ def _model_lines(known: KnownModel) -> Iterator[str]:
             notes.append(f"{quant.engine} only")
         elif quant.mix == "modelled":
             notes.append("tensor types estimated from the size")
-        line = f"  {quant.quant:<12} {quant.size_stated:>13}  {quant.repo:<32} {', '.join(notes)}"
+        line = f"  {quant.quant:<12} {quant.size_stated:>14}  {quant.repo:<32} {', '.join(notes)}"
         yield line.rstrip()
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "model",
     "model_ids",
     "names",
+    "nearest",
     "resolve",
     "type_of",
 ]
@@ -124,12 +125,7 @@ def get(name: str) -> KnownModel:
     known = find(name)
     if known:
         return known
-    import difflib
-
-    known_names = {**names(), **{known_id: known_id for known_id in model_ids()}}
-    near = dict.fromkeys(
-        known_names[found] for found in difflib.get_close_matches(_plain(name), known_names, 3, 0.5)
-    )
+    near = nearest(name)
     hint = f"did you mean {' or '.join(near)}" if near else f"the catalog has {len(model_ids())} models"
     other = "give a GGUF file or hf:OWNER/REPO"
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.-]+)?", name):
@@ -140,15 +136,26 @@ def get(name: str) -> KnownModel:
     )
 
 
+def nearest(name: str) -> tuple[str, ...]:
+    """The ids of up to three models whose ids, names or aliases are the most like a name."""
+    import difflib
+
+    known_names = {**names(), **{known_id: known_id for known_id in model_ids()}}
+    found = difflib.get_close_matches(_plain(name), known_names, 3, 0.5)
+    return tuple(dict.fromkeys(known_names[near] for near in found))
+
+
 def get_quant(known: KnownModel, quant: str | None) -> KnownQuant:
     """A quant of a model, None meaning its default. An unknown one raises ModelError with what exists."""
     found = known.named(quant or known.default_quant)
     if found:
         return found
     names = list(dict.fromkeys(item.quant for item in known.quants))
+    wanted = (quant or "").upper()
+    holding = [name for name in names if wanted and wanted in name][:3]
+    hint = f"did you mean {' or '.join(holding)}; " if holding else did_you_mean(wanted, names)
     raise ModelError(
-        f"no quant {quant!r} of {known.name} in the catalog",
-        hint=f"{did_you_mean((quant or '').upper(), names)}known are {', '.join(names)}",
+        f"no quant {quant!r} of {known.name} in the catalog", hint=f"{hint}known are {', '.join(names)}"
     )
 
 

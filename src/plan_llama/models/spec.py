@@ -120,7 +120,8 @@ def _active(spec: ModelSpec, measure: Callable[[Tensor], int]) -> int:
     tied = not any(tensor.name == "output.weight" for tensor in spec.tensors)
     total = 0
     for tensor in spec.tensors:
-        if is_draft(spec, tensor) or (tensor.name == "token_embd.weight" and not tied):
+        looked_up = tensor.name == "per_layer_token_embd.weight"  # a few rows per token
+        if looked_up or is_draft(spec, tensor) or (tensor.name == "token_embd.weight" and not tied):
             continue
         if experts and is_expert(tensor):
             total += measure(tensor) * used // experts

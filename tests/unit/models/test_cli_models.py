@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from plan_llama.cli import models as cli
+from plan_llama.errors import ModelError
 from plan_llama.models.catalog_models import resolve
 from plan_llama.models.spec import load
 from tests import gguf_builder as build
@@ -70,6 +73,23 @@ def test_a_vision_model_has_its_projector() -> None:
     assert listed["projector"]["pixels_per_token"] == 28 * 28
     assert listed["parameters"]["in_gguf"] == {"vision tower and projector": -858_681_856}
     assert "a token per 784 pixels" in cli.render_inspect(resolve("glm-4.5v", "Q4_K_M"))
+
+
+def test_names_that_are_near() -> None:
+    assert "Did you mean ministral-3-" in cli.render_models(cli.search("minstral-3"), "minstral-3")
+    with pytest.raises(ModelError) as caught:
+        resolve("glm-5.3-flash", "q4")
+    assert "did you mean UD-Q4_K_XL" in caught.value.line()
+
+
+def test_tables_of_which_a_token_reads_some_rows() -> None:
+    """The parts of the file as somebody measured them (tests/data/published_sizes); E2B means 2.3 B effective."""
+    flash = cli.as_json(resolve("qwen3.8-flash-next", "UD-IQ4_XS"))
+    whole, experts, ngrams, embedding = 176_943_899_520, 120_795_955_200, 51_200_245_760, 248_320 * 2560
+    assert flash["parameters"] == whole
+    assert flash["active_parameters"] == whole - ngrams - embedding - experts * 502 // 512
+    small = cli.as_json(resolve("gemma-4-e2b", "Q8_0"))
+    assert small["active_parameters"] == pytest.approx(2.3e9, rel=0.02)
 
 
 def test_kv_and_weights_per_token() -> None:

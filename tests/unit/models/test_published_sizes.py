@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plan_llama import catalog
-from plan_llama.models import catalog_models, quant_mix, tables
+from plan_llama.models import catalog_models, known_models, quant_mix, tables
 from plan_llama.models.catalog_models import MADE, KnownModel
 from plan_llama.models.types import Tensor
 from plan_llama.units import GB, GIB
@@ -55,7 +55,7 @@ def weights(model: str) -> dict[tuple[str, str], int]:
 @pytest.mark.parametrize("model", MODELS)
 def test_files_that_were_listed(model: str) -> None:
     """The name is there, in as many parts, and the size is the listed one within its rounding and one per cent."""
-    known = catalog_models.parse(model, MODELS[model])
+    known = known_models.parse(model, MODELS[model])
     for item in known.quants:
         if LISTING not in (item.listing, item.source):
             continue
