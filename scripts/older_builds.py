@@ -77,8 +77,8 @@ def programs(tree: dict[str, Any], cache: Path, sdist: Path | None) -> Path:
         flags += [f"-DLLAMA_BUILD_NUMBER={tree['build'] or 0}", f"-DBUILD_NUMBER={tree['build'] or 0}"]
         configure = ["cmake", "-S", str(Path(scratch) / tree["folder"]), "-B", str(out), *flags]
         subprocess.run(configure, check=True)
-    make = ["cmake", "--build", str(out), "-j", str(os.cpu_count() or 1), "--target", tree["program"]]
-    subprocess.run(make, check=True)
+        make = ["cmake", "--build", str(out), "-j", str(os.cpu_count() or 1), "--target", tree["program"]]
+        subprocess.run(make, check=True)
     return out / "bin"
 
 

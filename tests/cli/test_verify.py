@@ -283,6 +283,7 @@ def test_what_cannot_be_verified_is_refused(cli: Cli, engine: MakeEngine) -> Non
         (("--", "llama-bench", "-m", "x.gguf"), "llama-bench cannot be dry-run"),
         (("--", "llama-server", "-m", "nowhere.gguf"), "nowhere.gguf"),
         (("--", "ls"), "no program of llama.cpp"),
+        (("--engine-build", "b9093", *GLM), "is b11434"),
     ):
         ended = cli("verify", "--engine-path", folder, *argv)
         assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1), ended

@@ -81,15 +81,23 @@ def test_what_was_measured_is_all_read() -> None:
         for line in lines
     ]
     assert [(case["tree"], case["model"], " ".join(case["flags"])) for case in cases()] == asked
-    assert len(asked) >= 9
+    assert len(asked) >= 21
 
 
 @pytest.mark.parametrize("case", cases(), ids=label)
 def test_an_older_build_is_predicted(case: dict[str, Any]) -> None:
-    said, real = host(case, meant(case)), case["bytes"]
+    """Compute to 5 %, and never lower than real by more than 2 %. What a rule says is not counted may only be above."""
+    settings = meant(case)
+    said, real = host(case, settings), case["bytes"]
+    build = case["build"] or TREES[case["tree"]]
+    more = memory_rules.findings(build, table(case["model"]).spec, settings)
+    above = any("less than shown" in item.text for item in more) and "glm-5.1" in case["model"]
     assert said.weights_bytes == pytest.approx(real["model"], rel=1e-3, abs=MIB)
-    assert said.context_bytes == pytest.approx(real["context"], rel=1e-3, abs=MIB)
-    assert 0.98 * real["compute"] <= said.compute_bytes <= 1.25 * real["compute"]
+    assert said.context_bytes >= real["context"] * 0.999
+    assert said.compute_bytes >= real["compute"] * 0.98
+    if not above:
+        assert said.context_bytes == pytest.approx(real["context"], rel=1e-3, abs=MIB)
+        assert said.compute_bytes <= real["compute"] * 1.05 + MIB
 
 
 def test_today_s_rules_would_be_far_too_low_for_them() -> None:
@@ -100,10 +108,12 @@ def test_today_s_rules_would_be_far_too_low_for_them() -> None:
         for rule in settings.older:
             without = host(case, replace(settings, older=settings.older - {rule}))
             said = host(case, settings)
-            if max(said.context_bytes, without.context_bytes) > 1.02 * min(
-                said.context_bytes, without.context_bytes
-            ) or said.compute_bytes > 1.02 * max(1, without.compute_bytes):
+            if (
+                max(said.context_bytes, without.context_bytes)
+                > 1.02 * min(said.context_bytes, without.context_bytes)
+                or not 0.98 <= said.compute_bytes / without.compute_bytes <= 1.02
+            ):
                 moved.add(rule)
-    assert moved >= {"outputs-per-token", "mask-f32", "no-window-cache", "one-pool"}
+    assert moved >= {"outputs-per-token", "mask-f32", "no-mixed-batch", "no-window-cache", "one-pool"}
     card = host(CARD, meant(CARD))
     assert host(CARD, replace(meant(CARD), older=frozenset())).compute_bytes < 0.6 * card.compute_bytes

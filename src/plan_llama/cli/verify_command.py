@@ -63,10 +63,17 @@ def run(
         hint = "plan-llama verify --model glm-5.1, or plan-llama verify -- llama-server -m FILE ..."
         raise UsageError("verify: --model is missing", hint=hint)
     wanted = wishes(wish_options)
-    engine_build(engine)
+    asked = engine_build(engine)
     fit_params, server = llama_programs(engine.engine_path)
     installed = describe(server or fit_params, "llama.cpp")
     engine = replace(engine, engine_path=str(server) if server else None)
+    if installed.build is not None and installed.build > 1:  # the prediction is for the engine that is run
+        if asked not in (None, installed.build):
+            raise UsageError(
+                f"verify: --engine-build b{asked}, and {installed.path} is b{installed.build}",
+                hint="leave it out, or name that build's folder with --engine-path",
+            )
+        engine = replace(engine, engine_build=f"b{installed.build}")
     if argv:
         given = _command(argv, model, hardware, wanted, engine, installed)
     else:
@@ -108,6 +115,7 @@ def _plan(
         beyond=made.task.beyond,
         parsed=parse(made.launch.argv, table=FlagTable.load(made.launch.build or None)),
         settings=chosen.settings,
+        engine_build=engine_build(engine),
         env=made.launch.env,
         margin_bytes=wanted.margin_bytes,
         allow_paging=wanted.allow_paging,
@@ -165,6 +173,7 @@ def _command(
         beyond=task.beyond,
         parsed=parsed,
         settings=reading.settings,
+        engine_build=engine_build(engine),
         env=parsed.env,
         margin_bytes=wanted.margin_bytes,
         allow_paging=wanted.allow_paging,

@@ -21,10 +21,14 @@ Touches = Literal["all", "latent", "windows", "slots", "indexer", "quantised-cac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One difference of builds before `since`. `side` is where numbers are that do not count it."""
+    """One difference of builds before `since`. `side` is where numbers are that do not count it.
+
+    `until` is the last build that surely has it, and is what counts for a difference by which older builds need less.
+    """
 
     id: str
     since: int
+    until: int | None
     before: str  # where the older behaviour was seen
     buffer: Literal["context", "compute"]
     counted: bool
@@ -32,6 +36,10 @@ class Rule:
     models: Touches
     text: str
     sources: tuple[str, ...]
+
+    def holds(self, build: int) -> bool:
+        """Whether a build has the older behaviour; between two known builds that which needs more."""
+        return build < self.since if self.until is None else build <= self.until
 
     def touches(self, spec: ModelSpec, settings: Settings) -> bool:
         """Whether it makes a difference for this model with these settings."""
@@ -58,6 +66,7 @@ def rules() -> tuple[Rule, ...]:
         rule = Rule(
             id=row.take("id", str),
             since=row.take("since", int),
+            until=row.get("until", int),
             before=row.take("before", str),
             buffer=cast(Literal["context", "compute"], row.take("buffer", str)),
             counted=row.take("counted", bool),
@@ -80,7 +89,7 @@ def older(build: int | None) -> frozenset[OlderRule]:
     """The counted differences of a build; none for one without a number (0 or 1) and for newer ones."""
     if build is None or build <= 1:
         return frozenset()
-    return frozenset(cast(OlderRule, rule.id) for rule in rules() if rule.counted and build < rule.since)
+    return frozenset(cast(OlderRule, rule.id) for rule in rules() if rule.counted and rule.holds(build))
 
 
 def findings(build: int, spec: ModelSpec, settings: Settings) -> Iterator[Finding]:
@@ -97,7 +106,7 @@ def findings(build: int, spec: ModelSpec, settings: Settings) -> Iterator[Findin
             fix="plan-llama verify compares with what it reserves",
         )
         return
-    touching = [rule for rule in rules() if build < rule.since and rule.touches(spec, settings)]
+    touching = [rule for rule in rules() if rule.holds(build) and rule.touches(spec, settings)]
     counted = [rule for rule in touching if rule.counted]
     if counted:
         said = "; ".join(f"{rule.text} ({rule.buffer})" for rule in counted)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from plan_llama.engines import bounded, dry_run, verification
+from plan_llama.engines import bounded, dry_run, memory_rules, verification
 from plan_llama.engines.bounded import Ended
 from plan_llama.engines.command_settings import to_settings
 from plan_llama.engines.commandline import ParsedCommand, parse
@@ -57,6 +57,7 @@ class Subject:
     beyond: Beyond
     parsed: ParsedCommand
     settings: Settings
+    engine_build: int | None  # of the programs that are run
     env: Mapping[str, str]
     margin_bytes: int | None = None
     allow_paging: bool = False
@@ -231,6 +232,7 @@ class _Work:
         argv = (dry_run.PROGRAM, *words, "-fitp", "on")
         parsed = parse(argv, table=FlagTable.load(self.subject.parsed.build or None))
         settings = to_settings(parsed, model=self.subject.table.spec, machine=self.machine).settings
+        settings = replace(settings, older=memory_rules.older(self.subject.engine_build))
         return buffers(self.subject.table, settings, device_memory(self.machine))
 
     @cached_property

@@ -159,7 +159,7 @@ class Builder:
         rows = self._padded_rows(table, ids, levels)
         given = g.input(F32, embd * (1 + levels), tokens)
         g.expand(rows, given)
-        if self.spec.architecture not in _NO_MIXED_BATCH:
+        if self.spec.architecture not in _NO_MIXED_BATCH and "no-mixed-batch" not in self.batch.older:
             mixed_ids, slots = g.input(I32, tokens), g.input(I64, tokens)
             mixed = g.like("DUP", g.input(F32, embd * (1 + levels), tokens))
             g.expand(g.set_rows(mixed, self._padded_rows(table, mixed_ids, levels), slots))

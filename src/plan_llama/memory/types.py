@@ -10,7 +10,9 @@ LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
 LazyMode = Literal["auto", "on", "off"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
 # What older builds do otherwise, by the ids of profiles/engines/llama.cpp/memory.toml.
-OlderRule = Literal["outputs-per-token", "mask-f32", "latent-v-cache", "no-window-cache", "one-pool"]
+OlderRule = Literal[
+    "outputs-per-token", "mask-f32", "no-mixed-batch", "latent-v-cache", "no-window-cache", "one-pool"
+]
 
 HOST = -1  # device index of system memory
 
