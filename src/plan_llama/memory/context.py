@@ -5,6 +5,7 @@ Source: src/llama-context.cpp, src/llama-kv-cache*.cpp, b11434.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from math import ceil
 
@@ -13,8 +14,9 @@ from plan_llama.memory.blocks import Batch, padded
 from plan_llama.memory.caches import CacheLayer, Row, cache_layers
 from plan_llama.memory.ggml import F32
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
-from plan_llama.memory.table import ModelTable
+from plan_llama.memory.table import CacheKey, ModelTable
 from plan_llama.memory.types import HOST, Program, Settings
+from plan_llama.memory.weights import Placement
 from plan_llama.memory.windows import NO_WINDOWS, Windows
 from plan_llama.models.ggml_types import by_name
 from plan_llama.models.types import ModelSpec, TensorType
@@ -88,13 +90,16 @@ def _window_cells(behind: Windows, cells: int, ubatch: int, settings: Settings) 
 
 def table_layers(table: ModelTable, batch: Batch) -> tuple[CacheLayer, ...]:
     """The caches of a table's model, remembered in it: a search asks for them hundreds of times."""
-    both = "latent-v-cache" in batch.older
-    key = batch.kv_type_k.name, batch.kv_type_v.name, batch.flash_attn, both
+    key = _cache_key(batch)
     if key not in table.cache_layers:
         table.cache_layers[key] = cache_layers(
-            table.spec, batch.kv_type_k, batch.kv_type_v, flash_attn=batch.flash_attn, latent_v=both
+            table.spec, batch.kv_type_k, batch.kv_type_v, flash_attn=batch.flash_attn, latent_v=key[3]
         )
     return table.cache_layers[key]
+
+
+def _cache_key(batch: Batch) -> CacheKey:
+    return batch.kv_type_k.name, batch.kv_type_v.name, batch.flash_attn, "latent-v-cache" in batch.older
 
 
 def row_cells(row: Row, batch: Batch) -> int:
@@ -120,18 +125,30 @@ def checkpoint_bytes(layers: Sequence[CacheLayer], batch: Batch) -> int:
 
 
 def context_bytes(
-    layers: Sequence[CacheLayer], batch: Batch, layer_device: Sequence[int], kinds: Mapping[int, BackendKind]
+    table: ModelTable, batch: Batch, placement: Placement, kinds: Mapping[int, BackendKind]
 ) -> dict[int, int]:
     """Bytes of the caches by device (HOST included), each tensor padded and aligned as its backend does."""
     total = dict.fromkeys((*kinds, HOST), 0)
-    alike: dict[object, int] = {}  # layers of one make on one device take the same
-    for layer in layers:
-        device = layer_device[layer.layer] if batch.kv_offload else HOST
-        make = device, layer.rows, layer.states, layer.own_streams
-        if make not in alike:
-            alike[make] = _layer_bytes(layer, batch, kinds.get(device, CPU_KIND))
-        total[device] += alike[make]
+    for layer, members in _alike(table, batch):
+        for first, end, home in placement.spans:
+            count = bisect_left(members, end) - bisect_left(members, first)
+            if count:
+                device = home if batch.kv_offload else HOST
+                total[device] += count * _layer_bytes(layer, batch, kinds.get(device, CPU_KIND))
     return total
+
+
+def _alike(table: ModelTable, batch: Batch) -> tuple[tuple[CacheLayer, tuple[int, ...]], ...]:
+    """One layer of each make of caches, and the numbers of all of that make."""
+    key = _cache_key(batch)
+    if key not in table.cache_makes:
+        makes: dict[object, tuple[CacheLayer, list[int]]] = {}
+        for layer in table_layers(table, batch):
+            makes.setdefault((layer.rows, layer.states, layer.own_streams), (layer, []))[1].append(
+                layer.layer
+            )
+        table.cache_makes[key] = tuple((layer, tuple(members)) for layer, members in makes.values())
+    return table.cache_makes[key]
 
 
 def _layer_bytes(layer: CacheLayer, batch: Batch, kind: BackendKind) -> int:

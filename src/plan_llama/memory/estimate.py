@@ -27,8 +27,7 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
     batch = context.reserved_batch(settings, table.windows)
     kinds = [device.kind for device in devices]
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
-    layers = context.table_layers(table, batch)
-    cache = context.context_bytes(layers, batch, placement.layer_device, dict(enumerate(kinds)))
+    cache = context.context_bytes(table, batch, placement, dict(enumerate(kinds)))
     work = compute.work_bytes(table, settings, batch, placement, kinds)
     return Buffers(
         devices=tuple(

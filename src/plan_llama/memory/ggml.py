@@ -38,6 +38,7 @@ class Node:
     """One tensor of a graph. What the scheduler and the allocator note of it is kept with it."""
 
     __slots__ = (
+        "_nb",
         "allocated",
         "backend",
         "block",
@@ -48,7 +49,6 @@ class Node:
         "is_output",
         "is_weight",
         "name",
-        "nb",
         "ne",
         "op",
         "precise",
@@ -74,7 +74,7 @@ class Node:
         self.op = op
         self.type = kind
         self.ne = ne
-        self.nb = nb or _strides(kind, ne)
+        self._nb = nb  # None: those of a freshly made tensor, which are seldom asked for
         self.src = src
         # a view of a view is a view of the root (ggml_new_tensor_impl)
         self.view_src: Node | None = None if view_of is None else (view_of.view_src or view_of)
@@ -95,28 +95,44 @@ class Node:
         self.size = 0
 
     @property
+    def nb(self) -> Shape:
+        """Strides in bytes."""
+        if self._nb is None:
+            self._nb = _strides(self.type, self.ne)
+        return self._nb
+
+    @property
     def nbytes(self) -> int:
         """ggml_nbytes: the span of the strided data."""
-        (a, b, c, d), (w, x, y, z), kind = self.ne, self.nb, self.type
+        (a, b, c, d), kind = self.ne, self.type
+        if self._nb is None:
+            return kind.nbytes(a * b * c * d)
+        (w, x, y, z) = self._nb
         if not (a and b and c and d):
             return 0
         first = kind.block_bytes + (a - 1) * w if kind.block_elements == 1 else a * w // kind.block_elements
         return first + (b - 1) * x + (c - 1) * y + (d - 1) * z
 
+    @property
+    def fresh(self) -> bool:
+        """Whether it was made with strides of its own shape, and nobody asked for them."""
+        return self._nb is None
+
     def contiguous(self) -> bool:
         """Whether the strides are those of a freshly made tensor of this shape."""
-        return self.nb == _strides(self.type, self.ne)
+        return self._nb is None or self._nb == _strides(self.type, self.ne)
+
+    def laid_out_as(self, other: Node) -> bool:
+        """ggml_are_same_layout."""
+        if self.type != other.type or self.ne != other.ne:
+            return False
+        return self._nb is other._nb or self.nb == other.nb
 
 
 def tensor(kind: TensorType, *ne: int) -> Node:
     """ggml_new_tensor_*d."""
     full = (*ne, *(1,) * (4 - len(ne)))
     return Node("NONE", kind, (full[0], full[1], full[2], full[3]), [])
-
-
-def same_layout(a: Node, b: Node) -> bool:
-    """ggml_are_same_layout."""
-    return a.ne == b.ne and a.nb == b.nb and a.type == b.type
 
 
 class Graph:

@@ -6,7 +6,7 @@ of the batch's variables. Going through it again costs a hundredth of building t
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ _ENDLESS = 1 << 62
 TOKENS, CELLS, WINDOW = 0, 1, 2  # the batch's variables, by number
 BATCH = 3  # from here on: how many layers are left out in one place
 
-_HIGH = 9  # tenths of the peak that count as near it
+_NEAR = 9  # tenths of the peak that count as near it
 
 # (block, number of its size) takes memory; (-1 - block, 0) gives it back; (block, -1 - number) keeps only that size.
 Step = tuple[int, int]
@@ -85,38 +85,39 @@ class Tape:
             for s in self.sizes
         ]
         empty = 0 in sizes
+        # the free blocks by address; the last has no end, and is taken where no other fits
         offsets, lengths = [0], [_ENDLESS]
+        peak, peak_step, near = 0, -1, 0
+        late: list[Step] = []
         where = [0] * self._blocks
         held = [0] * self._blocks
-        peak, peak_step, high = 0, -1, 0
-        late: list[Step] = []
         decisions: list[int] = []
         for step, (block, number) in enumerate(self.steps):
             if block >= 0 and number >= 0:
                 size = sizes[number]
-                best, best_length, fits = -1, _ENDLESS, 1
-                for i in range(len(lengths) - 1):
-                    have = lengths[i]
-                    fits <<= 1
+                best, best_length, fits = -1, 2 * _ENDLESS, 1
+                for i, have in enumerate(lengths):
                     if have >= size:
-                        fits |= 1
+                        fits += fits + 1
                         if have <= best_length:
                             best, best_length = i, have
+                    else:
+                        fits += fits
                 offset = offsets[best]
-                where[block], held[block] = offset, size
-                if lengths[best] == size:
+                if best_length == size:
                     del offsets[best], lengths[best]
-                    fits <<= 1
+                    fits += fits
                 else:
                     offsets[best] = offset + size
-                    lengths[best] -= size
-                decisions.append(fits << 8 | best + 1)
+                    lengths[best] = best_length - size
+                where[block], held[block] = offset, size
+                decisions.append(fits << 8 | best)
                 top = offset + size
-                if top > peak:
-                    peak, peak_step = top, step
-                if top > high:
+                if top > near:
                     late.append((step, top))
-                    high = peak * _HIGH // 10
+                    if top > peak:
+                        peak, peak_step = top, step
+                        near = peak * _NEAR // 10
                 continue
             if block < 0:
                 block = -1 - block
@@ -131,22 +132,25 @@ class Tape:
             if empty:
                 decisions.append(_give_back_unsorted(offsets, lengths, offset, size))
                 continue
-            at = bisect_right(offsets, offset)
-            joins_before = at > 0 and offsets[at - 1] + lengths[at - 1] == offset
-            joins_after = at < len(offsets) and offset + size == offsets[at]
-            if joins_before:
-                lengths[at - 1] += size
-                if joins_after:
-                    lengths[at - 1] += lengths[at]
+            at = bisect_left(offsets, offset)
+            before = at - 1
+            joins = before >= 0 and offsets[before] + lengths[before] == offset
+            if offset + size == offsets[at]:  # the block without end lies behind all that was taken
+                if joins:
+                    lengths[before] += size + lengths[at]
                     del offsets[at], lengths[at]
-            elif joins_after:
-                offsets[at] = offset
-                lengths[at] += size
+                else:
+                    offsets[at] = offset
+                    lengths[at] += size
+                decisions.append(at << 2 | joins << 1 | 1)
+                continue
+            if joins:
+                lengths[before] += size
             else:
                 offsets.insert(at, offset)
                 lengths.insert(at, size)
-            decisions.append(at << 2 | joins_before << 1 | joins_after)
-        while late and late[-1][1] <= high:
+            decisions.append(at << 2 | joins << 1)
+        while late and late[-1][1] <= near:
             late.pop()
         near_step = late[-1][0] if late else -1
         return Passed(peak, peak_step, near_step, hash(tuple(decisions[: near_step + 1]))), where
@@ -236,13 +240,14 @@ class _Line:
     def size(self, values: tuple[int, ...]) -> int:
         """Bytes for these values. What layers that are left out hold lies below everything else until it is given
         back: it is added where nothing comes near the peak after that."""
-        batch = values[:BATCH]
-        none = batch + (0,) * (len(values) - BATCH)
-        if not self.tape.held:
-            return self._passed(none).size_bytes
-        passed = self._passed(none)
-        if passed.near_step < self.tape.held[0][0]:
-            return passed.size_bytes + sum(evaluate(terms_of(s), values) for _, s in self.tape.held)
+        one_each = values[:BATCH] + (1,) * (len(values) - BATCH)
+        passed = self._passed(one_each)
+        held = self.tape.held
+        if not held:
+            return passed.size_bytes
+        if passed.near_step < held[0][0]:
+            more = (evaluate(terms_of(s), values) - evaluate(terms_of(s), one_each) for _, s in held)
+            return passed.size_bytes + sum(more)
         return self._passed(values).size_bytes
 
     def _passed(self, values: tuple[int, ...]) -> Passed:

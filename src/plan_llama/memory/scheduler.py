@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plan_llama.memory.cuda_pool import Chip, needs
-from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node, same_layout
+from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node
 from plan_llama.memory.replay import Pool, Tape
 from plan_llama.models.types import TensorType
 
@@ -258,6 +258,7 @@ class _Allocator:
     def __init__(self, options: SchedulerOptions) -> None:
         self.kinds = options.kinds
         self.tapes = tuple(Tape(kind.alignment) for kind in options.kinds)
+        self._plain: dict[tuple[int, int], int] = {}  # sizes by shape and type: many nodes share theirs
 
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
         # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
@@ -279,7 +280,7 @@ class _Allocator:
             for source in node.src:
                 if not source.allocated and source.buffer is None and source.view_src is None:
                     self._place(source, node.backend)
-            if node.view_src is None and not node.allocated and node.buffer is None:
+            if node.view_src is None and not node.allocated and node.buffer is None and not held:
                 self._place(node, node.backend)
             for source in node.src:
                 source.children -= 1
@@ -304,23 +305,31 @@ class _Allocator:
 
     def _place(self, node: Node, backend: int) -> None:
         node.allocated = True
-        node.size = alloc_size(node, self.kinds[backend])
+        node.size = self._size(node, backend)
         if node.op in INPLACE_OPS and self._reuse(node):
             return
         node.home = backend
         node.block = self.tapes[backend].take(node.size)
 
+    def _size(self, node: Node, backend: int) -> int:
+        if node.type.quantised or node.op == "FLASH_ATTN_EXT" or not node.fresh:
+            return alloc_size(node, self.kinds[backend])
+        key = id(node.ne), id(node.type)
+        if key not in self._plain:
+            self._plain[key] = node.nbytes
+        return self._plain[key]
+
     def _reuse(self, node: Node) -> bool:
         """Takes over the memory of a source that nobody else needs. A view is never taken over: gallocr marks only
         tensors with memory of their own as allocated."""
         for parent in node.src:
-            if not parent.allocated or parent.is_output or not same_layout(node, parent):
+            if not parent.allocated or parent.is_output or not node.laid_out_as(parent):
                 continue
             if parent.children == 1 and not parent.views:
                 node.home, node.block = parent.home, parent.block
                 parent.allocated = False
                 # ggml_gallocr_free_extra_space
-                node.size = alloc_size(node, self.kinds[node.home])
+                node.size = self._size(node, node.home)
                 if parent.size > node.size:
                     self.tapes[node.home].shrink(node.block, node.size)
                 return True

@@ -40,6 +40,8 @@ _ONE_BLOCK = re.compile(r"blk\\\.([0-9]{1,4})\\\.(?![?*+{])(?:[^|()]|\([^()]*\))
 _LAZY_TENSORS = ("per_layer_token_embd.",)
 _LAZY_BYTES = 4 << 30
 
+CacheKey = tuple[str, str, bool, bool]  # types of K and V, flash attention, V beside a latent K
+
 
 class ModelTable:
     """A model's tensors by block, and which of them a `-ot` pattern names. Make one per model; it remembers."""
@@ -52,8 +54,10 @@ class ModelTable:
         self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}
         self._stored: dict[BackendKind, tuple[int, ...]] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
-        self.cache_layers: dict[tuple[str, str, bool, bool], tuple[CacheLayer, ...]] = {}
+        self.cache_layers: dict[CacheKey, tuple[CacheLayer, ...]] = {}
+        self.cache_makes: dict[CacheKey, tuple[tuple[CacheLayer, tuple[int, ...]], ...]] = {}
         self.placements: dict[object, Placement] = {}
+        self.shapes: dict[object, int] = {}  # what decides a placement's graph, numbered
         self.moves: dict[tuple[Override, ...], Moves] = {}
         self._loaded: dict[bool, tuple[bool, ...]] = {}
         self._block_sums: dict[tuple[BackendKind, bool], tuple[int, ...]] = {}

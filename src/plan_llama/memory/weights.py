@@ -96,12 +96,13 @@ class Placement:
         return stretches(self.kinds_of_layers)
 
     @cached_property
-    def shape(self) -> tuple[object, ...]:
-        """What decides the graph: placements of one shape differ in the number of layers that are left out only."""
-        return tuple(
+    def shape(self) -> int:
+        """A number for what decides the graph: placements of one shape differ only in how many layers are left out."""
+        built = tuple(
             (self.kinds_of_layers[stretch.first : stretch.first + stretch.built], bool(stretch.left_out))
             for stretch in self.stretches
         )
+        return self.table.shapes.setdefault(built, len(self.table.shapes))
 
     @cached_property
     def kinds_of_layers(self) -> tuple[tuple[object, ...], ...]:
