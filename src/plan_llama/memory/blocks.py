@@ -415,6 +415,7 @@ class Builder:
         if self.batch.flash_attn:
             if transposed:
                 v = g.transpose(v)
+            k, v = (g.cast(node, F16) if node.type == F32 else node for node in (k, v))
             out = g.flash_attn(q, k, v, mask, sinks)
             if v_mla is not None:
                 out = g.mul_mat(v_mla, g.permute(out, 0, 2, 1, 3))

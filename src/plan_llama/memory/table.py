@@ -119,7 +119,9 @@ class ModelTable:
         their architecture makes between them.
         """
         architecture = self.spec.architecture
-        leading = graph_of(architecture).leading_layers if architecture in GRAPHS else 0
+        graph = graph_of(architecture) if architecture in GRAPHS else None
+        leading = graph.leading_layers if graph is not None else 0
+        each = graph is not None and graph.each_layer_differs
         cached = cached_layers(self.spec)
         lists = [v for v in self.spec.hparams.values() if isinstance(v, tuple) and len(v) >= self.blocks]
         seen: dict[object, int] = {}
@@ -129,7 +131,7 @@ class ModelTable:
             key = (
                 frozenset((self.suffix(i), t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)),
                 tuple(bool(v[il]) if isinstance(v[il], float) else v[il] for v in lists),
-                (il < leading, il < cached),
+                (il if each else il < leading, il < cached),
             )
             numbers.append(seen.setdefault(key, len(seen)))
         return tuple(numbers)

@@ -21,7 +21,12 @@ from plan_llama.memory.types import HOST, Override, Settings
 # made once per device that has a layer (TENSOR_DUPLICATED)
 _PER_DEVICE_TENSORS = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 # the head is no second copy of the token table: there is none, or it reads the table where it lies (src/models/*.cpp)
-_NO_HEAD_COPY = frozenset({"bitnet"})
+_NO_HEAD_COPY = frozenset(
+    {
+        *("bert", "eurobert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert"),
+        *("nomic-bert-moe", "bitnet"),
+    }
+)
 
 # outside the blocks, and placed as the first one is (llm_tensor_info of src/llama-arch.cpp: LAYER_REPEATING)
 _FIRST_LAYER_TENSORS = ("per_layer_model_proj.", "per_layer_proj_norm.", "token_embd_norm.", "hrm.z_l_init")

@@ -43,6 +43,9 @@ class Decoder:
     """A decoder-only transformer with grouped-query attention (src/models/llama.cpp and its many relatives)."""
 
     soft_caps = False  # scores and logits are capped by tanh (gemma 2)
+    default_embedding_scale = (
+        0.0  # where the header does not say how everything that enters is scaled (granite)
+    )
     scaled_embedding = False  # token rows are scaled on their way in (gemma)
     scaled_query = False  # queries are scaled before the cache is read (gemma)
     scaled_branches = False  # what attention and feed-forward add is scaled (minicpm3)
@@ -61,6 +64,7 @@ class Decoder:
     fixed_normalise: bool | None = None
     weighs_input = False  # the experts' weights are multiplied in before the experts (llama 4)
     expert_scales = True  # scales beside experts are applied
+    each_layer_differs = False  # no layer is like another though their tensors are (HRM)
     leading_layers = 0  # so many at the start differ from the rest though their tensors do not (gemma 3n)
     clamped_glu = False  # gate and up are clamped where the header says so (step35)
 
@@ -77,9 +81,11 @@ class Decoder:
         """Makes the graph's inputs and returns the first layer's input."""
         g, batch = self.g, self.batch
         x = self.b.input_embedding()
+        if self.spec.hparams.get("embedding_scale", self.default_embedding_scale) and not self.b.deepstack:
+            x = g.like("SCALE", x)
         if self.scaled_embedding:
             x = g.like("MUL", x, g.input(F32, 1, batch.tokens))
-            g.expand(x)
+        g.expand(x)
         self.positions = g.input(I32, batch.tokens * self.positions_per_token())
         self.attention_inputs()
         self.out_ids = g.input(I32, batch.outputs)
@@ -399,63 +405,3 @@ class Decoder:
     def caps_logits(self) -> bool:
         """Whether the logits are capped by tanh."""
         return self.soft_caps
-
-
-class GptOss(Decoder):
-    """Attention sinks, windows, biased experts (src/models/openai-moe.cpp)."""
-
-    default_gating = 3
-    default_normalise = False
-    late_rows = True
-
-
-class RowNorms(Decoder):
-    """Queries and keys are normed over all heads at once, before they are split (src/models/olmoe.cpp,
-    minimax-m2.cpp).
-    """
-
-    row_norms = True  # if not, heads have theirs, and only the splitting is late (step35)
-
-    def qkv(self, x: Node, il: int) -> tuple[Node, Node, Node]:
-        """build_qkv without its reshapes: parts of a fused product are copied out."""
-        b, g, prefix, tokens = self.b, self.g, f"blk.{il}", self.batch.tokens
-        heads = {"q": (self.head_k(il), self.heads(il)), "k": (self.head_k(il), self.kv_heads(il))}
-        heads["v"] = (self.head_v(il), self.kv_heads(il))
-        fused = b.mm(f"{prefix}.attn_qkv", x) if b.has(f"{prefix}.attn_qkv.weight") else None
-        parts: list[Node] = []
-        for name, (size, count) in heads.items():
-            if fused is None:
-                part = b.mm(f"{prefix}.attn_{name}", x)
-            else:
-                part = g.cont(g.view(fused, (size * count, tokens), (fused.nb[1],)))
-            if name != "v" and self.row_norms:
-                part = b.norm(part, f"{prefix}.attn_{name}_norm")
-            parts.append(g.reshape(part, size, count, tokens))
-        return parts[0], parts[1], parts[2]
-
-    def norms_of_heads(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
-        """None where it is done already."""
-        return (q, k) if self.row_norms else super().norms_of_heads(q, k, il)
-
-
-class WindowRotation(Decoder):
-    """Layers without a window know no positions (src/models/exaone-moe.cpp)."""
-
-    @property
-    def unrotated(self) -> frozenset[int]:
-        """Those that see the whole context."""
-        return frozenset(range(self.spec.layers)) - self.windowed
-
-
-class HyV3(Decoder):
-    """The rows that are wanted are picked behind the final norm (src/models/hy-v3.cpp)."""
-
-    late_rows = True
-
-    def head(self, x: Node) -> None:
-        """Final norm of all tokens, then the rows and their logits."""
-        x = self.norm(x, "output_norm")
-        x.is_output = True
-        x = self.g.get_rows(x, self.out_ids)
-        x.is_output = True
-        self.logits(x)

@@ -129,15 +129,7 @@ class Mamba2(Mamba):
 class GraniteHybrid(StateSpace):
     """Granite 4: Mamba-2 or attention, then experts; branches are scaled (src/models/granite-hybrid.cpp)."""
 
-    always_normalise = True
-
-    def inputs(self) -> Node:
-        """The embeddings, scaled where the header says so."""
-        x = super().inputs()
-        if self.spec.hparams.get("embedding_scale"):
-            x = self.g.like("SCALE", x)
-            self.g.expand(x)
-        return x
+    fixed_normalise = True
 
     def block(self, x: Node, il: int, *, last: bool) -> Node:
         """Norm, Mamba-2 or attention, residual, norm, feed-forward, residual."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from plan_llama.memory.ggml import Node
-from plan_llama.memory.graphs.decoder import Decoder, RowNorms
+from plan_llama.memory.graphs.decoder import Decoder
+from plan_llama.memory.graphs.variants import RowNorms
 
 
 class Exaone4(Decoder):

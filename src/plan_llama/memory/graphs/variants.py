@@ -1,0 +1,75 @@
+"""Graphs that differ from the plain decoder's in one or two steps.
+
+Mirrors the files of src/models of llama.cpp b11434 that the classes name.
+"""
+
+from __future__ import annotations
+
+from plan_llama.memory.ggml import Node
+from plan_llama.memory.graphs.decoder import Decoder
+
+
+class GptOss(Decoder):
+    """Attention sinks, windows, biased experts (src/models/openai-moe.cpp)."""
+
+    default_gating = 3
+    default_normalise = False
+    late_rows = True
+
+
+class MiniCpm(Decoder):
+    """What enters is scaled, by 12 unless the header says otherwise (src/models/minicpm.cpp)."""
+
+    default_embedding_scale = 12.0
+
+
+class RowNorms(Decoder):
+    """Queries and keys are normed over all heads at once, before they are split (src/models/olmoe.cpp,
+    minimax-m2.cpp).
+    """
+
+    row_norms = True  # if not, heads have theirs, and only the splitting is late (step35)
+
+    def qkv(self, x: Node, il: int) -> tuple[Node, Node, Node]:
+        """build_qkv without its reshapes: parts of a fused product are copied out."""
+        b, g, prefix, tokens = self.b, self.g, f"blk.{il}", self.batch.tokens
+        heads = {"q": (self.head_k(il), self.heads(il)), "k": (self.head_k(il), self.kv_heads(il))}
+        heads["v"] = (self.head_v(il), self.kv_heads(il))
+        fused = b.mm(f"{prefix}.attn_qkv", x) if b.has(f"{prefix}.attn_qkv.weight") else None
+        parts: list[Node] = []
+        for name, (size, count) in heads.items():
+            if fused is None:
+                part = b.mm(f"{prefix}.attn_{name}", x)
+            else:
+                part = g.cont(g.view(fused, (size * count, tokens), (fused.nb[1],)))
+            if name != "v" and self.row_norms:
+                part = b.norm(part, f"{prefix}.attn_{name}_norm")
+            parts.append(g.reshape(part, size, count, tokens))
+        return parts[0], parts[1], parts[2]
+
+    def norms_of_heads(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:
+        """None where it is done already."""
+        return (q, k) if self.row_norms else super().norms_of_heads(q, k, il)
+
+
+class WindowRotation(Decoder):
+    """Layers without a window know no positions (src/models/exaone-moe.cpp)."""
+
+    @property
+    def unrotated(self) -> frozenset[int]:
+        """Those that see the whole context."""
+        return frozenset(range(self.spec.layers)) - self.windowed
+
+
+class HyV3(Decoder):
+    """The rows that are wanted are picked behind the final norm (src/models/hy-v3.cpp)."""
+
+    late_rows = True
+
+    def head(self, x: Node) -> None:
+        """Final norm of all tokens, then the rows and their logits."""
+        x = self.norm(x, "output_norm")
+        x.is_output = True
+        x = self.g.get_rows(x, self.out_ids)
+        x.is_output = True
+        self.logits(x)
