@@ -164,6 +164,15 @@ def test_fit_of_each_program() -> None:
     assert both.fit_min_context is None
 
 
+def test_drafting_with_the_models_own_block() -> None:
+    plain = read("llama-server --spec-type draft-mtp").settings
+    # common_params_speculative_draft, common/common.h
+    assert (plain.draft_layers, plain.draft_tokens, plain.draft_kv_type_k) == (True, 3, "f16")
+    line = "llama-server --spec-type ngram-simple,draft-mtp --spec-draft-n-max 8 -ctkd q8_0 -ctvd q4_0"
+    given = read(line).settings
+    assert (given.draft_tokens, given.draft_kv_type_k, given.draft_kv_type_v) == (8, "q8_0", "q4_0")
+
+
 @pytest.mark.parametrize(
     ("arguments", "model", "ident"),
     [

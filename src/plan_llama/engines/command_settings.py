@@ -19,7 +19,7 @@ from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory import patterns
-from plan_llama.memory.types import LazyMode, LoadMode, Override, Settings, SplitMode
+from plan_llama.memory.types import DRAFT_TOKENS, LazyMode, LoadMode, Override, Settings, SplitMode
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
 
@@ -160,6 +160,9 @@ class _Reading:
             ctx_checkpoints=max(0, self.number("-ctxcp", CTX_CHECKPOINTS)) if self.serves else 0,
             draft_layers=self._draft_layers(),
             older=memory_rules.older(self.parsed.build),
+            draft_tokens=max(0, self.number("--spec-draft-n-max", DRAFT_TOKENS)),
+            draft_kv_type_k=self.text("-ctkd") or "f16",
+            draft_kv_type_v=self.text("-ctvd") or "f16",
             slot_limit=slot_limit,
             **self._projector(devices),
         )

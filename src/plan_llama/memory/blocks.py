@@ -41,6 +41,8 @@ class Batch:
     kv_type_v: TensorType
     kv_offload: bool
     older: frozenset[OlderRule] = frozenset()
+    drafts: int = 0  # tokens of a draft that the states of recurrent layers can go back by
+    hidden: bool = False  # the state of every token stays, for the block that drafts (embeddings_nextn)
     window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
 
 
@@ -107,7 +109,7 @@ class Builder:
     def output_weight(self, name: str) -> Node:
         """The head's matrix: where embeddings are tied, the copy of the token table on the output's device."""
         weight = self.w(name)
-        if name == "output.weight" or weight.buffer == self.backend(self.output_device):
+        if name != "token_embd.weight" or weight.buffer == self.backend(self.output_device):
             return weight
         copy = Node("NONE", weight.type, weight.ne, [])
         copy.buffer = self.backend(self.output_device)
@@ -136,9 +138,11 @@ class Builder:
         """A layer's K, V or index cache: [row, cells, streams], where the layer runs."""
         return self._held(name, kind, (row, cells, self.batch.streams, 1), layer)
 
-    def state(self, name: str, elements: int, layer: int) -> Node:
-        """What a recurrent layer keeps of every sequence: f32 [elements, sequences] (llama_memory_recurrent)."""
-        return self._held(name, F32, (elements, self.batch.sequences, 1, 1), layer)
+    def state(self, name: str, elements: int, layer: int, kept: int = 1) -> Node:
+        """What a recurrent layer keeps of every sequence: f32 [elements, sequences] (llama_memory_recurrent), and as
+        often as it can be rolled back.
+        """
+        return self._held(name, F32, (elements, kept * self.batch.sequences, 1, 1), layer)
 
     def _held(self, name: str, kind: TensorType, ne: Shape, layer: int) -> Node:
         key = f"{name}.{layer}"

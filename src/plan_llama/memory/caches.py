@@ -7,7 +7,7 @@ src/llama-memory-*.cpp, and llama_hparams (src/llama-hparams.cpp), b11434.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plan_llama.memory.recurrent import (
     HYBRID,
@@ -15,6 +15,7 @@ from plan_llama.memory.recurrent import (
     kv_heads,
     recurrent_layers,
     state_elements,
+    states_kept,
 )
 from plan_llama.memory.windows import cached_layers, windows
 from plan_llama.models.types import ModelSpec, TensorType
@@ -74,6 +75,7 @@ class CacheLayer:
     layer: int
     rows: tuple[Row, ...]
     states: tuple[int, ...] = ()
+    kept: int = 1  # states of a sequence
     own_streams: bool = False  # every sequence has cells of its own, also in a unified cache
 
     @property
@@ -88,16 +90,53 @@ class CacheLayer:
 
 
 def cache_layers(
-    spec: ModelSpec, k: TensorType, v: TensorType, *, flash_attn: bool = True, latent_v: bool = False
+    spec: ModelSpec,
+    k: TensorType,
+    v: TensorType,
+    *,
+    flash_attn: bool = True,
+    latent_v: bool = False,
+    drafts: int = 0,
 ) -> tuple[CacheLayer, ...]:
     """The caches of every layer that has some. Without flash attention V is kept transposed, and as wide in every
-    layer as in the widest. `latent_v`: an older build, which keeps V of latent attention too.
+    layer as in the widest. `latent_v`: an older build, which keeps V of latent attention too; `drafts`: of
+    how many tokens the model's own drafts are.
     """
     if spec.architecture in _NO_MEMORY:
         return ()
-    if spec.architecture == "deepseek4":
-        return tuple(_compressed(spec, k))
-    return tuple(_layers(spec, k, v, flash_attn, latent_v))
+    compressed = spec.architecture == "deepseek4"
+    found = _compressed(spec, k) if compressed else _layers(spec, k, v, flash_attn, latent_v)
+    kept = states_kept(spec, drafts)
+    return tuple(replace(layer, kept=kept) if layer.states and kept > 1 else layer for layer in found)
+
+
+def draft_layers(
+    spec: ModelSpec, k: TensorType, v: TensorType, *, flash_attn: bool = True
+) -> tuple[CacheLayer, ...]:
+    """The caches of the blocks for drafting, in a context of their own: without an indexer, except where it pools."""
+    behind = windows(spec).layers
+    latent = _is_latent(spec)
+    blocks = range(spec.layers, spec.int_param("block_count"))
+    widest = (
+        0 if flash_attn else max((_elements(spec, il, "value", il in behind) for il in blocks), default=0)
+    )
+    found = []
+    for il in blocks:
+        windowed = il in behind
+        rows = [Row(k, _elements(spec, il, "key", windowed), windowed)]
+        if not latent:
+            rows.append(Row(v, widest or _elements(spec, il, "value", windowed), windowed))
+        if spec.architecture in _POOLED_ROWS:
+            rows += _index_rows(spec, il, k, v)
+        found.append(CacheLayer(il, tuple(row for row in rows if row.elements)))
+    return tuple(found)
+
+
+def _is_latent(spec: ModelSpec) -> bool:
+    """llama_hparams::is_mla: a cache of K only."""
+    return bool(spec.int_param("attention.key_length_mla", 0)) and bool(
+        spec.int_param("attention.value_length_mla", 0)
+    )
 
 
 def _layers(
@@ -106,9 +145,7 @@ def _layers(
     blocks = spec.int_param("block_count")
     behind = windows(spec).layers
     recurrent = recurrent_layers(spec)
-    latent = bool(spec.int_param("attention.key_length_mla", 0)) and bool(
-        spec.int_param("attention.value_length_mla", 0)
-    )
+    latent = _is_latent(spec)
     widest = 0 if flash_attn else max(_elements(spec, il, "value", il in behind) for il in range(blocks))
     cached = min(blocks if spec.architecture in _DRAFTS_CACHED else spec.layers, cached_layers(spec))
     for il in range(blocks):

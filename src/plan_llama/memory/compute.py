@@ -7,10 +7,12 @@ another context or micro-batch, or another number of equal layers, is worked out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
+from operator import add
+from typing import TYPE_CHECKING
 
 from plan_llama.errors import ModelError
 from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
@@ -23,6 +25,9 @@ from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
 from plan_llama.models.types import ModelSpec
+
+if TYPE_CHECKING:
+    from plan_llama.memory.graphs.decoder import Decoder
 
 # llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
 _NO_FLASH_ATTENTION = frozenset({"grok"})
@@ -40,6 +45,20 @@ class Work:
     buffers: tuple[int, ...]
     pools: tuple[int, ...]
 
+    def largest(self, other: Work) -> Work:
+        """Enough for either of two graphs of one context."""
+        return Work(_each(max, self.buffers, other.buffers), _each(max, self.pools, other.pools))
+
+    def beside(self, other: Work) -> Work:
+        """Two contexts at once."""
+        return Work(_each(add, self.buffers, other.buffers), _each(add, self.pools, other.pools))
+
+
+def _each(
+    joined: Callable[[int, int], int], some: tuple[int, ...], others: tuple[int, ...]
+) -> tuple[int, ...]:
+    return tuple(joined(a, b) for a, b in zip(some, others, strict=True))
+
 
 def work_bytes(
     table: ModelTable,
@@ -47,8 +66,10 @@ def work_bytes(
     batch: Batch,
     placement: Placement,
     kinds: Sequence[BackendKind],
+    *,
+    draft: bool = False,
 ) -> Work:
-    """What computing takes on each device.
+    """What computing takes on each device; `draft`: in the context of the block for drafting.
 
     An upper bound where the graph is not known, or where the file lacks a tensor or a number that it needs.
     """
@@ -64,7 +85,7 @@ def work_bytes(
     )
     if is_described(table.spec):
         with suppress(UndescribedGraph, ModelError):
-            return _walked(table, settings, batch, placement, kinds, pipelined=pipelined)
+            return _walked(table, settings, batch, placement, kinds, pipelined=pipelined, draft=draft)
     return Work(
         upper_bound(table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined),
         tuple(pool_bound(table, batch) if kind.chip is not None else 0 for kind in kinds),
@@ -79,9 +100,10 @@ def _walked(
     kinds: Sequence[BackendKind],
     *,
     pipelined: bool,
+    draft: bool,
 ) -> Work:
     """The sizes from a recording of the graph; it is made where there is none for this kind of placement and batch."""
-    left_out = tuple(stretch.left_out for stretch in placement.stretches if stretch.left_out)
+    left_out = tuple(stretch.left_out for stretch in placement.stretches if stretch.left_out and not draft)
     all_rows = batch.outputs == batch.tokens
     rest = replace(
         batch,
@@ -93,9 +115,10 @@ def _walked(
     key = (
         rest,
         all_rows,
-        placement.shape,
+        placement.draft_shape if draft else placement.shape,
         tuple(kinds),
         placement.output_device,
+        tuple(placement.moves.loose.items()),
         pipelined,
         settings.op_offload,
     )
@@ -105,7 +128,9 @@ def _walked(
         if recording.admits(values):
             break
     else:
-        recording = _record(table, settings, batch, placement, kinds, values, pipelined=pipelined)
+        recording = _record(
+            table, settings, batch, placement, kinds, values, pipelined=pipelined, draft=draft
+        )
         recordings.append(recording)
     return Work(recording.sizes(values), recording.pool_sizes(values))
 
@@ -119,6 +144,7 @@ def _record(
     values: Sequence[int],
     *,
     pipelined: bool,
+    draft: bool,
 ) -> Recording:
     """Builds the graph and has the scheduler and the allocator go through it."""
     spec = table.spec
@@ -144,9 +170,23 @@ def _record(
     )
     builder.output_device = placement.output_device
     graph = graph_of(spec.architecture)(builder)
+    if draft:
+        graph.drafting()(builder).draft(spec.layers)
+    else:
+        _build(graph, builder, placement, guards)
+    options = SchedulerOptions(
+        kinds=(*kinds, CPU_KIND),
+        op_offload=settings.op_offload,
+        copies=PIPELINE_COPIES if pipelined else 1,
+    )
+    return Recording(guards, *record(builder.g, options))
+
+
+def _build(graph: Decoder, builder: Builder, placement: Placement, guards: Guards) -> None:
+    """The whole model, without the layers that are like others."""
     x = graph.inputs()
     places = count(BATCH)
-    last = spec.layers - 1
+    last = placement.table.layers - 1
     for stretch in placement.stretches:
         built = stretch.first + stretch.built
         for il in range(stretch.first, built):
@@ -156,9 +196,3 @@ def _record(
         if stretch.left_out:
             builder.skip(guards.variable(next(places)))
     graph.head(x)
-    options = SchedulerOptions(
-        kinds=(*kinds, CPU_KIND),
-        op_offload=settings.op_offload,
-        copies=PIPELINE_COPIES if pipelined else 1,
-    )
-    return Recording(guards, *record(builder.g, options))

@@ -11,7 +11,7 @@ from math import ceil
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.blocks import Batch, padded
-from plan_llama.memory.caches import CacheLayer, Row, cache_layers
+from plan_llama.memory.caches import CacheLayer, Row, cache_layers, draft_layers
 from plan_llama.memory.ggml import F32
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.memory.table import CacheKey, ModelTable
@@ -34,13 +34,15 @@ def kv_type(name: str) -> TensorType:
 
 
 def outputs_reserved(
-    program: Program, tokens: int, batch: int, parallel: int, *, per_slot: bool = True
+    program: Program, tokens: int, batch: int, parallel: int, *, drafts: int = 0, per_slot: bool = True
 ) -> int:
-    """Output rows of the reserved graph: one per slot in llama-server, one per token elsewhere and in older builds.
+    """Output rows of the reserved graph: one per slot in llama-server and one per drafted token, which the same batch
+    verifies; one per token elsewhere and in older builds.
 
     Source: tools/server/server-context.cpp (n_outputs_max) and llama_context::sched_reserve.
     """
-    most = max(1, min(batch, parallel)) if program == "llama-server" and per_slot else batch
+    by_slot = program == "llama-server" and per_slot
+    most = max(1, min(batch, parallel * (1 + drafts))) if by_slot else batch
     return min(tokens, most)
 
 
@@ -60,6 +62,7 @@ def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS) -> Batch:
     batch = min(context, settings.batch)
     ubatch = min(batch, settings.ubatch or batch)
     tokens = padded(min(context, ubatch), sequences)
+    drafts = settings.draft_tokens if settings.draft_layers else 0
     return Batch(
         tokens=tokens,
         outputs=outputs_reserved(
@@ -67,11 +70,13 @@ def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS) -> Batch:
             min(context, ubatch),
             batch,
             sequences,
+            drafts=drafts,
             per_slot="outputs-per-token" not in settings.older,
         ),
         sequences=sequences,
         streams=1 if unified else sequences,
         cells=cells,
+        drafts=drafts,
         flash_attn=settings.flash_attn,
         kv_type_k=kv_type(settings.kv_type_k),
         kv_type_v=kv_type(settings.kv_type_v),
@@ -93,13 +98,19 @@ def table_layers(table: ModelTable, batch: Batch) -> tuple[CacheLayer, ...]:
     key = _cache_key(batch)
     if key not in table.cache_layers:
         table.cache_layers[key] = cache_layers(
-            table.spec, batch.kv_type_k, batch.kv_type_v, flash_attn=batch.flash_attn, latent_v=key[3]
+            table.spec,
+            batch.kv_type_k,
+            batch.kv_type_v,
+            flash_attn=batch.flash_attn,
+            latent_v=key[3],
+            drafts=batch.drafts,
         )
     return table.cache_layers[key]
 
 
 def _cache_key(batch: Batch) -> CacheKey:
-    return batch.kv_type_k.name, batch.kv_type_v.name, batch.flash_attn, "latent-v-cache" in batch.older
+    older = "latent-v-cache" in batch.older
+    return batch.kv_type_k.name, batch.kv_type_v.name, batch.flash_attn, older, batch.drafts
 
 
 def row_cells(row: Row, batch: Batch) -> int:
@@ -138,6 +149,17 @@ def context_bytes(
     return total
 
 
+def draft_bytes(
+    table: ModelTable, batch: Batch, placement: Placement, kinds: Mapping[int, BackendKind]
+) -> dict[int, int]:
+    """The same of the context that runs the blocks for drafting."""
+    total = dict.fromkeys((*kinds, HOST), 0)
+    for layer in draft_layers(table.spec, batch.kv_type_k, batch.kv_type_v, flash_attn=batch.flash_attn):
+        device = placement.layer_device[layer.layer] if batch.kv_offload else HOST
+        total[device] += _layer_bytes(layer, batch, kinds.get(device, CPU_KIND))
+    return total
+
+
 def _alike(table: ModelTable, batch: Batch) -> tuple[tuple[CacheLayer, tuple[int, ...]], ...]:
     """One layer of each make of caches, and the numbers of all of that make."""
     key = _cache_key(batch)
@@ -158,5 +180,5 @@ def _layer_bytes(layer: CacheLayer, batch: Batch, kind: BackendKind) -> int:
         size = row.type.nbytes(row.elements) * row_cells(row, batch) * streams
         total += padded_bytes(size, row.type, row.elements, kind)
     for elements in layer.states:
-        total += padded_bytes(F32.nbytes(elements) * batch.sequences, F32, elements, kind)
+        total += padded_bytes(F32.nbytes(elements) * layer.kept * batch.sequences, F32, elements, kind)
     return total

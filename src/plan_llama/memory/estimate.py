@@ -29,6 +29,11 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
     cache = context.context_bytes(table, batch, placement, dict(enumerate(kinds)))
     work = compute.work_bytes(table, settings, batch, placement, kinds)
+    if settings.draft_layers and table.blocks > table.layers:
+        own_cache, own = _draft(table, settings, placement, kinds)
+        cache = {device: size + own_cache[device] for device, size in cache.items()}
+        later = compute.work_bytes(table, settings, replace(batch, hidden=True), placement, kinds)
+        work = work.largest(later).beside(own)
     return Buffers(
         devices=tuple(
             DeviceBytes(
@@ -44,6 +49,27 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
             weights_bytes=weight[HOST], context_bytes=cache[HOST], compute_bytes=work.buffers[-1]
         ),
     )
+
+
+def _draft(
+    table: ModelTable, settings: Settings, placement: weights.Placement, kinds: Sequence[BackendKind]
+) -> tuple[dict[int, int], compute.Work]:
+    """Cache and compute buffers of the second context, which runs the block for drafting and shares the weights.
+
+    The first context's buffers may grow with the first long prompt: it reserves before it is told to keep the state
+    of every token (llama_set_embeddings_nextn), and reserves again when that graph does not fit.
+    Source: common_base_params_to_speculative and common_speculative_init_result (common/speculative.cpp), b11434: as
+    the first, with cache types of its own, and one output per slot.
+    """
+    own = replace(
+        settings,
+        kv_type_k=settings.draft_kv_type_k,
+        kv_type_v=settings.draft_kv_type_v,
+        draft_layers=False,
+    )
+    batch = context.reserved_batch(own, table.windows)
+    cache = context.draft_bytes(table, batch, placement, dict(enumerate(kinds)))
+    return cache, compute.work_bytes(table, settings, batch, placement, kinds, draft=True)
 
 
 def _on_one(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:

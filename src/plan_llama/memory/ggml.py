@@ -310,10 +310,12 @@ class Graph:
         count = x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3]
         return Node("SSM_SCAN", F32, (count + size * ids, 1, 1, 1), [states, x, *sources])
 
-    def gated_delta_net(self, q: Node, k: Node, v: Node, gate: Node, beta: Node, state: Node) -> Node:
-        """ggml_gated_delta_net with one snapshot: the outputs of all tokens and, behind them, the new states."""
+    def gated_delta_net(
+        self, q: Node, k: Node, v: Node, gate: Node, beta: Node, state: Node, kept: int = 1
+    ) -> Node:
+        """ggml_gated_delta_net: the outputs of all tokens and, behind them, the last `kept` states."""
         size, heads, tokens, sequences = v.ne
-        ne = (size * heads, (tokens + size) * sequences, 1, 1)
+        ne = (size * heads, (tokens + kept * size) * sequences, 1, 1)
         return Node("GATED_DELTA_NET", F32, ne, [q, k, v, gate, beta, state])
 
     def lightning_indexer(self, q: Node, k: Node, weights: Node, mask: Node) -> Node:

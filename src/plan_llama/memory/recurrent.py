@@ -30,6 +30,29 @@ _NO_HEADS = frozenset(
 _NEMOTRON = frozenset({"nemotron_h", "nemotron_h_moe"})  # some layers are neither, but a feed-forward network
 HYBRID = frozenset({*_BOTH, *_INTERVAL, *_NO_HEADS, *_NEMOTRON})
 
+# Their states can be rolled back token by token: while drafting they keep one more for every token of a draft
+# (llm_arch_supports_rs_rollback, src/llama-arch.cpp; n_rs_seq of llama_memory_recurrent).
+_ROLLED_BACK = frozenset(
+    {
+        "bailingmoe3",
+        "deepseek4",
+        "glm5-next",
+        "kimi-k3",
+        "lfm2",
+        "lfm2moe",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "qwen35",
+        "qwen35moe",
+        "qwen4exp",
+    }
+)
+
+
+def states_kept(spec: ModelSpec, drafts: int) -> int:
+    """States of a sequence in the cache: one, and those that a draft of so many tokens may go back to."""
+    return 1 + drafts if spec.architecture in _ROLLED_BACK else 1
+
 
 def recurrent_layers(spec: ModelSpec) -> frozenset[int]:
     """The layers that keep a state instead of, or beside, a cache; blocks for drafting keep none."""

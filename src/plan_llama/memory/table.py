@@ -40,7 +40,8 @@ _ONE_BLOCK = re.compile(r"blk\\\.([0-9]{1,4})\\\.(?![?*+{])(?:[^|()]|\([^()]*\))
 _LAZY_TENSORS = ("per_layer_token_embd.",)
 _LAZY_BYTES = 4 << 30
 
-CacheKey = tuple[str, str, bool, bool]  # types of K and V, flash attention, V beside a latent K
+# types of K and V, flash attention, V beside a latent K, tokens of a draft
+CacheKey = tuple[str, str, bool, bool, int]
 
 
 class ModelTable:

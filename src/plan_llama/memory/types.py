@@ -14,6 +14,7 @@ OlderRule = Literal[
     "outputs-per-token", "mask-f32", "no-mixed-batch", "latent-v-cache", "no-window-cache", "one-pool"
 ]
 
+DRAFT_TOKENS = 3  # common_params_speculative_draft, common/common.h, b11434
 HOST = -1  # device index of system memory
 
 
@@ -55,6 +56,9 @@ class Settings:
     ctx_checkpoints: int = 0
     draft_layers: bool = False  # load and run the model's own next-token-prediction block
     older: frozenset[OlderRule] = frozenset()  # of a build before the one that is modelled
+    draft_tokens: int = DRAFT_TOKENS  # tokens that it drafts at most before they are verified
+    draft_kv_type_k: str = "f16"  # -ctkd and -ctvd: its cache has types of its own
+    draft_kv_type_v: str = "f16"
     slot_limit: int | None = None  # --kv-unified-per-slot: most tokens of one conversation in a shared pool
     mmproj: bool = False  # the model's projector is loaded, for images
     mmproj_offload: bool = True

@@ -109,6 +109,12 @@ class Placement:
         )
         return self.table.shapes.setdefault(built, len(self.table.shapes))
 
+    @property
+    def draft_shape(self) -> tuple[object, ...]:
+        """The same of the first block for drafting."""
+        il = self.table.layers
+        return ("draft", self.layer_device[il], self.moves.by_block[il])
+
     @cached_property
     def kinds_of_layers(self) -> tuple[tuple[object, ...], ...]:
         """What makes layers alike: tensors, types and shapes, the devices of the layer and of its tensors, a window."""

@@ -176,7 +176,7 @@ class Decoder:
         cur = self.attention_of(cur, il)
         if self.rows_behind_norm:
             cur = self.post_norm(cur, prefix, _POST_ATTENTION)
-        if last and not (self.late_rows or self.all_rows):
+        if last and not (self.late_rows or self.all_rows or self.batch.hidden):
             cur = g.get_rows(cur, self.out_ids)
             residual = g.get_rows(residual, self.out_ids)
         if self.scaled_branches:
@@ -368,6 +368,35 @@ class Decoder:
     default_gating = 1
     default_normalise = True
 
+    # -- drafting --------------------------------------------------------------------------------------------------
+
+    def drafting(self) -> type[Decoder]:
+        """The class that builds the block for drafting, where the model's own layers are built otherwise."""
+        return type(self)
+
+    def draft(self, il: int) -> None:
+        """graph_mtp: a token's row and the state that the model left for it, put together; a layer; the head."""
+        b, g, prefix = self.b, self.g, f"blk.{il}.nextn"
+        tokens, width = self.batch.tokens, self.spec.int_param("embedding_length")
+        table = b.w(self._own(f"{prefix}.embed_tokens", "token_embd"))
+        rows = g.get_rows(table, g.input(I32, tokens))
+        state = g.input(F32, width, tokens)
+        self.positions = g.input(I32, tokens * self.positions_per_token())
+        self.out_ids = g.input(I32, self.batch.outputs)
+        self.attention_inputs()
+        both = g.concat(b.norm(rows, f"{prefix}.enorm"), b.norm(state, f"{prefix}.hnorm"), 0)
+        x = self.block(b.mm(f"{prefix}.eh_proj", both), il, last=False)
+        x = b.norm(x, self._own(f"{prefix}.shared_head_norm", "output_norm").removesuffix(".weight"))
+        x.is_output = True
+        head = self._own(f"{prefix}.shared_head_head", "output" if b.has("output.weight") else "token_embd")
+        logits = g.mul_mat(b.output_weight(head), g.get_rows(x, self.out_ids))
+        logits.is_output = True
+        g.expand(logits)
+
+    def _own(self, name: str, shared: str) -> str:
+        """A tensor of the block for drafting, or the model's where it has none."""
+        return f"{name if self.b.has(f'{name}.weight') else shared}.weight"
+
     # -- the head -----------------------------------------------------------------------------------------------------
 
     def head(self, x: Node) -> None:
@@ -381,6 +410,9 @@ class Decoder:
         if not self.normed_rows:
             x = self.norm(x, "output_norm")
         x.is_output = True
+        if self.batch.hidden and not self.late_rows:
+            x = g.get_rows(x, self.out_ids)
+            x.is_output = True
         self.logits(x)
 
     def logits(self, x: Node) -> None:

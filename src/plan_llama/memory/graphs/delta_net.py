@@ -6,6 +6,7 @@ Mirrors src/models/delta-net-base.cpp, qwen3next.cpp, qwen35.cpp and qwen35moe.c
 from __future__ import annotations
 
 from plan_llama.memory.ggml import F32, Node
+from plan_llama.memory.graphs.decoder import Decoder
 from plan_llama.memory.graphs.recurrent import Recurrent
 
 
@@ -14,6 +15,10 @@ class DeltaNet(Recurrent):
 
     late_rows = True
     fixed_normalise = True
+
+    def drafting(self) -> type[Decoder]:
+        """The block for drafting keeps no state."""
+        return Drafting
 
     # -- attention ------------------------------------------------------------------------------------------------
 
@@ -101,11 +106,15 @@ class DeltaNet(Recurrent):
         """
         g = self.g
         size, heads, tokens, sequences = v.ne
-        made = g.gated_delta_net(q, k, v, gate, beta, state)
+        made = g.gated_delta_net(q, k, v, gate, beta, state, self.kept)
         row, head = F32.nbytes(size), F32.nbytes(size * heads)
-        self.store_state(
-            cache, g.view(made, (size, size, heads, sequences), (row, row * size, row * size * heads))
-        )
+        if self.kept == 1:
+            new = g.view(made, (size, size, heads, sequences), (row, row * size, row * size * heads))
+            self.store_state(cache, new)
+        else:  # a view of as many rows as the batch has tokens for
+            shape = (row * size * heads, row * size * heads * sequences)
+            new = g.view(made, (size * size * heads, sequences, min(tokens, self.kept)), shape)
+            g.expand(g.cpy(new, g.view(cache, new.ne[:3], (cache.nb[1], cache.nb[1] * sequences))))
         return g.view(made, (size, heads, tokens, sequences), (row, head, head * tokens))
 
     # -- the head -----------------------------------------------------------------------------------------------------
@@ -113,6 +122,18 @@ class DeltaNet(Recurrent):
     def head(self, x: Node) -> None:
         """With the normed states that a draft block starts from."""
         self.seeded_head(x)
+
+
+class Drafting(DeltaNet):
+    """The block for drafting: gated attention over a plain cache (graph_mtp in src/models/qwen35.cpp)."""
+
+    def attention_inputs(self) -> None:
+        """build_attn_inp_kv."""
+        Decoder.attention_inputs(self)
+
+    def attention_of(self, x: Node, il: int) -> Node:
+        """Gated attention."""
+        return self.gated_attention(x, il)
 
 
 class Qwen3Next(DeltaNet):

@@ -127,6 +127,10 @@ class GlmDsa(Latent):
 
     default_gating = 2
 
+    def drafting(self) -> type[Decoder]:
+        """The block for drafting attends to all cells."""
+        return Drafting
+
     def attention_inputs(self) -> None:
         """build_attn_inp_k_dsa: rows and mask of the latent cache, and the same for the indexer's."""
         self.temperature = None
@@ -199,6 +203,12 @@ class GlmDsa(Latent):
             (opened.nb[2], opened.nb[3], opened.nb[3]),
         )
         return g.like("ADD", opened, mask)
+
+
+class Drafting(Latent):
+    """The block for drafting of DeepSeek-V3.2 and GLM-5 (graph_mtp in src/models/deepseek32.cpp, glm-dsa.cpp)."""
+
+    default_gating = 2
 
 
 class DeepseekOcr(Decoder):

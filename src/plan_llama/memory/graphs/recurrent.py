@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from plan_llama.memory.ggml import I32, Node
 from plan_llama.memory.graphs.decoder import Decoder
-from plan_llama.memory.recurrent import recurrent_layers, state_elements
+from plan_llama.memory.recurrent import recurrent_layers, state_elements, states_kept
 
 
 class Recurrent(Decoder):
@@ -29,15 +29,16 @@ class Recurrent(Decoder):
         # one view each for all layers: copied to another device once
         self.copies_main = self.g.view(self.copies, (self.sequences,), ())
         self.copies_tail = self.g.view(self.copies, (self.sequences - 1,), ())
+        self.kept = states_kept(self.spec, self.batch.drafts)
         self.recurrent = recurrent_layers(self.spec)
 
     def conv_cache(self, il: int) -> Node:
         """get_r_l: the convolution's last inputs."""
-        return self.b.state("r", state_elements(self.spec, il)[0], il)
+        return self.b.state("r", state_elements(self.spec, il)[0], il, self.kept)
 
     def state_cache(self, il: int) -> Node:
         """get_s_l: the recurrent state."""
-        return self.b.state("s", state_elements(self.spec, il)[1], il)
+        return self.b.state("s", state_elements(self.spec, il)[1], il, self.kept)
 
     def load_state(self, cache: Node, take: Callable[[Node, Node], Node] | None = None) -> Node:
         """build_rs: the states of the batch's sequences, [elements, sequences].
@@ -73,7 +74,8 @@ class Recurrent(Decoder):
         """Those and the new inputs, [size + tokens, channels, sequences]; the last of all are kept."""
         g = self.g
         conv = g.concat(before, g.transpose(x), 0)
-        self.store_state(self.conv_cache(il), g.view(conv, before.ne[:3], conv.nb[1:3]))
+        for _ in range(self.kept):
+            self.store_state(self.conv_cache(il), g.view(conv, before.ne[:3], conv.nb[1:3]))
         return conv
 
     def per_sequence(self, x: Node) -> Node:
