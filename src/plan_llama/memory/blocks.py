@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plan_llama.memory.ggml import F16, F32, I32, I64, Graph, Node, Shape, tensor
+from plan_llama.memory.routing import grouped
 from plan_llama.memory.types import HOST, OlderRule
 from plan_llama.models.types import ModelSpec, TensorType
 
@@ -134,9 +135,11 @@ class Builder:
                 return self._weights[key]
         return None
 
-    def cache(self, name: str, kind: TensorType, row: int, cells: int, layer: int) -> Node:
+    def cache(
+        self, name: str, kind: TensorType, row: int, cells: int, layer: int, *, streams: int = 0
+    ) -> Node:
         """A layer's K, V or index cache: [row, cells, streams], where the layer runs."""
-        return self._held(name, kind, (row, cells, self.batch.streams, 1), layer)
+        return self._held(name, kind, (row, cells, streams or self.batch.streams, 1), layer)
 
     def state(self, name: str, elements: int, layer: int, kept: int = 1) -> Node:
         """What a recurrent layer keeps of every sequence: f32 [elements, sequences] (llama_memory_recurrent), and as
@@ -247,6 +250,7 @@ class Builder:
         scale: bool,
         groups: tuple[int, int] = (1, 1),
         logits: Node | None = None,
+        chosen: Node | None = None,
         weighs_input: bool = False,
         scaled: bool = True,
         clamped: bool = False,
@@ -254,8 +258,9 @@ class Builder:
         """build_moe_ffn: router, selection, weights, the experts' three products and their sum.
 
         `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used); `logits` are the
-        router's, where it does not see `x`. With `weighs_input` weights go in before the products (llama 4); `scaled`:
-        scales beside the experts are applied; `clamped`: gate and up are clamped.
+        router's, where it does not see `x`; `chosen` are experts that it does not choose. With `weighs_input` weights
+        go in before the products (llama 4); `scaled`: scales beside experts are applied; `clamped`: gate and up are
+        clamped.
         """
         if used < 1:
             raise UndescribedGraph("expert_used_count")
@@ -267,6 +272,8 @@ class Builder:
             probs = g.soft_max(logits)
         elif gating == "sigmoid":
             probs = g.like("UNARY", logits)
+        elif gating == "sqrt-softplus":
+            probs = g.like("SQRT", g.like("UNARY", logits))
         else:
             probs = logits
         selection = logits if weighs_input else probs
@@ -274,8 +281,8 @@ class Builder:
         if bias is not None:
             selection = g.like("ADD", probs, bias)
         if groups[0] > 1:
-            selection = self._grouped(selection, experts, tokens, groups)
-        selected = g.argsort_top_k(selection, used)
+            selection = grouped(g, selection, experts, tokens, groups)
+        selected = chosen or g.argsort_top_k(selection, used)
         weights = g.get_rows(g.reshape(probs, 1, experts, tokens), selected)
         if gating == "softmax-weight":
             weights = g.soft_max(g.reshape(weights, used, tokens))
@@ -328,21 +335,6 @@ class Builder:
             out = g.like("MUL", out, g.get_rows(each, ids))
         bias = self.maybe(f"{name}.bias")
         return out if bias is None else g.like("ADD_ID", out, bias, ids)
-
-    def _grouped(self, selection: Node, experts: int, tokens: int, groups: tuple[int, int]) -> Node:
-        """The choice of expert groups before experts (DeepSeek-V3)."""
-        g = self.g
-        count, used = groups
-        size = experts // count
-        grouped = g.reshape(selection, size, count, tokens)
-        best = g.argsort_top_k(grouped, 2)
-        scores = g.get_rows(g.reshape(grouped, 1, size, count, tokens), best)
-        scores = g.sum_rows(g.reshape(scores, 2, count, tokens))
-        scores = g.reshape(scores, count, tokens)
-        chosen = g.argsort_top_k(scores, used)
-        kept = g.get_rows(grouped, chosen)
-        masked = g.set_rows(g.like("FILL", grouped), kept, chosen)
-        return g.reshape(masked, experts, tokens)
 
     # -- attention --------------------------------------------------------------------------------------------------
 
@@ -442,9 +434,9 @@ class Builder:
         g.expand(out)
         return out
 
-    def filled(self, *ne: int) -> Node:
+    def filled(self, *ne: int, kind: TensorType = F32) -> Node:
         """ggml_fill of a new tensor: a leaf that the allocator places before everything else."""
-        node = self.g.like("FILL", tensor(F32, *ne))
+        node = self.g.like("FILL", tensor(kind, *ne))
         self.constants.append(node)
         return node
 
@@ -453,7 +445,7 @@ class Builder:
         their own, as often as there are layers."""
         for constant in self.constants:
             a, b, c, d = constant.ne
-            leaf = tensor(F32, a, b, c, d * count)
+            leaf = tensor(constant.type, a, b, c, d * count)
             leaf.visited = True
             hold = Node("HOLD", F32, (0, 0, 0, 0), [leaf])
             hold.twin = constant

@@ -171,7 +171,10 @@ def _record(
     builder.output_device = placement.output_device
     graph = graph_of(spec.architecture)(builder)
     if draft:
-        graph.drafting()(builder).draft(spec.layers)
+        # as the modules of graphs: not loaded at the start
+        from plan_llama.memory.graphs import drafting
+
+        drafting.build(graph.drafting()(builder), spec.layers)
     else:
         _build(graph, builder, placement, guards)
     options = SchedulerOptions(

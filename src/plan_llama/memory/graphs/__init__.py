@@ -36,6 +36,7 @@ GRAPHS: dict[str, str] = {
     "deepseek2": "latent.Latent",
     "deepseek2-ocr": "latent.DeepseekOcr",
     "deepseek32": "latent.GlmDsa",
+    "deepseek4": "compressed.DeepSeek4",
     "dots1": "decoder.Decoder",
     "dream": "encoder.NoCache",
     "ernie4_5": "decoder.Decoder",

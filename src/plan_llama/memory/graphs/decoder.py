@@ -19,7 +19,7 @@ _MROPE = frozenset(
 )
 _MROPE_IF_DIVIDED = frozenset({"glm4", "glm4moe", "bailingmoe3", "hunyuan_vl"})
 # src/llama-hparams.h, enum llama_expert_gating_func_type
-_GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight"}
+_GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight", 4: "sqrt-softplus"}
 
 
 # norms behind the branches, by family
@@ -363,7 +363,12 @@ class Decoder:
             weighs_input=self.weighs_input,
             scaled=self.expert_scales,
             clamped=self._clamped("swiglu_clamp_exp", il),
+            chosen=self.chosen_experts(il),
         )
+
+    def chosen_experts(self, il: int) -> Node | None:  # noqa: ARG002 - for those that know some
+        """Experts that the router does not choose."""
+        return None
 
     default_gating = 1
     default_normalise = True
@@ -373,29 +378,6 @@ class Decoder:
     def drafting(self) -> type[Decoder]:
         """The class that builds the block for drafting, where the model's own layers are built otherwise."""
         return type(self)
-
-    def draft(self, il: int) -> None:
-        """graph_mtp: a token's row and the state that the model left for it, put together; a layer; the head."""
-        b, g, prefix = self.b, self.g, f"blk.{il}.nextn"
-        tokens, width = self.batch.tokens, self.spec.int_param("embedding_length")
-        table = b.w(self._own(f"{prefix}.embed_tokens", "token_embd"))
-        rows = g.get_rows(table, g.input(I32, tokens))
-        state = g.input(F32, width, tokens)
-        self.positions = g.input(I32, tokens * self.positions_per_token())
-        self.out_ids = g.input(I32, self.batch.outputs)
-        self.attention_inputs()
-        both = g.concat(b.norm(rows, f"{prefix}.enorm"), b.norm(state, f"{prefix}.hnorm"), 0)
-        x = self.block(b.mm(f"{prefix}.eh_proj", both), il, last=False)
-        x = b.norm(x, self._own(f"{prefix}.shared_head_norm", "output_norm").removesuffix(".weight"))
-        x.is_output = True
-        head = self._own(f"{prefix}.shared_head_head", "output" if b.has("output.weight") else "token_embd")
-        logits = g.mul_mat(b.output_weight(head), g.get_rows(x, self.out_ids))
-        logits.is_output = True
-        g.expand(logits)
-
-    def _own(self, name: str, shared: str) -> str:
-        """A tensor of the block for drafting, or the model's where it has none."""
-        return f"{name if self.b.has(f'{name}.weight') else shared}.weight"
 
     # -- the head -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,330 @@
+"""DeepSeek-V4: hyper-connections, and attention over a window and over compressed cells.
+
+Mirrors src/models/deepseek4.cpp, build_inp_dsv4 (src/llama-graph.cpp) and the reserved plan of
+src/llama-kv-cache-dsv4.cpp of llama.cpp b11434.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plan_llama.memory.blocks import Builder, UndescribedGraph, hadamard_size, padded
+from plan_llama.memory.ggml import F16, F32, I32, I64, Node
+from plan_llama.memory.graphs.decoder import Decoder
+from plan_llama.memory.recurrent import states_kept
+from plan_llama.models.types import TensorType
+
+_SPARSE, _HEAVY = 4, 128  # tokens per compressed cell (DSV4_CSA_RATIO, DSV4_HCA_RATIO)
+_CELLS = 256  # caches are padded to this
+
+
+@dataclass(frozen=True, slots=True)
+class Compressor:
+    """The inputs of one compressed cache (dsv4_build_comp_inputs)."""
+
+    ratio: int
+    cells: int
+    rows: int  # of the state, over all sequences
+    positions: Node
+    persist_from: Node
+    persist_to: Node
+    restore: tuple[Node, Node] | None
+    snapshot: tuple[Node, Node] | None
+    read: Node
+    write: Node
+    write_positions: Node
+    mask: Node
+    rotation: Node | None
+
+
+class DeepSeek4(Decoder):
+    """Every layer keeps a window; most compress what lies behind it by 4 or by 128, and those that compress by 4 choose
+    among the compressed cells with an indexer.
+    """
+
+    default_gating = 4
+    expert_scales = False
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__(builder)
+        self.streams = self.spec.int_param("hyper_connection.count")
+        self.sequences = self.batch.sequences
+        self.kept = states_kept(self.spec, self.batch.drafts)
+        self.head_size = self.spec.int_param("attention.key_length")
+        self.index_size = self.spec.int_param("attention.indexer.key_length")
+
+    def drafting(self) -> type[Decoder]:
+        """Its block for drafting attends to a window only; an upper bound is taken."""
+        raise UndescribedGraph("the block for drafting of DeepSeek-V4")
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+
+    def inputs(self) -> Node:
+        """The token rows, once per hyper-connection."""
+        g, batch = self.g, self.batch
+        self.tokens = g.input(I32, batch.tokens)
+        table = self.b.w("token_embd.weight")
+        rows = g.get_rows(table, self.tokens)
+        g.expand(rows, g.input(F32, table.ne[0], batch.tokens))
+        self.positions = g.input(I32, batch.tokens)
+        self.out_ids = g.input(I32, batch.outputs)
+        self.rows_k = g.input(I64, batch.tokens)
+        mask_type = F16 if batch.flash_attn else F32
+        self.mask = self._mask(batch.window_cells, mask_type)
+        quantised = batch.kv_type_k.quantised and self.head_size % 64 == 0
+        size = hadamard_size(self.head_size)
+        self.rotation = g.input(F32, size, size) if quantised else None
+        self.sparse = self._compressor(_SPARSE, mask_type, size if quantised else 0)
+        self.heavy = self._compressor(_HEAVY, mask_type, size if quantised else 0)
+        self.index = self._compressor(_SPARSE, F16, hadamard_size(self.index_size))
+        g.expand(self.mask)
+        x = g.reshape(rows, table.ne[0], 1, batch.tokens)
+        return g.repeat(x, table.ne[0], self.streams, batch.tokens, 1)
+
+    def _mask(self, cells: int, kind: TensorType) -> Node:
+        return self.g.input(kind, cells, self.batch.tokens // self.sequences, 1, self.sequences)
+
+    def _compressor(self, ratio: int, mask_type: TensorType, rotation: int) -> Compressor:
+        """dsv4_build_reserve_comp_plan: the most blocks that a batch can complete."""
+        g, tokens, drafts = self.g, self.batch.tokens, self.kept - 1
+        blocks = tokens // ratio + self.sequences
+        size = 2 * ratio if ratio == _SPARSE else ratio
+        rows = size * self.sequences
+        cells = padded(-(-self.batch.cells // ratio), _CELLS)
+        persist = min(tokens, rows)
+        pair = (g.input(I32, rows), g.input(I32, rows)) if drafts else None
+        more = (g.input(I32, rows * drafts), g.input(I32, rows * drafts)) if drafts else None
+        return Compressor(
+            ratio=ratio,
+            cells=cells,
+            rows=rows,
+            positions=g.input(I32, tokens),
+            persist_from=g.input(I32, persist),
+            persist_to=g.input(I32, persist),
+            restore=pair,
+            snapshot=more,
+            read=g.input(I32, (2 if ratio == _SPARSE else 1) * ratio * blocks),
+            write=g.input(I64, blocks),
+            write_positions=g.input(I32, blocks),
+            mask=self._mask(cells, mask_type),
+            rotation=g.input(F32, rotation, rotation) if rotation else None,
+        )
+
+    # -- hyper-connections ------------------------------------------------------------------------------------------
+
+    def narrowed(self, x: Node, prefix: str) -> tuple[Node, Node, Node]:
+        """build_hc_pre: one stream of the several, and what build_hc_post needs to spread a branch again."""
+        b, g, n = self.b, self.g, self.streams
+        tokens = x.ne[2]
+        flat = g.like("RMS_NORM", g.reshape(x, x.ne[0] * n, tokens))
+        mixes = g.mul_mat(b.w(f"{prefix}_fn.weight"), flat)
+        scale, base = b.w(f"{prefix}_scale.weight"), b.w(f"{prefix}_base.weight")
+        parts = []
+        for _ in range(2):
+            part = g.view(mixes, (n, tokens), (mixes.nb[1],))
+            part = g.like("MUL", part, g.view(scale, (1,), ()))
+            part = g.like("ADD", part, g.view(base, (n,), ()))
+            parts.append(g.like("SCALE", g.like("UNARY", part)))
+        comb = Node("DSV4_HC_COMB", F32, (n, n, tokens, 1), [mixes, scale, base])
+        out = Node("DSV4_HC_PRE", F32, (x.ne[0], tokens, 1, 1), [x, parts[0]])
+        return out, parts[1], comb
+
+    def spread(self, x: Node, residual: Node, post: Node, comb: Node) -> Node:
+        """build_hc_post: always one op, because the small graph by which the engine decides (resolve_fused_ops) pins a
+        layer's last op to the layer.
+        """
+        return Node("DSV4_HC_POST", F32, (x.ne[0], self.streams, x.ne[1], 1), [x, residual, post, comb])
+
+    # -- the block --------------------------------------------------------------------------------------------------
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:  # noqa: ARG002 - rows are picked in the head
+        """Attention and experts, each between narrowing and spreading."""
+        b, g, prefix = self.b, self.g, f"blk.{il}"
+        cur, post, comb = self.narrowed(x, f"{prefix}.hc_attn")
+        cur = self.attention_of(b.norm(cur, f"{prefix}.attn_norm"), il)
+        x = self.spread(cur, x, post, comb)
+        cur, post, comb = self.narrowed(x, f"{prefix}.hc_ffn")
+        g.expand(x, post, comb)
+        cur = self.feed_forward(b.norm(cur, f"{prefix}.ffn_norm"), il)
+        return self.spread(cur, x, post, comb)
+
+    def chosen_experts(self, il: int) -> Node | None:
+        """The first layers choose experts by the token alone."""
+        name = f"blk.{il}.ffn_gate_tid2eid.weight"
+        return self.g.get_rows(self.b.w(name), self.tokens) if self.b.has(name) else None
+
+    def attention_of(self, x: Node, il: int) -> Node:
+        """Query and key, what the layer compresses, attention, and the way back in groups."""
+        b, g, prefix, tokens = self.b, self.g, f"blk.{il}", self.batch.tokens
+        heads, head = self.heads(il), self.head_size
+        low = b.norm(b.mm(f"{prefix}.attn_q_a", x), f"{prefix}.attn_q_a_norm")
+        q = g.like("RMS_NORM", g.reshape(b.mm(f"{prefix}.attn_q_b", low), head, heads, tokens))
+        q = b.rope(q, self.positions)
+        kv = b.norm(b.mm(f"{prefix}.attn_kv", x), f"{prefix}.attn_kv_a_norm")
+        kv = b.rope(g.reshape(kv, head, 1, tokens), self.positions)
+        if b.has(f"{prefix}.indexer.proj.weight"):
+            self.compress(x, il, "attn", self.sparse, head)
+            self.compress(x, il, "indexer", self.index, self.index_size)
+            out = self.attend(q, kv, il, self.sparse, self.selected(low, x, il))
+        elif b.has(f"{prefix}.attn_compressor_kv.weight"):
+            self.compress(x, il, "attn", self.heavy, head)
+            out = self.attend(q, kv, il, self.heavy, None)
+        else:
+            out = self.attend(q, kv, il, None, None)
+        out = g.like("ROPE", g.reshape(out, head, heads, tokens), self.positions)
+        groups = self.spec.int_param("attention.output_group_count")
+        rank = self.spec.int_param("attention.output_lora_rank")
+        out = g.permute(g.reshape(out, head * heads // groups, groups, tokens), 0, 2, 1, 3)
+        weight = b.w(f"{prefix}.attn_output_a.weight")
+        made = Node(
+            "NONE", weight.type, (head * heads // groups, rank, groups, 1), []
+        )  # TENSOR_ALLOW_RESHAPE
+        made.buffer, made.is_weight = weight.buffer, True
+        out = g.mul_mat(made, out)
+        out = g.cont(g.permute(out, 0, 2, 1, 3), rank * groups, tokens)
+        return b.mm(f"{prefix}.attn_output_b", out)
+
+    # -- compression --------------------------------------------------------------------------------------------------
+
+    def compress(self, x: Node, il: int, name: str, at: Compressor, head: int) -> None:
+        """Cells that this batch completes are made and stored; the rest of its tokens stays in the state."""
+        b, g, prefix = self.b, self.g, f"blk.{il}.{name}_compressor"
+        values, scores = b.mm(f"{prefix}_kv", x), b.mm(f"{prefix}_gate", x)
+        scores = g.like("ADD", scores, g.get_rows(b.w(f"{prefix}_ape.weight"), at.positions))
+        overlaps = at.ratio == _SPARSE
+        width = 2 * head if overlaps else head
+        caches = [self._state(f"{name}.{half}", width, at, il) for half in ("kv", "score")]
+        whole = [g.view(cache, (width, at.rows * self.kept), (cache.nb[1],)) for cache in caches]
+        if at.restore is not None:
+            taken, put = at.restore
+            whole = [
+                g.set_rows(cache, g.get_rows(state, taken), put)
+                for cache, state in zip(caches, whole, strict=True)
+            ]
+        base = [g.view(state, (width, at.rows), (state.nb[1],)) for state in whole]
+        source = [g.concat(state, new, 1) for state, new in zip(base, (values, scores), strict=True)]
+        made = self._overlapping(source, at, head) if overlaps else self._blockwise(source, at, head)
+        made = b.rope(b.norm(made, f"{prefix}_norm"), at.write_positions)
+        if at.rotation is not None:
+            made = b.rotate(made, at.rotation)
+        b.store(self._compressed(name, at, head, il), made, at.write)
+        if at.snapshot is not None:
+            taken, put = at.snapshot
+            everything = [g.concat(state, new, 1) for state, new in zip(whole, (values, scores), strict=True)]
+            for cache, state in zip(caches, everything, strict=True):
+                g.expand(g.set_rows(cache, g.get_rows(state, taken), put))
+        persisted = [g.get_rows(new, at.persist_from) for new in (values, scores)]
+        for cache, rows in zip(caches, persisted, strict=True):
+            g.expand(g.set_rows(cache, rows, at.persist_to))
+
+    def _state(self, name: str, width: int, at: Compressor, il: int) -> Node:
+        return self.b.state(name, width, il, at.rows * self.kept // self.sequences)
+
+    def _compressed(self, name: str, at: Compressor, head: int, il: int) -> Node:
+        return self.b.cache(name, self.batch.kv_type_k, head, at.cells, il, streams=self.sequences)
+
+    def _blockwise(self, source: list[Node], at: Compressor, head: int) -> Node:
+        """build_hca_compressed_kv_from_state: a weighted mean over a block."""
+        g, blocks = self.g, at.write_positions.ne[0]
+        parts = [g.reshape(g.get_rows(state, at.read), head, at.ratio, blocks) for state in source]
+        return self._mean(parts)
+
+    def _overlapping(self, source: list[Node], at: Compressor, head: int) -> Node:
+        """build_overlap_compressed_kv_from_state: over a block and the one before it."""
+        g, blocks = self.g, at.write_positions.ne[0]
+        count = at.ratio * blocks
+        parts = []
+        extended = []
+        for state in source:
+            row = g.like("SCALE", g.view(state, (state.ne[0],), ()))
+            extended.append(g.concat(state, g.reshape(row, state.ne[0], 1), 1))
+        for state in extended:
+            rows = g.get_rows(state, at.read)
+            halves = [
+                g.reshape(g.cont(g.view(rows, (head, count), (rows.nb[1],))), head, at.ratio, blocks)
+                for _ in range(2)
+            ]
+            parts.append(g.concat(halves[0], halves[1], 1))
+        return self._mean(parts)
+
+    def _mean(self, parts: list[Node]) -> Node:
+        g = self.g
+        values, scores = (g.cont(g.permute(part, 1, 0, 2, 3)) for part in parts)
+        total = g.sum_rows(g.like("MUL", values, g.soft_max(scores)))
+        return g.cont(g.permute(total, 1, 0, 2, 3))
+
+    # -- attention ----------------------------------------------------------------------------------------------------
+
+    def selected(self, low: Node, x: Node, il: int) -> Node:
+        """build_lid_top_k: the compressed cells that the indexer chooses."""
+        b, g, at, prefix, tokens = self.b, self.g, self.index, f"blk.{il}.indexer", self.batch.tokens
+        heads, size = self.spec.int_param("attention.indexer.head_count"), self.index_size
+        streams = self.sequences
+        q = b.rope(g.reshape(b.mm(f"{prefix}.attn_q_b", low), size, heads, tokens), self.positions)
+        assert at.rotation is not None, "the indexer's keys are always rotated"  # noqa: S101
+        q = b.rotate(q, at.rotation)
+        weights = g.like("SCALE", b.mm(f"{prefix}.proj", x))
+        keys = b.read_k(self._compressed("indexer", at, size, il), size, 1, at.cells)
+        keys = g.view(keys, keys.ne, keys.nb[1:])
+        q = g.view(q, (size, heads, tokens // streams, streams), (q.nb[1], q.nb[2], q.nb[3] // streams))
+        weights = g.view(
+            weights,
+            (heads, tokens // streams, 1, streams),
+            (weights.nb[1], weights.nb[2] // streams, weights.nb[3] // streams),
+        )
+        scores = g.lightning_indexer(q, keys, weights, at.mask)
+        wanted = self.spec.int_param("attention.indexer.top_k")
+        return g.cont(g.top_k(scores, min(wanted, at.cells)))
+
+    def attend(self, q: Node, kv: Node, il: int, at: Compressor | None, top: Node | None) -> Node:
+        """Attention over the window and, behind it, the compressed cells."""
+        b, g, head = self.b, self.g, self.head_size
+        if self.rotation is not None:
+            q, kv = b.rotate(q, self.rotation), b.rotate(kv, self.rotation)
+        g.expand(q, kv)
+        cells = self.batch.window_cells
+        cache = b.cache("k", self.batch.kv_type_k, head, cells, il, streams=self.sequences)
+        b.store(cache, kv, self.rows_k)
+        k, mask = b.read_k(cache, head, 1, cells), self.mask
+        if at is not None:
+            more = b.read_k(self._compressed("attn", at, head, il), head, 1, at.cells)
+            k = g.concat(k, g.view(more, more.ne, more.nb[1:]), 2)
+            mask = g.concat(mask, at.mask if top is None else self._opened(at.mask, top), 0)
+        out = b.attention(q, k, k, mask, sinks=b.w(f"blk.{il}.attn_sinks.weight"))
+        return out if self.rotation is None else b.rotate(out, self.rotation)
+
+    def _opened(self, mask: Node, top: Node) -> Node:
+        """build_top_k_mask: everything but the chosen cells closed."""
+        g = self.g
+        closed = g.like("FILL", mask)
+        closed = g.view(closed, (1, mask.ne[0], mask.ne[1], mask.ne[3]), mask.nb[:3])
+        rows = g.view(
+            top, (top.ne[0], top.ne[1], top.ne[3], 1), (top.nb[1], top.nb[2], top.ne[3] * top.nb[3])
+        )
+        zeros = self.b.filled(1, rows.ne[0], rows.ne[1], rows.ne[2], kind=mask.type)
+        opened = g.set_rows(closed, zeros, rows)
+        shape = (opened.ne[1], opened.ne[2], 1, opened.ne[3])
+        opened = g.view(opened, shape, (opened.nb[2], opened.nb[3], opened.nb[3]))
+        return g.like("ADD", opened, mask)
+
+    # -- the head -----------------------------------------------------------------------------------------------------
+
+    def head(self, x: Node) -> None:
+        """The wanted rows of all streams, narrowed by weights of their own."""
+        b, g, n = self.b, self.g, self.streams
+        width = x.ne[0]
+        rows = g.get_rows(g.reshape(x, width * n, x.ne[2]), self.out_ids)
+        x = g.reshape(rows, width, n, rows.ne[1])
+        flat = g.like("RMS_NORM", g.reshape(x, width * n, rows.ne[1]))
+        mixes = g.mul_mat(b.w("output_hc_fn.weight"), flat)
+        mixes = g.like("MUL", mixes, b.w("output_hc_scale.weight"))
+        mixes = g.like("SCALE", g.like("UNARY", g.like("ADD", mixes, b.w("output_hc_base.weight"))))
+        total: Node | None = None
+        for _ in range(n):
+            part = g.view(x, (width, rows.ne[1]), (x.nb[2],))
+            part = g.like("MUL", part, g.view(mixes, (1, rows.ne[1]), (mixes.nb[1],)))
+            total = part if total is None else g.like("ADD", total, part)
+        assert total is not None, "hyper_connection.count"  # noqa: S101 - as above
+        x = b.norm(total, "output_norm")
+        x.is_output = True
+        self.logits(x)
