@@ -54,6 +54,15 @@ class MiniCpm3(Expanded):
         """The token rows are scaled."""
         return self.g.like("SCALE", super().inputs())
 
+    def feed_forward(self, x: Node, il: int) -> Node:
+        """Without the scales that a file may have beside its weights: the engine passes over them here."""
+        g, up, gate, down = (
+            self.g,
+            *(self.b.w(f"blk.{il}.ffn_{part}.weight") for part in ("up", "gate", "down")),
+        )
+        wide = g.mul_mat(up, x)
+        return g.mul_mat(down, g.glu(g.mul_mat(gate, x), wide))
+
 
 class Latent(Expanded):
     """Multi-head latent attention over a K-only cache (src/models/deepseek2.cpp)."""
