@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from plan_llama.cli import images
 from plan_llama.models.catalog_models import KnownModel, KnownQuant, list_models, model, nearest
 from plan_llama.models.known_models import Projector, Published
 from plan_llama.models.spec import active_bytes, active_parameters, class_totals
@@ -228,6 +227,8 @@ def _inspected_projector(spec: ModelSpec) -> dict[str, Any] | None:
     known = _projector_json(_projector_of(spec))
     if spec.projector is None:
         return known
+    from plan_llama.cli import images  # brings the graphs of towers
+
     return {**(known or {}), **images.inspect_json(spec.projector)}
 
 
@@ -262,6 +263,8 @@ def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
     if projector := _projector_of(spec):
         rows.append(("images", _projector(projector)))
     if spec.projector:
+        from plan_llama.cli import images
+
         rows += [(f"  on {place}", images.takes(spec.projector, place)) for place in ("a GPU", "the CPU")]
     yield spec.name
     for label, value in rows:

@@ -16,6 +16,7 @@ from plan_llama.models.catalog_models import KnownModel, KnownQuant
 from plan_llama.models.spec import load
 from plan_llama.models.types import Download, ModelSpec
 
+_FIRST_KEYS_BYTES = 64 << 10
 _FORMS = (
     "give a catalog name (plan-llama models lists them), a GGUF file, a folder with a config.json, "
     "hf:OWNER/REPO:QUANT or ollama:NAME"
@@ -57,6 +58,15 @@ def projector_file(text: str) -> ModelSpec | None:
     """The projector in a file on this machine; None for any other name, and for a file that is something else."""
     path = Path(text)
     if not _is_file(path):
+        return None
+    try:
+        with path.open("rb") as file:
+            start = file.read(_FIRST_KEYS_BYTES)
+    except OSError:
+        return None
+    if (
+        b"clip" not in start
+    ):  # a projector's architecture, which is written first: no need to read the rest twice
         return None
     try:
         return projectors.load(path)
