@@ -43,7 +43,7 @@ class Rnd1(NoCache):
 
 
 class Encoder(NoCache):
-    """No head: the normed rows are the result (src/models/eurobert.cpp)."""
+    """No head: the normed rows are the result (src/models/eurobert.cpp, llama-embed.cpp)."""
 
     final_norm = "output_norm"
 
