@@ -45,6 +45,7 @@ class Batch:
     drafts: int = 0  # tokens of a draft that the states of recurrent layers can go back by
     hidden: bool = False  # the state of every token stays, for the block that drafts (embeddings_nextn)
     window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
+    one_sequence: bool = False  # all tokens are of one sequence, though there are caches and states for more
 
 
 def padded(value: int, multiple: int) -> int:
@@ -191,7 +192,8 @@ class Builder:
         if kind is None and batch.flash_attn and "mask-f32" in batch.older:
             return self.g.cast(self.mask(cells, F32), F16)
         kind = kind or (F16 if batch.flash_attn else F32)
-        return self.g.input(kind, cells, batch.tokens // batch.streams, 1, batch.streams)
+        streams = 1 if batch.one_sequence else batch.streams
+        return self.g.input(kind, cells, batch.tokens // streams, 1, streams)
 
     # -- norms and projections ------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ class DeltaNet(Recurrent):
     """Layers with a gated delta net, and layers whose attention is gated (src/models/qwen35.cpp, qwen35moe.cpp)."""
 
     late_rows = True
-    fixed_normalise = True
+    fixed_normalise: bool | None = True
 
     def drafting(self) -> type[Decoder]:
         """The block for drafting keeps no state."""

@@ -207,7 +207,7 @@ class FalconH1(StateSpace):
 class Jamba(StateSpace):
     """Mamba or attention without rope, then experts in every second layer (src/models/jamba.cpp)."""
 
-    default_normalise = False
+    fixed_normalise = False
 
     def block(self, x: Node, il: int, *, last: bool) -> Node:
         """Norm, layer, residual, norm, feed-forward, residual."""
@@ -219,3 +219,58 @@ class Jamba(StateSpace):
         x = g.like("ADD", x, cur)
         cur = self.feed_forward(b.norm(x, f"{prefix}.ffn_norm"), il)
         return g.like("ADD", x, cur)
+
+
+class Plamo2(StateSpace):
+    """Mamba with heads and normed parameters, or attention; norms on both sides (src/models/plamo2.cpp)."""
+
+    def bare_norm(self, x: Node, name: str) -> Node:
+        """build_norm with a tensor that is named without a suffix."""
+        return self.g.like("MUL", self.g.like("RMS_NORM", x), self.b.w(name))
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """Norm, mixer, norm, residual, and the same around the feed-forward."""
+        b, g, prefix = self.b, self.g, f"blk.{il}"
+        cur = b.norm(x, f"{prefix}.attn_norm")
+        cur = self.scan_of(cur, il) if il in self.recurrent else self.attention_of(cur, il)
+        if last:
+            cur, x = g.get_rows(cur, self.out_ids), g.get_rows(x, self.out_ids)
+        x = g.like("ADD", self.bare_norm(cur, f"{prefix}.post_attention_norm"), x)
+        cur = b.ffn(b.norm(x, f"{prefix}.ffn_norm"), prefix)
+        return g.like("ADD", self.bare_norm(cur, f"{prefix}.post_ffw_norm"), x)
+
+    def scan_of(self, x: Node, il: int) -> Node:
+        """build_plamo2_mamba_layer."""
+        b, g, prefix = self.b, self.g, f"blk.{il}"
+        inner, state = self.spec.int_param("ssm.inner_size"), self.spec.int_param("ssm.state_size")
+        heads, tokens, sequences = self.spec.int_param("ssm.time_step_rank"), self.tokens_each, self.sequences
+        head = inner // heads
+        kernel = b.w(f"{prefix}.ssm_conv1d.weight")
+        conv_state = self.conv_state(kernel.ne[0] - 1, inner, il)
+        both = g.permute(b.mm(f"{prefix}.ssm_in", self.per_sequence(x)), 0, 2, 1, 3)
+        both = g.cont(both, 2 * head, heads, tokens, sequences)
+        x, z = (g.view(both, (head, heads, tokens, sequences), both.nb[1:]) for _ in range(2))
+        conv = self.conv_step(conv_state, g.cont(x, inner, tokens, sequences), il)
+        x = g.like("UNARY", g.ssm_conv(conv, kernel))
+        parts = b.mm(f"{prefix}.ssm_x", x)
+        rank = parts.ne[0] - 2 * state
+        written, read, dt = (
+            self.bare_norm(
+                g.view(parts, (size, tokens, sequences), parts.nb[1:3]), f"{prefix}.ssm_{name}_norm"
+            )
+            for name, size in (("b", state), ("c", state), ("dt", rank))
+        )
+        dt = b.mm(f"{prefix}.ssm_dt", dt)
+        row, all_heads = F32.nbytes(head), F32.nbytes(inner)
+        x = g.view(x, (head, heads, tokens, sequences), (row, all_heads, all_heads * tokens))
+        written, read = (
+            g.view(part, (state, 1, tokens, sequences), (F32.nbytes(state), *part.nb[1:3]))
+            for part in (written, read)
+        )
+        sources = (x, dt, g.reshape(b.w(f"{prefix}.ssm_a"), 1, heads), written, read)
+        made = self.scanned(self.state_cache(il), (state, head, heads), sources)
+        y = g.view(made, (head, heads, tokens, sequences), (row, all_heads, all_heads * tokens))
+        y = g.like("ADD", y, g.like("MUL", x, g.reshape(b.w(f"{prefix}.ssm_d"), 1, heads)))
+        y = g.glu(g.cont(z), y)
+        y = g.view(y, (inner, tokens, sequences), (y.nb[2], y.nb[3]))
+        return self.flat(b.mm(f"{prefix}.ssm_out", y))

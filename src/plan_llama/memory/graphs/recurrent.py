@@ -23,13 +23,18 @@ class Recurrent(Decoder):
 
     def state_inputs(self) -> None:
         """build_rs_inp."""
-        self.sequences = self.batch.sequences
+        states = self.batch.sequences
+        self.sequences = 1 if self.batch.one_sequence else states
         self.tokens_each = self.batch.tokens // self.sequences
-        self.copies = self.g.input(I32, self.sequences)
+        self.copies = self.g.input(I32, states)
         # one view each for all layers: copied to another device once
         self.copies_main = self.g.view(self.copies, (self.sequences,), ())
+<<<<<<< HEAD
         self.copies_tail = self.g.view(self.copies, (self.sequences - 1,), ())
         self.kept = states_kept(self.spec, self.batch.drafts)
+=======
+        self.copies_tail = self.g.view(self.copies, (states - 1,), ())
+>>>>>>> 4126a6b (Describe LFM2, Kimi Linear, Ling 3, MiniMax-01, Plamo 2, Qwen4 and RWKV)
         self.recurrent = recurrent_layers(self.spec)
 
     def conv_cache(self, il: int) -> Node:
@@ -57,8 +62,9 @@ class Recurrent(Decoder):
             rows = g.get_rows(states, self.copies_tail)
             out = take(states, self.copies_main)
         g.expand(out)
-        extra = g.view(rows, (elements, 0), (rows.nb[1],))
-        g.expand(g.cpy(extra, g.view(cache, (elements, 0), (cache.nb[1],))))
+        rest = count - self.sequences
+        extra = g.view(rows, (elements, rest), (rows.nb[1],))
+        g.expand(g.cpy(extra, g.view(cache, (elements, rest), (cache.nb[1],))))
         return out
 
     def store_state(self, cache: Node, values: Node) -> None:
