@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 # llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
 _NO_FLASH_ATTENTION = frozenset({"grok"})
+# A load reserves for these once more, as if all tokens were of one sequence (TAG_RESERVE_DIAG_DECAY in
+# llama_context::sched_reserve, b11434); the dry run of --fit and llama-fit-params does not look at that.
+_ALSO_ONE_SEQUENCE = frozenset({"kimi-linear", "minimax-01"})
 
 
 def is_described(spec: ModelSpec) -> bool:
@@ -85,7 +88,16 @@ def work_bytes(
     )
     if is_described(table.spec):
         with suppress(UndescribedGraph, ModelError):
-            return _walked(table, settings, batch, placement, kinds, pipelined=pipelined, draft=draft)
+            made = _walked(table, settings, batch, placement, kinds, pipelined=pipelined, draft=draft)
+            if (
+                table.spec.architecture in _ALSO_ONE_SEQUENCE
+                and batch.sequences > 1
+                and settings.program != "llama-fit-params"
+            ):
+                batch = replace(batch, one_sequence=True)
+                other = _walked(table, settings, batch, placement, kinds, pipelined=pipelined, draft=draft)
+                made = made.largest(other)
+            return made
     return Work(
         upper_bound(table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined),
         tuple(pool_bound(table, batch) if kind.chip is not None else 0 for kind in kinds),

@@ -29,12 +29,8 @@ class Recurrent(Decoder):
         self.copies = self.g.input(I32, states)
         # one view each for all layers: copied to another device once
         self.copies_main = self.g.view(self.copies, (self.sequences,), ())
-<<<<<<< HEAD
-        self.copies_tail = self.g.view(self.copies, (self.sequences - 1,), ())
-        self.kept = states_kept(self.spec, self.batch.drafts)
-=======
         self.copies_tail = self.g.view(self.copies, (states - 1,), ())
->>>>>>> 4126a6b (Describe LFM2, Kimi Linear, Ling 3, MiniMax-01, Plamo 2, Qwen4 and RWKV)
+        self.kept = states_kept(self.spec, self.batch.drafts)
         self.recurrent = recurrent_layers(self.spec)
 
     def conv_cache(self, il: int) -> Node:
@@ -62,7 +58,7 @@ class Recurrent(Decoder):
             rows = g.get_rows(states, self.copies_tail)
             out = take(states, self.copies_main)
         g.expand(out)
-        rest = count - self.sequences
+        rest = self.batch.sequences - self.sequences
         extra = g.view(rows, (elements, rest), (rows.nb[1],))
         g.expand(g.cpy(extra, g.view(cache, (elements, rest), (cache.nb[1],))))
         return out
