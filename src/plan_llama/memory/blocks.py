@@ -44,6 +44,7 @@ class Batch:
     older: frozenset[OlderRule] = frozenset()
     drafts: int = 0  # tokens of a draft that the states of recurrent layers can go back by
     hidden: bool = False  # the state of every token stays, for the block that drafts (embeddings_nextn)
+    grown: bool = False  # at the end of a full context, where the graph grows with the positions (minimax-m3)
     window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
     one_sequence: bool = False  # all tokens are of one sequence, though there are caches and states for more
 
@@ -129,10 +130,8 @@ class Builder:
                 device = self._layer_device[layer]
                 key = f"{name}.{device}"
                 if key not in self._weights:
-                    node = Node("NONE", self.w(name).type, self.w(name).ne, [])
-                    node.buffer = self.backend(device)
-                    node.is_weight = True
-                    self._weights[key] = node
+                    node = self._weights[key] = Node("NONE", self.w(name).type, self.w(name).ne, [])
+                    node.buffer, node.is_weight = self.backend(device), True
                 return self._weights[key]
         return None
 
@@ -407,9 +406,7 @@ class Builder:
         streams = k.ne[3]
         per_stream = q.ne[2] // streams
         q = g.view(q, (q.ne[0], q.ne[1], per_stream, streams), (q.nb[1], q.nb[2], q.nb[2] * per_stream))
-        q = g.permute(q, 0, 2, 1, 3)
-        k = g.permute(k, 0, 2, 1, 3)
-        v = g.permute(v, 0, 2, 1, 3)
+        q, k, v = (g.permute(node, 0, 2, 1, 3) for node in (q, k, v))
         if self.batch.flash_attn:
             if transposed:
                 v = g.transpose(v)

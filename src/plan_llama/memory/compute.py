@@ -29,6 +29,8 @@ from plan_llama.models.types import ModelSpec
 if TYPE_CHECKING:
     from plan_llama.memory.graphs.decoder import Decoder
 
+# their graphs grow with the positions in the cache, which is empty when the engine reserves
+GROWING = frozenset({"minimax-m3"})
 # llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
 _NO_FLASH_ATTENTION = frozenset({"grok"})
 # A load reserves for these once more, as if all tokens were of one sequence (TAG_RESERVE_DIAG_DECAY in
@@ -47,6 +49,11 @@ class Work:
 
     buffers: tuple[int, ...]
     pools: tuple[int, ...]
+
+    def growing(self, later: Work) -> Work:
+        """With what the buffers grow by while the engine runs counted with the pools."""
+        more = _each(lambda b, a: max(0, b - a), later.buffers[:-1], self.buffers[:-1])
+        return Work(self.buffers, _each(add, self.pools, more))
 
     def largest(self, other: Work) -> Work:
         """Enough for either of two graphs of one context."""

@@ -29,6 +29,8 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
     cache = context.context_bytes(table, batch, placement, dict(enumerate(kinds)))
     work = compute.work_bytes(table, settings, batch, placement, kinds)
+    if table.spec.architecture in compute.GROWING:
+        work = work.growing(compute.work_bytes(table, settings, replace(batch, grown=True), placement, kinds))
     if settings.draft_layers and table.blocks > table.layers:
         own_cache, own = _draft(table, settings, placement, kinds)
         cache = {device: size + own_cache[device] for device, size in cache.items()}

@@ -35,6 +35,10 @@ _FIRST_LAYER_TENSORS = ("per_layer_model_proj.", "per_layer_proj_norm.", "token_
 # (src/models/gemma3n.cpp, gemma4.cpp).
 _OUTPUT_FIRST = frozenset({"gemma3n", "gemma4"})
 
+# Each of their layers makes views of its own of inputs that all share: on every device a copy for every layer, which
+# stays under pipeline parallelism.
+_EVERY_LAYER = frozenset({"minimax-m3"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moves:
@@ -98,6 +102,8 @@ class Placement:
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
         """The layers, with those that are like others left out."""
+        if self.table.spec.architecture in _EVERY_LAYER:
+            return (Stretch(0, self.table.layers),)
         return stretches(self.kinds_of_layers)
 
     @cached_property

@@ -97,6 +97,7 @@ GRAPHS: dict[str, str] = {
     "minicpm3": "latent.MiniCpm3",
     "minimax-01": "minimax01.MiniMax01",
     "minimax-m2": "variants.RowNorms",
+    "minimax-m3": "sparse.MiniMaxM3",
     "mistral3": "decoder.Decoder",
     "mistral4": "latent.Latent",
     "modern-bert": "encoder.ModernBert",
