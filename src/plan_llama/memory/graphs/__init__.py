@@ -82,7 +82,7 @@ GRAPHS: dict[str, str] = {
     "laguna": "windowed.Laguna",
     "lfm2": "lfm.Lfm2",
     "lfm2moe": "lfm.Lfm2",
-    "llada": "encoder.NoCache",
+    "llada": "encoder.Llada",
     "llada-moe": "encoder.LladaMoe",
     "llama": "decoder.Decoder",
     "llama-embed": "encoder.Encoder",

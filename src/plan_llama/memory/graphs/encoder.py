@@ -12,7 +12,7 @@ from plan_llama.memory.windows import windows
 
 
 class NoCache(Decoder):
-    """A plain decoder that attends within the batch (src/models/dream.cpp, llada.cpp, llada-moe.cpp, rnd1.cpp)."""
+    """A plain decoder that attends within the batch (src/models/dream.cpp)."""
 
     def attention_inputs(self) -> None:
         """build_attn_inp_no_cache: a mask of tokens by tokens, and a second one where there are windows."""
@@ -26,6 +26,14 @@ class NoCache(Decoder):
         """build_attn of the batch alone."""
         self.g.expand(q, k, v)
         return self.b.attention(q, k, v, self.window_mask if il in self.windowed else self.mask)
+
+
+class Llada(NoCache):
+    """Rotates without frequency factors, also where a file has them (src/models/llada.cpp)."""
+
+    def positioned(self, q: Node, k: Node, il: int) -> tuple[Node, Node]:  # noqa: ARG002 - all layers alike
+        """Queries and keys, rotated."""
+        return self.b.rope(q, self.positions), self.b.rope(k, self.positions)
 
 
 class LladaMoe(NoCache):
