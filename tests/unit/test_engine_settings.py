@@ -41,6 +41,7 @@ def test_llama_server_defaults() -> None:
         batch=2048,
         ubatch=512,
         flash_attn=True,
+        flash_attn_auto=True,
         gpu_layers=80,
         load_mode="mmap",
         cache_ram_bytes=8 * GIB,

@@ -152,6 +152,7 @@ def memory(used: Footprint) -> dict[str, Any]:
             "cache_bytes": used.host.cache_bytes,
             "projector_bytes": used.host.projector_bytes,
             "lazy_bytes": used.host.lazy_bytes,
+            "repacked_bytes": used.host.repacked_bytes,
             "total_bytes": used.host.total_bytes,
             "available_bytes": used.host.available_bytes,
         },

@@ -141,7 +141,10 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
         ]
     kept = "prompt cache" if host.checkpoint_bytes == 0 else "prompt cache and checkpoints"
     parts.append((f"{kept} up to", host.cache_bytes))
-    text = " · ".join(f"{name} {gib(size)}" for name, size in parts if size)
+    texts = [f"{name} {gib(size)}" for name, size in parts if size]
+    if host.repacked_bytes:
+        texts[0] += f", {gib(host.repacked_bytes)} of it repacked for the CPU"
+    text = " · ".join(texts)
     yield " " * (width + 4) + screen.style(text, "dim")
 
 

@@ -141,6 +141,7 @@ class _Reading:
             batch=batch,
             ubatch=ubatch,
             flash_attn=flash_attn != "off",
+            flash_attn_auto=flash_attn == "auto",
             kv_type_k=self.text("-ctk") or "f16",
             kv_type_v=self.text("-ctv") or "f16",
             gpu_layers=self._gpu_layers(devices),

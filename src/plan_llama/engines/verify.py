@@ -233,13 +233,15 @@ class _Work:
         parsed = parse(argv, table=FlagTable.load(self.subject.parsed.build or None))
         settings = to_settings(parsed, model=self.subject.table.spec, machine=self.machine).settings
         settings = replace(settings, older=memory_rules.older(self.subject.engine_build))
-        return buffers(self.subject.table, settings, device_memory(self.machine))
+        return buffers(self.subject.table, settings, device_memory(self.machine), self.machine.cpu.isa)
 
     @cached_property
     def planned(self) -> Buffers:
         """What the command itself is predicted to use."""
         subject = self.subject
-        return buffers(subject.table, subject.settings, device_memory(subject.machine))
+        return buffers(
+            subject.table, subject.settings, device_memory(subject.machine), subject.machine.cpu.isa
+        )
 
     def lines(self, real: Mapping[str, RealBytes]) -> tuple[Line, ...]:
         """Predicted beside real. Where the machine's GPUs could not be used, theirs are not checked."""

@@ -47,6 +47,12 @@ class Batch:
     grown: bool = False  # at the end of a full context, where the graph grows with the positions (minimax-m3)
     window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
     one_sequence: bool = False  # all tokens are of one sequence, though there are caches and states for more
+    given_up: bool = False  # flash attention was to be used when the caches were made, and then was not
+
+    @property
+    def v_transposed(self) -> bool:
+        """How V is cached: transposed where flash attention is off from the start."""
+        return not self.flash_attn and not self.given_up
 
 
 def padded(value: int, multiple: int) -> int:
@@ -83,6 +89,8 @@ class Builder:
         self._weights: dict[str, Node] = {}
         self._caches: dict[str, Node] = {}
         self.output_device = HOST
+        # weights in formats of the CPU; `output.weight` also where it is tied
+        self.fixed: frozenset[str] = frozenset()
         self.constants: list[Node] = []
         self.deepstack: tuple[Node, ...] = ()  # what the first layers add behind themselves (Qwen3-VL)
 
@@ -106,17 +114,20 @@ class Builder:
             node = Node("NONE", fact.type, (full[0], full[1], full[2], full[3]), [])
             node.buffer = self.backend(self._device_of[name])
             node.is_weight = True
+            node.is_fixed = name in self.fixed
             self._weights[name] = node
         return self._weights[name]
 
     def output_weight(self, name: str) -> Node:
         """The head's matrix: where embeddings are tied, the copy of the token table on the output's device."""
         weight = self.w(name)
-        if name != "token_embd.weight" or weight.buffer == self.backend(self.output_device):
+        fixed = "output.weight" in self.fixed and self.output_device == HOST
+        if name != "token_embd.weight" or (weight.buffer == self.backend(self.output_device) and not fixed):
             return weight
         copy = Node("NONE", weight.type, weight.ne, [])
         copy.buffer = self.backend(self.output_device)
         copy.is_weight = True
+        copy.is_fixed = fixed
         return copy
 
     def maybe(self, name: str) -> Node | None:
@@ -378,8 +389,8 @@ class Builder:
         )
 
     def read_v(self, cache: Node, head: int, heads: int, cells: int) -> Node:
-        """get_v: as get_k under flash attention, else transposed."""
-        if self.batch.flash_attn:
+        """get_v: as get_k, or transposed."""
+        if not self.batch.v_transposed:
             return self.read_k(cache, head, heads, cells)
         kind = cache.type
         size = cache.ne[1]

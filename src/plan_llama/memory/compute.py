@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from plan_llama.errors import ModelError
 from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
 from plan_llama.memory.graphs import GRAPHS, graph_of
+from plan_llama.memory.probe import in_question
 from plan_llama.memory.quantity import Guards
 from plan_llama.memory.replay import BATCH, CELLS, TOKENS, WINDOW, Recording
 from plan_llama.memory.rough import pool_bound, upper_bound
 from plan_llama.memory.scheduler import CPU_KIND, PIPELINE_COPIES, BackendKind, SchedulerOptions, record
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
-from plan_llama.memory.weights import Placement
+from plan_llama.memory.weights import NOT_REPACKED, Placement, Repacked
 from plan_llama.models.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def work_bytes(
     batch: Batch,
     placement: Placement,
     kinds: Sequence[BackendKind],
+    repacked: Repacked = NOT_REPACKED,
     *,
     draft: bool = False,
 ) -> Work:
@@ -95,18 +97,30 @@ def work_bytes(
     )
     if is_described(table.spec):
         with suppress(UndescribedGraph, ModelError):
-            made = _walked(table, settings, batch, placement, kinds, pipelined=pipelined, draft=draft)
+            made = _walked(
+                table, settings, batch, placement, kinds, repacked, pipelined=pipelined, draft=draft
+            )
             if (
                 table.spec.architecture in _ALSO_ONE_SEQUENCE
                 and batch.sequences > 1
                 and settings.program != "llama-fit-params"
             ):
                 batch = replace(batch, one_sequence=True)
-                other = _walked(table, settings, batch, placement, kinds, pipelined=pipelined, draft=draft)
+                other = _walked(
+                    table, settings, batch, placement, kinds, repacked, pipelined=pipelined, draft=draft
+                )
                 made = made.largest(other)
             return made
+    # With weights that only the CPU can work with: what is offloaded and what is not, each at its most. With flash
+    # attention that may be given up, the same.
+    unsure = in_question(settings, batch, placement)
+    bounds = [
+        upper_bound(table, chosen, placement, kinds, op_offload=offload, pipelined=pipelined)
+        for offload in {settings.op_offload, settings.op_offload and not repacked.names}
+        for chosen in (batch, *((replace(batch, flash_attn=False, given_up=True),) if unsure else ()))
+    ]
     return Work(
-        upper_bound(table, batch, placement, kinds, op_offload=settings.op_offload, pipelined=pipelined),
+        tuple(map(max, zip(*bounds, strict=True))),
         tuple(pool_bound(table, batch) if kind.chip is not None else 0 for kind in kinds),
     )
 
@@ -117,6 +131,7 @@ def _walked(
     batch: Batch,
     placement: Placement,
     kinds: Sequence[BackendKind],
+    repacked: Repacked,
     *,
     pipelined: bool,
     draft: bool,
@@ -140,6 +155,7 @@ def _walked(
         tuple(placement.moves.loose.items()),
         pipelined,
         settings.op_offload,
+        repacked.isa,
     )
     values = (batch.tokens, batch.cells, batch.window_cells, *left_out)
     recordings = table.recordings.setdefault(key, [])
@@ -148,7 +164,7 @@ def _walked(
             break
     else:
         recording = _record(
-            table, settings, batch, placement, kinds, values, pipelined=pipelined, draft=draft
+            table, settings, batch, placement, kinds, repacked, values, pipelined=pipelined, draft=draft
         )
         recordings.append(recording)
     return Work(recording.sizes(values), recording.pool_sizes(values))
@@ -160,6 +176,7 @@ def _record(
     batch: Batch,
     placement: Placement,
     kinds: Sequence[BackendKind],
+    repacked: Repacked,
     values: Sequence[int],
     *,
     pipelined: bool,
@@ -188,6 +205,7 @@ def _record(
         len(kinds),
     )
     builder.output_device = placement.output_device
+    builder.fixed = repacked.names
     graph = graph_of(spec.architecture)(builder)
     if draft:
         # as the modules of graphs: not loaded at the start

@@ -101,7 +101,7 @@ def table_layers(table: ModelTable, batch: Batch) -> tuple[CacheLayer, ...]:
             table.spec,
             batch.kv_type_k,
             batch.kv_type_v,
-            flash_attn=batch.flash_attn,
+            flash_attn=not batch.v_transposed,
             latent_v=key[3],
             drafts=batch.drafts,
         )
@@ -110,7 +110,7 @@ def table_layers(table: ModelTable, batch: Batch) -> tuple[CacheLayer, ...]:
 
 def _cache_key(batch: Batch) -> CacheKey:
     older = "latent-v-cache" in batch.older
-    return batch.kv_type_k.name, batch.kv_type_v.name, batch.flash_attn, older, batch.drafts
+    return batch.kv_type_k.name, batch.kv_type_v.name, not batch.v_transposed, older, batch.drafts
 
 
 def row_cells(row: Row, batch: Batch) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plan_llama.memory import compute, context, weights
+from plan_llama.memory.probe import gives_up
 from plan_llama.memory.scheduler import CUDA_KIND, BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, DeviceBytes, Settings
@@ -17,24 +18,36 @@ class DeviceMemory:
 
     free_bytes: int
     kind: BackendKind = CUDA_KIND
+    # it has pinned system memory, where host weights go before any format of the CPU
+    host_buffer: bool = True
 
 
-def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:
+def buffers(
+    table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory], cpu_isa: Sequence[str] = ()
+) -> Buffers:
     """The buffers that llama.cpp b11434 reserves. Raises UsageError for settings that cannot be read."""
     if settings.split_mode == "none" and len(devices) > 1:
-        return _on_one(table, settings, devices)
+        return _on_one(table, settings, devices, cpu_isa)
     placement = weights.place(table, settings, [device.free_bytes for device in devices])
     batch = context.reserved_batch(settings, table.windows)
     kinds = [device.kind for device in devices]
+    if gives_up(table, settings, batch, placement, kinds):
+        batch = replace(batch, flash_attn=False, given_up=True)
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
+    repacked = weights.NOT_REPACKED
+    if settings.repack and cpu_isa and not any(device.host_buffer for device in devices):
+        repacked = weights.repack(table, placement, frozenset(cpu_isa))
+        weight[HOST] += repacked.added_bytes
     cache = context.context_bytes(table, batch, placement, dict(enumerate(kinds)))
-    work = compute.work_bytes(table, settings, batch, placement, kinds)
+    work = compute.work_bytes(table, settings, batch, placement, kinds, repacked)
     if table.spec.architecture in compute.GROWING:
-        work = work.growing(compute.work_bytes(table, settings, replace(batch, grown=True), placement, kinds))
+        work = work.growing(
+            compute.work_bytes(table, settings, replace(batch, grown=True), placement, kinds, repacked)
+        )
     if settings.draft_layers and table.blocks > table.layers:
-        own_cache, own = _draft(table, settings, placement, kinds)
+        own_cache, own = _draft(table, settings, placement, kinds, repacked)
         cache = {device: size + own_cache[device] for device, size in cache.items()}
-        later = compute.work_bytes(table, settings, replace(batch, hidden=True), placement, kinds)
+        later = compute.work_bytes(table, settings, replace(batch, hidden=True), placement, kinds, repacked)
         work = work.largest(later).beside(own)
     return Buffers(
         devices=tuple(
@@ -50,11 +63,16 @@ def buffers(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
         host=DeviceBytes(
             weights_bytes=weight[HOST], context_bytes=cache[HOST], compute_bytes=work.buffers[-1]
         ),
+        repacked_bytes=repacked.inside_bytes,
     )
 
 
 def _draft(
-    table: ModelTable, settings: Settings, placement: weights.Placement, kinds: Sequence[BackendKind]
+    table: ModelTable,
+    settings: Settings,
+    placement: weights.Placement,
+    kinds: Sequence[BackendKind],
+    repacked: weights.Repacked,
 ) -> tuple[dict[int, int], compute.Work]:
     """Cache and compute buffers of the second context, which runs the block for drafting and shares the weights.
 
@@ -71,10 +89,12 @@ def _draft(
     )
     batch = context.reserved_batch(own, table.windows)
     cache = context.draft_bytes(table, batch, placement, dict(enumerate(kinds)))
-    return cache, compute.work_bytes(table, settings, batch, placement, kinds, draft=True)
+    return cache, compute.work_bytes(table, settings, batch, placement, kinds, repacked, draft=True)
 
 
-def _on_one(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory]) -> Buffers:
+def _on_one(
+    table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory], cpu_isa: Sequence[str]
+) -> Buffers:
     """`-sm none`: the model has the main device and no other (llama_prepare_model_devices, src/llama.cpp)."""
     main = settings.main_gpu
     overrides = tuple(
@@ -83,6 +103,6 @@ def _on_one(table: ModelTable, settings: Settings, devices: Sequence[DeviceMemor
         if override.device in (HOST, main)
     )
     alone = replace(settings, main_gpu=0, overrides=overrides)
-    made = buffers(table, alone, [devices[main]])
+    made = buffers(table, alone, [devices[main]], cpu_isa)
     rest = [made.devices[0] if index == main else DeviceBytes() for index in range(len(devices))]
-    return Buffers(devices=tuple(rest), host=made.host)
+    return replace(made, devices=tuple(rest))

@@ -71,7 +71,7 @@ class DeviceUse:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostUse:
     """System memory under a plan. `cache_bytes` is what the server's prompt cache and context checkpoints may grow
-    to; `checkpoint_bytes` of it is the checkpoints'."""
+    to; `checkpoint_bytes` of it is the checkpoints'. `repacked_bytes` of the weights are in formats of the CPU."""
 
     weights_bytes: int
     context_bytes: int
@@ -79,6 +79,7 @@ class HostUse:
     cache_bytes: int
     checkpoint_bytes: int
     lazy_bytes: int
+    repacked_bytes: int
     available_bytes: int
     peak_bytes: int
     projector_bytes: int = 0
@@ -126,6 +127,7 @@ def device_memory(machine: Machine) -> tuple[DeviceMemory, ...]:
             kind=replace(CUDA_KIND, chip=Chip(gpu.compute_capability or gpu.gfx_target or ""))
             if gpu.backend in ("cuda", "rocm")
             else OTHER_GPU_KIND,
+            host_buffer=gpu.backend != "metal",
         )
         for gpu in machine.gpus
     )
@@ -164,7 +166,7 @@ def footprint(
     known: Buffers | None = None,
 ) -> Footprint:
     """Everything that `settings` use on `machine`. `known` saves working the buffers out again."""
-    made = known or buffers(table, settings, device_memory(machine))
+    made = known or buffers(table, settings, device_memory(machine), machine.cpu.isa)
     images = projector_use(table, settings, machine)
     devices = tuple(
         _device(settings, machine, index, made, beyond, images) for index in range(len(machine.gpus))
@@ -250,6 +252,7 @@ def _host(
         cache_bytes=cache,
         checkpoint_bytes=checkpoints,
         lazy_bytes=lazy,
+        repacked_bytes=made.repacked_bytes,
         available_bytes=machine.ram.available_bytes,
         peak_bytes=total - lazy + staging_bytes(table, settings, machine, beyond),
         projector_bytes=projector,
@@ -313,7 +316,8 @@ def _judge(
     ram, cards = pools[0], pools[1:]
     over_card = any(d.peak_bytes > pool.available_bytes for d, pool in zip(devices, cards, strict=False))
     mapped = settings.load_mode in ("mmap", "auto")
-    pageable = host.weights_bytes - host.lazy_bytes if mapped else 0
+    # a repacked weight is no page of the file: it lies in memory of its own
+    pageable = host.weights_bytes - host.lazy_bytes - host.repacked_bytes if mapped else 0
     unmovable = ram.used_bytes - pageable
     if over_card or unmovable > ram.available_bytes:
         return "does-not-fit", 1.0

@@ -45,6 +45,7 @@ class Node:
         "buffer",
         "children",
         "home",
+        "is_fixed",
         "is_input",
         "is_output",
         "is_weight",
@@ -83,6 +84,7 @@ class Node:
         self.is_output = False
         self.is_weight = False
         self.precise = False  # ggml_prec_set_acc: computed in f32
+        self.is_fixed = False  # a weight in a format of the CPU, which no other device can work with
         self.twin: Node | None = None  # of a HOLD: the node whose backend it shares
         self.buffer: int | None = None  # backend whose memory already holds it (weights, caches)
         self.visited = False

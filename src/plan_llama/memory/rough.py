@@ -78,7 +78,7 @@ class _Bounds:
         batch, copies = self.batch, self.copies + (self.copies > 1 and device == HOST)
         element = 2 if batch.flash_attn else _F32
         masks = _MASKS * batch.cells * batch.tokens * (element if device != HOST else _F32)
-        if not batch.flash_attn:  # the transposed V cache is written element by element: an index for each
+        if batch.v_transposed:  # the transposed V cache is written element by element: an index for each
             masks += _MASKS * batch.tokens * self.value_row * _INDEX
         rows = batch.tokens * self.width * _F32
         return copies * (masks + 2 * rows) + 2 * rows + self.constants(device)

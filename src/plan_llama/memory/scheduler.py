@@ -9,7 +9,7 @@ them: the GPUs, then the CPU as the last one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plan_llama.memory.cuda_pool import Chip, needs
@@ -95,6 +95,11 @@ def record(graph: Graph, options: SchedulerOptions) -> tuple[tuple[Tape, ...], t
     return tapes, tuple(pools)
 
 
+def assigned(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int]) -> None:
+    """Notes in each node the backend that would run it; `pinned` are those that the engine sets beforehand."""
+    _assign(graph, options, pinned)
+
+
 def compute_sizes(graph: Graph, options: SchedulerOptions) -> tuple[int, ...]:
     """Bytes of each backend's compute buffer for a graph of plain numbers."""
     return tuple(tape.run(()).size_bytes for tape in record(graph, options)[0])
@@ -131,16 +136,19 @@ def _from_current(node: Node, options: SchedulerOptions) -> int:
     if node.op not in ("ROPE", "FLASH_ATTN_EXT"):
         for source in node.src:
             if source.is_weight and source.buffer is not None:
-                if source.buffer == cpu and cpu > 0 and _wants_offload(node, options):
+                movable = source.buffer == cpu and cpu > 0 and not source.is_fixed
+                if movable and _wants_offload(node, options):
                     return 0
                 return source.buffer
     return -1
 
 
-def _assign(graph: Graph, options: SchedulerOptions) -> None:
+def _assign(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int] | None = None) -> None:
     cpu = len(options.kinds) - 1
     for node in (*graph.leafs, *graph.nodes):
         node.backend = _from_current(node, options)
+    for node, backend in (pinned or {}).items():
+        node.backend = backend
     active = [node for node in graph.nodes if node.op not in VIEW_OPS]
     for ordered in (active, active[::-1]):  # expand the GPUs down, then up; the CPU ends a run
         current = -1

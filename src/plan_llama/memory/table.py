@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from plan_llama.errors import UsageError
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.projector import Projector
+from plan_llama.memory.repack import repacked_bytes
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.memory.windows import Windows, cached_layers, windows
 from plan_llama.models.spec import EXPERT, block_of
@@ -54,6 +55,7 @@ class ModelTable:
         self.block_of: tuple[int | None, ...] = tuple(block_of(tensor) for tensor in spec.tensors)
         self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}
         self._stored: dict[BackendKind, tuple[int, ...]] = {}
+        self._repacked: dict[frozenset[str], tuple[int | None, ...]] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
         self.cache_layers: dict[CacheKey, tuple[CacheLayer, ...]] = {}
         self.cache_makes: dict[CacheKey, tuple[tuple[CacheLayer, tuple[int, ...]], ...]] = {}
@@ -62,6 +64,7 @@ class ModelTable:
         self.moves: dict[tuple[Override, ...], Moves] = {}
         self._loaded: dict[bool, tuple[bool, ...]] = {}
         self._block_sums: dict[tuple[BackendKind, bool], tuple[int, ...]] = {}
+        self.probed: dict[object, bool] = {}  # whether flash attention is given up, by kind of placement
         self.recordings: dict[object, list[Recording]] = {}  # of compute buffers, by kind of placement
         self.projector = Projector(spec.projector) if spec.projector else None
 
@@ -191,6 +194,16 @@ class ModelTable:
                 for tensor in self.spec.tensors
             )
         return self._stored[kind]
+
+    def repacked(self, isa: frozenset[str]) -> tuple[int | None, ...]:
+        """What each tensor takes in the formats of a CPU with these instruction sets; None where it has none."""
+        if isa not in self._repacked:
+            found = repacked_bytes(self.spec.tensors, isa)
+            self._repacked[isa] = tuple(
+                None if tensor.name.startswith(INPUT_TENSORS) else size
+                for tensor, size in zip(self.spec.tensors, found, strict=True)
+            )
+        return self._repacked[isa]
 
     @property
     def has_output(self) -> bool:

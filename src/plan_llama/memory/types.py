@@ -37,6 +37,9 @@ class Settings:
     batch: int = 2048
     ubatch: int = 512
     flash_attn: bool = True
+    flash_attn_auto: bool = (
+        False  # the engine gives it up where a layer's attention would run on another device
+    )
     kv_type_k: str = "f16"
     kv_type_v: str = "f16"
     gpu_layers: int = 0  # -ngl; more than all layers is all of them, the output layer included
@@ -103,3 +106,4 @@ class Buffers:
 
     devices: tuple[DeviceBytes, ...]
     host: DeviceBytes
+    repacked_bytes: int = 0  # of the host's weights: in formats of the CPU, beside a mapped file

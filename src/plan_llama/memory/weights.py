@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, groupby
 
 from plan_llama.errors import UsageError
+from plan_llama.memory.repack import repacked_bytes
 from plan_llama.memory.repeats import Stretch, stretches
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind
 from plan_llama.memory.table import INPUT_TENSORS, ModelTable
@@ -257,6 +258,46 @@ def _moves(table: ModelTable, overrides: tuple[Override, ...]) -> Moves:
     if overrides not in table.moves:
         table.moves[overrides] = Moves.of(table, overrides)
     return table.moves[overrides]
+
+
+@dataclass(frozen=True, slots=True)
+class Repacked:
+    """What the CPU's own formats add to the weights on the host, what lies in them, and the weights that do."""
+
+    added_bytes: int = 0
+    inside_bytes: int = 0
+    names: frozenset[str] = frozenset()
+    isa: frozenset[str] = frozenset()
+
+
+NOT_REPACKED = Repacked()
+
+
+def repack(table: ModelTable, placement: Placement, isa: frozenset[str]) -> Repacked:
+    """The weights on the host that are kept in a format of a CPU with these instruction sets.
+
+    Tables that are looked up by row stay as they are; a head that is tied to one has then a copy of its own, which is
+    named as the head would be.
+    """
+    formats, stored = table.repacked(isa), table.stored_bytes(CPU_KIND)
+    added = inside = 0
+    names = set()
+    for index, device in enumerate(placement.device_of):
+        size = formats[index]
+        if size is not None and device == HOST:
+            added += size - stored[index]
+            inside += size
+            names.add(table.spec.tensors[index].name)
+    embedding = table.by_name.get("token_embd.weight")
+    copied = not table.has_output and table.spec.architecture not in _NO_HEAD_COPY
+    if copied and embedding is not None:
+        copy = dict(placement.copies).get(embedding)
+        (size,) = repacked_bytes(table.spec.tensors[embedding : embedding + 1], isa)
+        if size is not None and (placement.loose[embedding] if copy is None else copy) == HOST:
+            added += size - (0 if copy is None else stored[embedding])
+            inside += size
+            names.add("output.weight")
+    return Repacked(added, inside, frozenset(names), isa)
 
 
 def weight_bytes(table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]) -> dict[int, int]:

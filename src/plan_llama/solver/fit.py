@@ -43,7 +43,7 @@ def apply(
     targets = [targets_bytes[min(i, len(targets_bytes) - 1)] for i in range(len(devices))]
 
     def over(candidate: Settings) -> bool:
-        made = buffers(table, candidate, devices)
+        made = buffers(table, candidate, devices, filler.machine.cpu.isa)
         return any(
             part.total_bytes > device.free_bytes - target
             for part, device, target in zip(made.devices, devices, targets, strict=True)

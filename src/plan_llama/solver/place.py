@@ -43,6 +43,7 @@ class Filler:
         self.machine = machine
         self.beyond = beyond
         self.devices = device_memory(machine)
+        self.isa = machine.cpu.isa
         self.margins = [
             0 if machine.unified else gpu_margin_bytes(machine, gpu, beyond, margin_bytes)
             for gpu in machine.gpus
@@ -83,7 +84,7 @@ class Filler:
         return None if whole_only else self._layers(base)
 
     def _made(self, settings: Settings) -> Filled:
-        return Filled(settings, buffers(self.table, settings, self.devices))
+        return Filled(settings, buffers(self.table, settings, self.devices, self.isa))
 
     def _over(self, filled: Filled) -> list[int]:
         """The cards whose budget a placement exceeds."""

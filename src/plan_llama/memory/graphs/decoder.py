@@ -113,7 +113,7 @@ class Decoder:
         return CacheInputs(
             cells=cells,
             rows_k=g.input(I64, batch.tokens),
-            rows_v=g.input(I64, batch.tokens * (1 if batch.flash_attn else self.widest_value_row())),
+            rows_v=g.input(I64, batch.tokens * (self.widest_value_row() if batch.v_transposed else 1)),
             mask=self.b.mask(cells),
             rotation_k=self._rotation(batch.kv_type_k.quantised, self.head_k, layers, largest=True),
             rotation_v=self._rotation(batch.kv_type_v.quantised, self.head_v, layers, largest=False),
@@ -288,13 +288,13 @@ class Decoder:
             g.expand(q, v, k)
         cache_k, cache_v = self.caches(at, il)
         b.store(cache_k, k, at.rows_k)
-        (b.store if self.batch.flash_attn else b.store_transposed)(cache_v, v, at.rows_v)
+        (b.store_transposed if self.batch.v_transposed else b.store)(cache_v, v, at.rows_v)
         return self.read(q, at, il, il)
 
     def caches(self, at: CacheInputs, il: int) -> tuple[Node, Node]:
         """The K and V cache of a layer."""
         b, batch = self.b, self.batch
-        row_v = self.value_row(il) if batch.flash_attn else self.widest_value_row()
+        row_v = self.widest_value_row() if batch.v_transposed else self.value_row(il)
         return (
             b.cache("k", batch.kv_type_k, self.head_k(il) * self.kv_heads(il), at.cells, il),
             b.cache("v", batch.kv_type_v, row_v, at.cells, il),
