@@ -63,6 +63,15 @@ def rate(value: float) -> str:
     return f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+def seconds(value: float) -> str:
+    """A time as people say it: `2.7 s`, `54 s`, `5 min`, `6.7 h`."""
+    if value >= 5400:
+        return f"{value / 3600:.1f} h"
+    if value >= 120:
+        return f"{value / 60:.0f} min"
+    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+
+
 def tokens(count: int) -> str:
     """`32K` for 32,768, else the number with thousands separators."""
     return f"{count // 1024}K" if count and count % 1024 == 0 else f"{count:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def refused(cli: Cli, *argv: str) -> str:
         ((*GLM, "--gpu", "-24GiB"), "24GiB"),
         ((*GLM, "--gpu", "RTX 9090"), "no card is called 'RTX 9090'"),
         ((*GLM, "--gpu", "24GiB", "--gpu-free", "30GiB"), "more than card 0 has"),
+        ((*GLM, "--gpu", "24GiB", "--gpu-free", "0GiB"), "no card has free memory"),
+        ((*GLM, "--ctx", "4K", "--prompt-tokens", "5000"), "does not go into 4,096"),
+        ((*GLM, "--write", ""), "--write is empty"),
         ((*GLM, "--ram", "lots"), "--ram"),
         ((*GLM, "--ram", "9e99GiB"), "--ram"),
         ((*GLM, "--hardware", "no-such-machine"), "no-such-machine"),
@@ -113,6 +117,13 @@ def test_a_string_longer_than_the_file(cli: Cli, home: Path) -> None:
 def test_control_characters_of_a_name_stay_visible_on_one_line(cli: Cli) -> None:
     line = refused(cli, "--model", "bad\nname\x1b[31m.gguf")
     assert "bad\\nname\\x1b[31m.gguf" in line
+
+
+def test_a_header_with_infinity(cli: Cli, home: Path) -> None:
+    keys = {**TINY_KEYS, "llama.gate_lower_bound": -math.inf, "llama.rope.freq_base": math.nan}
+    write(home / "model.gguf", keys)
+    facts = cli("inspect", "model.gguf", "--json").json["hparams"]
+    assert facts["gate_lower_bound"] is facts["rope.freq_base"] is None
 
 
 def test_a_name_that_would_steer_the_terminal(cli: Cli, home: Path) -> None:

@@ -176,6 +176,35 @@ def test_slots_and_context_are_told_apart(cli: Cli) -> None:
     )
 
 
+def test_what_is_read_row_by_row_is_no_part_of_the_sum(cli: Cli) -> None:
+    argv = ("--model", "gemma-4-e4b", "--quant", "BF16", "--hardware", "laptop-4060-32")
+    host = cli(*argv, "--json").json["memory"]["host"]
+    assert host["lazy_bytes"] > 5 * GIB
+    shown = (host["weights_bytes"] - host["lazy_bytes"]) / GIB
+    assert f"        weights {shown:.1f} GiB · context" in cli(*argv).out
+
+
+def test_layers_on_the_cpu_explain_the_ladders_speeds(cli: Cli) -> None:
+    argv = ("--model", "mistral-7b", "--quant", "Q8_0", "--hardware", "laptop-4060-32")
+    answer = cli(*argv, "--json").json
+    on_cpu = answer["model"]["layers"] - answer["settings"]["layers_on_gpu"]
+    text = cli(*argv).out
+    assert "decode   layers on the CPU\n" in text
+    assert f" {on_cpu:>6}  ← this plan" in text
+
+
+def test_a_long_prompt_gets_a_context_that_holds_it(cli: Cli) -> None:
+    argv = ("--model", "qwen3-8b", "--quant", "Q4_K_M", *ONE_CARD, "--json")
+    wanted = cli(*argv, "--prompt-tokens", "39000", "--output-tokens", "500").json
+    assert 39500 <= wanted["settings"]["context_per_slot"] < 39500 + 1024
+    assert cli(*argv).json["settings"]["context_per_slot"] == 32768
+
+
+def test_users_at_once_share_the_speed(cli: Cli) -> None:
+    text = cli("--model", "qwen3-8b", "--quant", "Q4_K_M", *ONE_CARD, "--users", "4").flat
+    assert "4 users at once: " in text
+
+
 def test_the_explanation_adds_up(cli: Cli) -> None:
     text = cli(*GLM, *ONE_CARD, "--explain").flat
     assert "context costs 109,824 bytes per token at f16" in text

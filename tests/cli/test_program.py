@@ -101,6 +101,26 @@ def test_lines_are_no_wider_than_120(cli: Cli, argv: tuple[str, ...]) -> None:
     assert wide == []
 
 
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--model", "glm-4.5v", "--hardware", "rtx4090-128"),
+        ("--model", "kimi-k2", "--hardware", "8xh100-2tb", "--users", "16", "--workload", "server"),
+        ("--model", "gpt-oss-120b", "--hardware", "strix-halo-128"),
+        ("check", *GLM, *ONE_CARD, "--", "llama-server", "-ngl", "47", "--mlock"),
+    ],
+)
+def test_lines_fit_narrow_terminals(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], width: int
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = [line for line in cli(*argv).out.splitlines() if "hf download" not in line]
+    assert [line for line in lines if len(line) > width and max(map(len, line.split())) < 50] == []
+
+
 def test_colour_is_only_for_terminals(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in cli(*GLM, *ONE_CARD).out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
@@ -126,7 +146,7 @@ def test_models_can_be_searched(cli: Cli) -> None:
     assert "glm-5  " not in listed.out
     answer = cli("models", "--json").json
     assert {model["id"] for model in answer["models"]} >= {"glm-5.1", "glm-5"}
-    assert cli("models", "no-such-thing").out == "No model in the catalog matches.\n"
+    assert cli("models", "no-such-thing").out.startswith("No model in the catalog matches.")
 
 
 def test_inspect_shows_shapes(cli: Cli) -> None:

@@ -97,7 +97,7 @@ def plan(
     context: typer.Context,
     *,
     write: Annotated[
-        Path | None, typer.Option("--write", metavar="DIR", help="Write a launcher into this folder.")
+        str | None, typer.Option("--write", metavar="DIR", help="Write a launcher into this folder.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
@@ -110,7 +110,11 @@ def plan(
     """Plan a model for a machine: the command that runs it, what it uses, how fast it is, what to watch."""
     if context.invoked_subcommand is not None:
         early = [*given(model), *given(hardware), *given(wishes), *given(engine), *given(output)]
-        early += [name for name, on in (("--write", write), ("--force", force), ("--version", version)) if on]
+        early += [
+            name
+            for name, on in (("--write", write is not None), ("--force", force), ("--version", version))
+            if on
+        ]
         if early:
             raise UsageError(
                 f"{early[0]} stands before the command '{context.invoked_subcommand}'",
@@ -122,11 +126,14 @@ def plan(
 
         sys.stdout.write(f"plan-llama {__version__}\n")
         return EXIT_OK
+    if write == "":
+        raise UsageError("--write is empty", hint="name a folder; . is the one you are in")
     if model.model is None:
         raise UsageError("--model is missing", hint="plan-llama --model glm-5.1, or plan-llama --help")
     from plan_llama.cli import plan_command
 
-    return plan_command.run(model, hardware, wishes, engine, output, write=write, force=force)
+    folder = None if write is None else Path(write)
+    return plan_command.run(model, hardware, wishes, engine, output, write=folder, force=force)
 
 
 @app.command(context_settings={"allow_extra_args": True})

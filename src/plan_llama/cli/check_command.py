@@ -366,8 +366,8 @@ def _print(
     lines += [*render_plan.findings(screen, said, notes=False), ""]
     lines += [screen.heading("Memory as given"), *render_plan.memory(screen, candidate.footprint), ""]
     if candidate.footprint.verdict != "does-not-fit":
-        request = (task.request.prompt_tokens, task.request.output_tokens)
-        lines += [screen.heading("Speed as given"), *render_plan.speed(screen, candidate.speed, *request), ""]
+        felt = render_plan.speed(screen, candidate.speed, task.request)
+        lines += [screen.heading("Speed as given"), *felt, ""]
     if checked.verdict in ("fits", "tight"):
         lines += ["Nothing in the command needs changing.", ""]
     elif corrected is not None:

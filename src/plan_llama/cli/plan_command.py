@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,9 +74,8 @@ def run(
         print_json(answer)
     else:
         screen = Screen()
-        request = (task.request.prompt_tokens, task.request.output_tokens)
         text = render_plan.plan(
-            screen, table, machine, plan, launch, request, explain=output.explain, said=findings
+            screen, table, machine, plan, launch, task.request, explain=output.explain, said=findings
         )
         if written is not None:
             text += f"\nwritten: {written}\n"
@@ -165,8 +165,20 @@ def print_json(answer: dict[str, object]) -> None:
     """One object on standard output, readable in any encoding."""
     import sys
 
-    sys.stdout.write(json.dumps(answer, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+    text = json.dumps(_finite(answer), indent=2, ensure_ascii=True, allow_nan=False)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
+
+
+def _finite(value: object) -> object:
+    """JSON has no number for infinity or NaN, which a header may hold: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def choose_model(

@@ -14,8 +14,8 @@ from plan_llama.memory.footprint import Footprint, Pool
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.types import Alternative, Candidate, Plan, Rung
-from plan_llama.speed.types import SpeedEstimate
-from plan_llama.units import gib, publisher_gb, rate, tokens
+from plan_llama.speed.types import Request, SpeedEstimate
+from plan_llama.units import gib, publisher_gb, rate, seconds, tokens
 
 _VERDICT_STYLE = {
     "fits": "good",
@@ -74,10 +74,9 @@ def headline(screen: Screen, table: ModelTable, chosen: Candidate, verdict: str)
         slots = (
             f" shared by {settings.parallel} slots" if shared else f" for each of {settings.parallel} slots"
         )
-    return (
-        screen.style(verdict.upper(), _VERDICT_STYLE[verdict])
-        + f"  {_placement(table, chosen)}; {tokens(per_slot)} tokens of context{slots}"
-    )
+    plain = f"{verdict.upper()}  {_placement(table, chosen)}; {tokens(per_slot)} tokens of context{slots}"
+    styled = screen.style(verdict.upper(), _VERDICT_STYLE[verdict])
+    return "\n".join(screen.wrap(plain, indent=0)).replace(verdict.upper(), styled, 1)
 
 
 def _placement(table: ModelTable, chosen: Candidate) -> str:
@@ -114,26 +113,29 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
     unified = not cards and bool(used.devices)
     for device, pool in zip(used.devices, cards, strict=False):
         yield _bar(screen, pool, width, device.name)
-        projector = f"projector {gib(device.projector_bytes)} · " if device.projector_bytes else ""
-        line = (
-            f"weights {gib(device.weights_bytes)} · context {gib(device.context_bytes)} · compute "
-            f"{gib(device.compute_bytes)} · {projector}driver {gib(device.driver_bytes)} (assumed) · peak "
-            f"{gib(device.peak_bytes)}"
-        )
+        line = [
+            f"weights {gib(device.weights_bytes)}",
+            f"context {gib(device.context_bytes)}",
+            f"compute {gib(device.compute_bytes)}",
+            *([f"projector {gib(device.projector_bytes)}"] if device.projector_bytes else []),
+            f"driver {gib(device.driver_bytes)} (assumed)",
+            f"peak {gib(device.peak_bytes)}",
+        ]
         if device.total_bytes == device.driver_bytes:
-            line = f"nothing is placed here; driver {gib(device.driver_bytes)} (assumed)"
-        yield " " * (width + 4) + screen.style(line, "dim")
+            line = [f"nothing is placed here; driver {gib(device.driver_bytes)} (assumed)"]
+        yield from _parts(screen, line, width + 4)
     yield _bar(screen, ram, width, "shared by CPU and GPU" if unified else "")
     host = used.host
+    resident = host.weights_bytes - host.lazy_bytes  # what is read row by row is no part of the pool's sum
     parts = [
-        ("weights", host.weights_bytes),
+        ("weights", resident),
         ("context", host.context_bytes),
         ("compute", host.compute_bytes),
         ("projector", host.projector_bytes),
     ]
     if unified:
         parts = [
-            ("weights", host.weights_bytes + sum(d.weights_bytes for d in used.devices)),
+            ("weights", resident + sum(d.weights_bytes for d in used.devices)),
             ("context", host.context_bytes + sum(d.context_bytes for d in used.devices)),
             ("compute", host.compute_bytes + sum(d.compute_bytes for d in used.devices)),
             ("projector", host.projector_bytes + sum(d.projector_bytes for d in used.devices)),
@@ -144,12 +146,27 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
     texts = [f"{name} {gib(size)}" for name, size in parts if size]
     if host.repacked_bytes:
         texts[0] += f", {gib(host.repacked_bytes)} of it repacked for the CPU"
-    text = " · ".join(texts)
-    yield " " * (width + 4) + screen.style(text, "dim")
+    yield from _parts(screen, texts, width + 4)
+
+
+def _parts(screen: Screen, parts: Sequence[str], indent: int) -> Iterator[str]:
+    """What a pool holds, broken between its parts only."""
+    line = parts[0]
+    for part in parts[1:]:
+        if indent + len(line) + 3 + len(part) > screen.width:
+            yield " " * indent + screen.style(line, "dim")
+            line = part
+        else:
+            line += f" · {part}"
+    yield " " * indent + screen.style(line, "dim")
 
 
 def _bar(screen: Screen, pool: Pool, width: int, name: str) -> str:
-    cells = 24
+    left = pool.available_bytes - pool.used_bytes
+    state = f"{gib(pool.used_bytes)} of {gib(pool.available_bytes)}, "
+    state += f"{gib(left)} free" if left >= 0 else f"{gib(-left)} too little"
+    state += f", margin {gib(pool.margin_bytes)}" if pool.margin_bytes else ""
+    cells = max(8, min(24, screen.width - width - len(state) - 6))
     total = max(pool.total_bytes, pool.used_bytes, 1)
     before = pool.total_bytes - pool.available_bytes
     taken = round(before / pool.total_bytes * cells) if pool.total_bytes else 0
@@ -163,63 +180,62 @@ def _bar(screen: Screen, pool: Pool, width: int, name: str) -> str:
         + screen.glyph("▒") * taken
         + screen.glyph("░") * empty
     )
-    left = pool.available_bytes - pool.used_bytes
-    state = f"{gib(left)} free" if left >= 0 else f"{gib(-left)} too little"
-    margin = f", margin {gib(pool.margin_bytes)}" if pool.margin_bytes else ""
-    line = f"  {pool.name:<{width}}  {bar}  {gib(pool.used_bytes)} of {gib(pool.available_bytes)}, {state}{margin}"
+    line = f"  {pool.name:<{width}}  {bar}  {state}"
     room = screen.width - len(line) + len(bar) - cells - 2
     if len(name) > room:
         name = name[: room - 1] + screen.glyph("…") if room > 8 else ""
     return line + (f"  {name}" if name else "")
 
 
-def speed(screen: Screen, item: SpeedEstimate, prompt_tokens: int, output_tokens: int) -> Iterator[str]:
+def speed(screen: Screen, item: SpeedEstimate, request: Request) -> Iterator[str]:
     """What a person feels."""
     decode, prefill = item.decode_tok_s, item.prefill_tok_s
+    if request.streams > 1:
+        yield (
+            f"  {request.streams} users at once: {rate(item.aggregate_tok_s)} tok/s in all; of these, each one's"
+        )
     yield (
         f"  decode  {screen.style(rate(decode.expected), 'bold')} tok/s ({rate(decode.low)} to {rate(decode.high)})"
         f"    prefill  {screen.style(rate(prefill.expected), 'bold')} tok/s ({rate(prefill.low)} to "
         f"{rate(prefill.high)})"
     )
-    load = f", loading {_seconds(item.load_s)}" if item.load_s is not None else ""
+    load = f", loading {seconds(item.load_s)}" if item.load_s is not None else ""
     yield from screen.wrap(
-        f"first token after {_seconds(item.ttft_s)} (a new prompt of {prompt_tokens:,} tokens) or "
-        f"{_seconds(item.follow_up_ttft_s)} (a follow-up); {output_tokens:,} tokens after "
-        f"{_seconds(item.request_s)}{load}",
+        f"first token after {seconds(item.ttft_s)} (a new prompt of {request.prompt_tokens:,} tokens) or "
+        f"{seconds(item.follow_up_ttft_s)} (a follow-up); {request.output_tokens:,} tokens after "
+        f"{seconds(item.request_s)}{load}",
         indent=2,
     )
     yield f"  bound by {item.bound_by}"
 
 
-def _seconds(value: float) -> str:
-    if value >= 5400:
-        return f"{value / 3600:.1f} h"
-    if value >= 120:
-        return f"{value / 60:.0f} min"
-    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
-
-
-def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate) -> Iterator[str]:
+def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate, blocks: int) -> Iterator[str]:
     """Context against micro-batch and speed."""
-    experts = bool(chosen.footprint.devices) and any(
-        r.candidate and r.candidate.cpu_moe_layers for r in rungs
-    )
+    found = [rung.candidate for rung in rungs if rung.candidate and chosen.footprint.devices]
+    experts = any(c.cpu_moe_layers for c in found)
+    layers = not experts and any(c.gpu_block_layers < blocks for c in found)
     heading = "    context  verdict          ubatch   prefill    decode"
-    yield screen.style(heading + ("   layers with experts on the CPU" if experts else ""), "dim")
+    if experts:
+        long = "   layers with experts on the CPU"
+        heading += long if len(heading + long) <= screen.width else "   CPU experts (layers)"
+    elif layers:
+        heading += "   layers on the CPU"
+    yield screen.style(heading, "dim")
     for rung in rungs:
-        found = rung.candidate
-        if found is None:
+        item = rung.candidate
+        if item is None:
             yield f"  {tokens(rung.context):>9}  {screen.style('does-not-fit', 'bad')}     {rung.reason}"
             continue
-        verdict = found.footprint.verdict
-        mark = "  " + screen.glyph("←") + " this plan" if found is chosen else ""
+        verdict = item.footprint.verdict
+        mark = "  " + screen.glyph("←") + " this plan" if item is chosen else ""
         line = f"  {tokens(rung.context):>9}  {screen.style(f'{verdict:<15}', _VERDICT_STYLE[verdict])}  "
         if verdict == "does-not-fit":
             yield line.rstrip() + mark
             continue
-        line += f"{found.settings.ubatch:>6}  {rate(found.speed.prefill_tok_s.expected):>8}  "
-        line += f"{rate(found.speed.decode_tok_s.expected):>8}"
-        yield line + (f"   {found.cpu_moe_layers:>6}" if experts else "") + mark
+        line += f"{item.settings.ubatch:>6}  {rate(item.speed.prefill_tok_s.expected):>8}  "
+        line += f"{rate(item.speed.decode_tok_s.expected):>8}"
+        on_cpu = item.cpu_moe_layers if experts else blocks - item.gpu_block_layers
+        yield line + (f"   {on_cpu:>6}" if experts or layers else "") + mark
 
 
 def command(screen: Screen, item: LaunchCommand) -> Iterator[str]:
@@ -227,6 +243,7 @@ def command(screen: Screen, item: LaunchCommand) -> Iterator[str]:
     for name, value in item.env.items():
         yield f"  {name}={shlex.quote(value)} \\"
     words = list(item.argv)
+    most = min(88, screen.width - 6)
     lines = [shlex.quote(words[0])]
     for word in words[1:]:
         quoted = shlex.quote(word)
@@ -236,7 +253,7 @@ def command(screen: Screen, item: LaunchCommand) -> Iterator[str]:
             lines[-1] += f" {quoted}"
     packed: list[str] = []
     for line in lines:
-        if packed and len(packed) > 1 and len(packed[-1]) + len(line) < 88:
+        if packed and len(packed) > 1 and len(packed[-1]) + len(line) < most:
             packed[-1] += f" {line}"
         else:
             packed.append(line)
@@ -282,7 +299,7 @@ def plan(
     machine: Machine,
     item: Plan,
     launch: LaunchCommand | None,
-    request: tuple[int, int],
+    request: Request,
     *,
     explain: bool,
     said: Sequence[Finding],
@@ -293,9 +310,9 @@ def plan(
     lines += [headline(screen, table, chosen, chosen.footprint.verdict)]
     lines += [*findings(screen, said, notes=False), ""]
     lines += [screen.heading("Memory"), *memory(screen, chosen.footprint), ""]
-    lines += [screen.heading("Speed"), *speed(screen, chosen.speed, *request), ""]
+    lines += [screen.heading("Speed"), *speed(screen, chosen.speed, request), ""]
     if item.ladder:
-        lines += [screen.heading("Context"), *ladder(screen, item.ladder, chosen), ""]
+        lines += [screen.heading("Context"), *ladder(screen, item.ladder, chosen, table.layers), ""]
     usable = chosen.footprint.verdict in ("fits", "tight")
     if not usable and item.alternatives:
         lines += [screen.heading("What would make it fit"), *alternatives(screen, item.alternatives), ""]
@@ -314,9 +331,6 @@ def plan(
         if usable and item.alternatives:
             lines += [screen.heading("Other choices"), *alternatives(screen, item.alternatives), ""]
     else:
-        lines += [
-            screen.style(
-                "--explain shows the working, --json is for programs, --write DIR makes a launcher", "dim"
-            )
-        ]
+        more = "--explain shows the working, --json is for programs, --write DIR makes a launcher"
+        lines += screen.wrap(more, indent=0, style="dim")
     return "\n".join(lines).rstrip() + "\n"

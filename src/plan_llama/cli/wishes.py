@@ -87,6 +87,13 @@ def check_against_model(options: Wishes, spec: ModelSpec) -> None:
         raise UsageError(
             "--ctx max: the model's header does not say its context", hint="give a number of tokens"
         )
+    asked = (options.prompt_tokens or 0) + (options.output_tokens or 0)
+    most = options.context if isinstance(options.context, int) else spec.context_train
+    if most and asked > most:
+        raise UsageError(
+            f"a conversation of {asked:,} tokens (--prompt-tokens and --output-tokens) does not go into {most:,}",
+            hint="fewer tokens, or a --ctx that holds them",
+        )
 
 
 def engine_build(options: EngineOptions) -> int | None:

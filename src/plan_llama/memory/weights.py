@@ -212,6 +212,11 @@ def _place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> 
     shares = [given[i] if i < len(given) else 0.0 for i in devices] if any(given) else []
     if not any(shares):
         shares = [float(free_bytes[i]) for i in devices]
+        if devices and settings.gpu_layers and not any(shares):
+            raise UsageError(
+                "no card has free memory: llama.cpp cannot share layers out",
+                hint="--no-gpu plans for the CPU alone",
+            )
     *layers, output = split_layers(table.blocks, settings.gpu_layers, tuple(shares), tuple(devices))
     moves = _moves(table, settings.overrides)
     loose: dict[int, int] = {}

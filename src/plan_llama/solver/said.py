@@ -10,7 +10,7 @@ from plan_llama.memory.context import kv_type
 from plan_llama.memory.footprint import DeviceUse
 from plan_llama.solver.search import Task, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate
-from plan_llama.units import MIB, gib, rate, tokens
+from plan_llama.units import MIB, gib, rate, seconds, tokens
 
 _LARGE_POOL_BYTES = 256 * MIB
 
@@ -155,7 +155,7 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             severity="note",
             text=f"a prompt of 32 tokens or more streams the experts of {chosen.cpu_moe_layers} layers "
             f"({gib(host.weights_bytes)}) over PCIe once per {settings.ubatch} tokens: even a short follow-up "
-            f"takes about {chosen.speed.follow_up_ttft_s:.0f} s to its first token",
+            f"takes about {seconds(chosen.speed.follow_up_ttft_s)} to its first token",
         )
     for device in chosen.footprint.devices:
         if device.pool_bytes >= _LARGE_POOL_BYTES:

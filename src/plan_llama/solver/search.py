@@ -69,7 +69,8 @@ def wanted_context(task: Task) -> int:
         return wishes.context
     if wishes.context == "max" or wishes.objective == "context":
         return trained or wishes.workload.context_tokens
-    wanted = wishes.workload.context_tokens
+    asked = task.request.prompt_tokens + task.request.output_tokens
+    wanted = max(wishes.workload.context_tokens, -(-asked // 1024) * 1024)
     return min(wanted, trained) if trained else wanted
 
 
