@@ -101,6 +101,19 @@ def test_combinations_that_the_engine_refuses(cli: Cli) -> None:
     assert {"kv-type-combo-unsupported", "kv-quant-needs-fa"} <= ids
 
 
+@pytest.mark.parametrize(
+    "argument",
+    # each ends `llama-fit-params` b11434 with an error, or at an assertion
+    [("-dev", "CUDA7"), ("-ot", "(=CPU"), ("-ot", "exps=CUDA9"), ("-c", "-5"), ("-np", "300"), ("-b", "0")],
+)
+def test_what_stops_the_engine_is_invalid(cli: Cli, argument: tuple[str, str]) -> None:
+    check = cli("check", *ONE_CARD, "--json", "--", "llama-server", "-m", "GLM-5.1-UD-IQ2_M.gguf", *argument)
+    assert (check.code, check.json["verdict"]) == (3, "invalid")
+    assert "error" in {item["severity"] for item in check.json["findings"]}
+    corrected = cli("check", *ONE_CARD, "--json", "--", *check.json["command"]["argv"])
+    assert (corrected.code, corrected.json["verdict"]) == (0, "fits")
+
+
 def test_a_corrected_command_that_still_pages_says_so(cli: Cli) -> None:
     command = "llama-server -m GLM-5.1-UD-IQ2_M.gguf -ngl 99 -cmoe -c 8192"
     check = cli("check", "--gpu", "24GiB", "--ram", "64GiB", "--", *command.split())

@@ -140,6 +140,8 @@ def _judge(
     said = [*reading.findings, *memory_rules.findings(parsed.build, spec, reading.settings)]
     wrong = refusals.refusals(reading.settings, model=spec, flash_attn=reading.flash_attn)
     said += wrong
+    # what the engine's parser or loader stops at: a device, a pattern or a context that cannot be
+    stops = bool(parsed.refused or wrong or any(item.severity == "error" for item in reading.findings))
     settings = replace(reading.settings, mmproj=reading.settings.mmproj and table.projector is not None)
     if reading.fit_enabled and not wrong:
         targets = _fit_targets(reading, table, settings, machine)
@@ -165,7 +167,7 @@ def _judge(
             )
     used = footprint(table, settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)
     candidate = judged(task, settings, used)
-    verdict = "invalid" if parsed.refused or wrong else used.verdict
+    verdict = "invalid" if stops else used.verdict
     said += memory_findings(task, candidate)
     said += images.findings(spec, settings, used, wanted=False)
     # what the planner says of its own choice of load mode is not about a given one
@@ -206,11 +208,13 @@ def _correct(
         ), []
     reading, task = checked.reading, checked.task
     given_names = reading.user_set
+    slots = reading.settings.parallel
+    keeps_slots = _gives(parsed, "-np") and slots <= refusals.MOST_SEQUENCES
     aim = replace(
         wanted,
         older=reading.settings.older,
         context=wanted.context or (reading.settings.context_per_slot if "ctx" in given_names else None),
-        parallel=wanted.parallel or (reading.settings.parallel if _gives(parsed, "-np") else None),
+        parallel=wanted.parallel or (slots if keeps_slots else None),
     )
     if "--kv-type" not in said_options and reading.settings.kv_type_k == reading.settings.kv_type_v != "f16":
         aim = replace(aim, kv_type=reading.settings.kv_type_k)

@@ -247,7 +247,10 @@ class _Reading:
     def _batches(self, context: int) -> tuple[int, int]:
         """n_batch is cut to the context, n_ubatch to n_batch; 0 of the latter is the former
         (llama_context)."""
-        batch = min(max(1, self.number("-b", 2048)), context)
+        given = self.number("-b", 2048)
+        if not given:
+            self._say("bad-batch", "error", "-b 0: llama.cpp ends at a batch of no tokens", "leave -b out")
+        batch = min(max(1, given), context)
         ubatch = self.number("-ub", 512)
         ubatch = batch if ubatch <= 0 else min(ubatch, batch)
         if "--embedding" in self.last or "--rerank" in self.last:

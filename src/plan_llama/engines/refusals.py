@@ -1,6 +1,6 @@
 """Combinations of settings that llama.cpp refuses for a model, after its parser has taken them.
 
-The rules are those of llama_init_from_model (src/llama-context.cpp, b11434).
+The rules are those of llama_init_from_model and llama_context's constructor (src/llama-context.cpp, b11434).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from plan_llama.models.types import ModelSpec
 
 # All quantised cache types that the parser takes have blocks of 32 elements.
 _BLOCK = 32
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 # Its caches are allocated as K only without the MLA keys in the header.
 _ONE_CACHE_TYPE = frozenset({"deepseek4"})
 # Their V is put into the cache in a shape that only the transposed cache takes: the program ends at an assertion
@@ -53,6 +54,10 @@ def refusals(settings: Settings, *, model: ModelSpec, flash_attn: FlashAttn = "a
                 )
                 fix = f"write {'-ctk' if half == 'key' else '-ctv'} f16"
                 found.append(Finding(id="kv-type-combo-unsupported", severity="error", text=text, fix=fix))
+    if settings.parallel > MOST_SEQUENCES:
+        text = f"{settings.parallel} slots: llama.cpp has at most {MOST_SEQUENCES} sequences"
+        fix = f"write -np {MOST_SEQUENCES} or less"
+        found.append(Finding(id="bad-context", severity="error", text=text, fix=fix))
     if settings.draft_layers and not model.int_param("nextn_predict_layers", 0):
         text = "the file holds no next-token-prediction layer for --spec-type draft-mtp"
         found.append(
