@@ -1,18 +1,15 @@
-"""Write the table of every argument that one build of llama.cpp's programs accepts, read from its source.
+"""Read every argument that one build of llama.cpp's programs accepts from its source.
 
-    python scripts/flag_table.py SOURCE_DIR BUILD OUTPUT.toml
-
-Two parsers are read: `common/arg.cpp` (llama-server, llama-cli, llama-fit-params and the other examples) and
-`tools/llama-bench/llama-bench.cpp`, which has its own. What decides whether a value is accepted is taken
-from the handlers: the words they compare with, the conversion they call, the bounds that make them throw.
+scripts/flag_history.py puts the builds together and writes the tables. Two parsers are read: `common/arg.cpp`
+(llama-server, llama-cli, llama-fit-params and the other examples) and llama-bench's own in `llama-bench.cpp`. What
+decides whether a value is accepted is taken from the handlers: the words they compare with, the conversion they call,
+the bounds that make them throw.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -22,6 +19,7 @@ PROGRAMS = {
     "LLAMA_EXAMPLE_CLI": "llama-cli",
     "LLAMA_EXAMPLE_FIT_PARAMS": "llama-fit-params",
 }
+BEFORE_CLI = "LLAMA_EXAMPLE_MAIN"  # what llama-cli was before the chat client took its name
 TRUTHY = ("on", "enabled", "true", "1")
 FALSEY = ("off", "disabled", "false", "0")
 AUTO = ("auto", "-1")
@@ -121,8 +119,18 @@ def kind_of(handler: str, cache_types: list[str]) -> dict[str, Any]:
     return {"kind": "string"}
 
 
-def common_arguments(source: str) -> Iterator[dict[str, Any]]:
-    """The arguments of common/arg.cpp, one dict each."""
+def programs_of(header: str) -> dict[str, str]:
+    """The programs of a tree by their name in its common/common.h."""
+    known = set(re.findall(r"LLAMA_EXAMPLE_\w+", header))
+    found = {example: program for example, program in PROGRAMS.items() if example in known}
+    if "llama-cli" not in found.values() and BEFORE_CLI in known:
+        found[BEFORE_CLI] = "llama-cli"
+    return found
+
+
+def common_arguments(source: str, header: str) -> Iterator[dict[str, Any]]:
+    """The arguments of common/arg.cpp, one dict each; `header` is common/common.h."""
+    known = programs_of(header)
     cache = re.search(r"kv_cache_types = \{([^}]*)\}", source)
     cache_types = [name.lower() for name in re.findall(r"GGML_TYPE_(\w+)", cache[1])] if cache else []
     named = {
@@ -130,7 +138,7 @@ def common_arguments(source: str) -> Iterator[dict[str, Any]]:
         for match in re.finditer(r"(\w+) = \{((?:\s*LLAMA_EXAMPLE_\w+,?)+)\s*\};", source)
     }
     scoped = conditions(source)
-    for match in re.finditer(r"add_opt\(common_arg\(", source):
+    for match in re.finditer(r"add_opt\((?:common|llama)_arg\(", source):
         call_end = closing(source, match.end() - 1)
         modifiers = source[call_end : closing(source, match.start() + len("add_opt"))]
         arguments = parts(source[match.end() : call_end])
@@ -142,10 +150,10 @@ def common_arguments(source: str) -> Iterator[dict[str, Any]]:
         without = set(re.findall(r"LLAMA_EXAMPLE_\w+", excluded[1])) if excluded else set()
         for begin, end, example, wanted in scoped:
             if begin < match.start() < end:
-                without |= set(PROGRAMS) - {example} if wanted else {example}
+                without |= set(known) - {example} if wanted else {example}
         programs = [
             program
-            for example, program in PROGRAMS.items()
+            for example, program in known.items()
             if ({"LLAMA_EXAMPLE_COMMON", example} & examples) and example not in without
         ]
         if not programs:
@@ -212,26 +220,6 @@ def bench_arguments(source: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def main(argv: list[str]) -> None:
-    """Read the source tree and write the table."""
-    if len(argv) != 3:
-        raise SystemExit(__doc__)
-    tree, build, output = Path(argv[0]), int(argv[1]), Path(argv[2])
-    arguments = [
-        *common_arguments((tree / "common/arg.cpp").read_text(encoding="utf-8")),
-        *bench_arguments((tree / "tools/llama-bench/llama-bench.cpp").read_text(encoding="utf-8")),
-    ]
-    table = {
-        "schema": 1,
-        "engine": "llama.cpp",
-        "build": build,
-        "sources": ["common/arg.cpp", "tools/llama-bench/llama-bench.cpp"],
-        "argument": arguments,
-    }
-    text = f"# Written by scripts/flag_table.py from the source of build b{build}. Do not edit.\n"
-    output.write_text(text + compact(table), encoding="utf-8")
-
-
 def compact(table: dict[str, Any]) -> str:
     """TOML with one argument per line-group and arrays on one line."""
     lines = [
@@ -248,7 +236,3 @@ def inline(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(inline(item) for item in value) + "]"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

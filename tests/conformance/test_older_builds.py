@@ -45,16 +45,9 @@ def table(name: str) -> ModelTable:
 
 
 def meant(case: dict[str, Any]) -> Settings:
-    """The settings of a case, for its build. Older builds have flash attention off unless it is asked for."""
+    """The settings of a case, as its build reads them."""
     build = case["build"] or TREES[case["tree"]]
-    flags = [
-        word for word in case["flags"] if word != "-fa" or "on" in case["flags"] or "off" in case["flags"]
-    ]
-    if flags == case["flags"] and "-fa" not in flags:
-        flags += ["-fa", "off"]
-    elif flags != case["flags"]:
-        flags += ["-fa", "on"]
-    parsed = parse((case["program"], *flags), table=FlagTable.load(build))
+    parsed = parse((case["program"], *case["flags"]), table=FlagTable.load(build))
     assert parsed.accepted, parsed.refused
     settings = to_settings(parsed, model=table(case["model"]).spec, machine=MACHINE).settings
     assert settings.older == memory_rules.older(build)

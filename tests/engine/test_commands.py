@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from plan_llama.engines.flags import Argument, FlagTable
+from plan_llama.engines.arguments import Argument
+from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.llama_server import command
 from plan_llama.memory.types import Settings
 from tests.property.test_command_roundtrip import plans

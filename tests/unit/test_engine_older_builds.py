@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from plan_llama.engines.flags import FlagTable, replacements
 from plan_llama.engines.llama_server import LaunchCommand
-from plan_llama.engines.older_builds import InstalledHelp, adapt, named, spellings
+from plan_llama.engines.older_builds import InstalledHelp, adapt, named
 from plan_llama.hardware.engines import parse_help
 
 DATA = Path(__file__).parents[1] / "data" / "engines"
@@ -67,10 +68,8 @@ def test_a_lost_prompt_cache_is_said() -> None:
 
 
 def test_every_rule_names_an_argument_that_plans_write_for_the_newest_build() -> None:
-    from plan_llama.engines.flags import FlagTable
-
     table = FlagTable.load(11434)
-    for flag in spellings():
+    for flag in replacements():
         assert table.lookup(flag, "llama-server") is not None
 
 

@@ -403,13 +403,7 @@ def make_command(
         command, lost = older_builds.adapt(command, installed.arguments, target)
         said += lost
     elif target != llama_server.BUILD:
-        said.append(
-            Finding(
-                id="engine-build-unknown",
-                severity="warning",
-                text=f"the flags are those of b{llama_server.BUILD}; b{target} may spell some of them otherwise",
-                fix="llama-server ARGS --help exits with an error where it does not take them",
-            )
-        )
+        command, lost = older_builds.for_build(command, target)
+        said += lost
     said += memory_rules.findings(target, spec, plan.chosen.settings)
     return command, said

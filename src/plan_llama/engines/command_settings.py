@@ -15,6 +15,7 @@ from plan_llama.engines import memory_rules
 from plan_llama.engines import overrides as placing
 from plan_llama.engines import values as cxx
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
+from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
@@ -87,6 +88,7 @@ class _Reading:
 
     def __init__(self, parsed: ParsedCommand, model: ModelSpec, machine: Machine) -> None:
         self.parsed, self.model, self.machine = parsed, model, machine
+        self.table = FlagTable.load(parsed.build)
         self.bench = parsed.program == "llama-bench"
         self.serves = parsed.program in ("llama-server", "llama-cli")  # llama-cli runs the server in itself
         self.names = placing.device_names(machine.gpus)
@@ -260,7 +262,9 @@ class _Reading:
     def _flash_attn(self) -> FlashAttn:
         word = self.text("-fa")
         if word is None:
-            return "on" if self.parsed.meant.get("flash_attn") else "auto"
+            known = self.table.lookup("-fa", self.parsed.program)
+            unasked: FlashAttn = "off" if known and known.kind == "flag" else "auto"
+            return "on" if self.parsed.meant.get("flash_attn") else unasked
         return "on" if word in cxx.TRUE_WORDS else "off" if word in cxx.FALSE_WORDS else "auto"
 
     def _gpu_layers(self, devices: tuple[int, ...]) -> int:
@@ -414,7 +418,8 @@ class _Reading:
             return "-fitt" in self.last
         if self.parsed.program == "llama-fit-params":
             return self.text("-fitp") not in cxx.TRUE_WORDS
-        return self.text("-fit") not in cxx.FALSE_WORDS
+        known = self.table.lookup("-fit", self.parsed.program)
+        return known is not None and self.text("-fit") not in cxx.FALSE_WORDS
 
     def _user_set(self, overrides: tuple[Override, ...]) -> frozenset[UserSet]:
         found: set[UserSet] = set()

@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from plan_llama.engines import values as cxx
-from plan_llama.engines.flags import Argument, FlagTable, RemovedForm, normalised
+from plan_llama.engines.arguments import Argument
+from plan_llama.engines.flags import FlagTable, RemovedForm, normalised
 from plan_llama.errors import InputError
 from plan_llama.memory.types import Program
 
@@ -255,6 +256,7 @@ class _Reader:
             )
         if status == "ok":
             status, reason = self._notes(argument, taken)
+            self._old_meaning(word, argument, taken)
         self.seen.setdefault(argument.names, word)
         return ParsedArgument(
             position=position,
@@ -289,8 +291,7 @@ class _Reader:
     def _gone(self, position: int, word: str, form: RemovedForm) -> ParsedArgument:
         taken = tuple(self.argv[self.place : self.place + len(form.values)])
         self.place += len(taken)
-        off = bool(taken) and taken[0] in cxx.FALSE_WORDS
-        self.meant.update({key: value and not off for key, value in form.settings.items()})
+        self._means(form, taken)
         since = f"b{form.first_build_without} and newer refuse it"
         fix = f"write {form.instead}" if form.instead else "leave it out"
         return ParsedArgument(
@@ -301,6 +302,16 @@ class _Reader:
             reason=f"removed: {since}",
             fix=fix,
         )
+
+    def _old_meaning(self, word: str, argument: Argument, taken: tuple[str, ...]) -> None:
+        """What an argument that this build still has, and the newest has not, says of the settings."""
+        form = self.table.older_form(word, self.program)
+        if form is not None and form.settings and (not form.bare or argument.kind == "flag"):
+            self._means(form, taken)
+
+    def _means(self, form: RemovedForm, taken: tuple[str, ...]) -> None:
+        off = bool(taken) and taken[0].split(",")[0] in cxx.FALSE_WORDS
+        self.meant.update({key: value and not off for key, value in form.settings.items()})
 
     def _unknown(self, position: int, word: str) -> ParsedArgument:
         head, equals, tail = word.partition("=")
@@ -326,13 +337,24 @@ class _Reader:
             if not following.startswith("-") or cxx.to_int(following) is not None:
                 taken = (following,)
                 self.place += 1
-        reason, fix = self._who_knows(word)
+        reason, fix = self._who_knows(word, taken)
         return ParsedArgument(
             position=position, spelling=word, values=taken, status="unknown", reason=reason, fix=fix
         )
 
-    def _who_knows(self, word: str) -> tuple[str, str]:
-        """Why a word is unknown: another program's argument, a slip of the pen, a stray word."""
+    def _who_knows(self, word: str, taken: tuple[str, ...]) -> tuple[str, str]:
+        """Why a word is unknown: a newer build's argument, another program's, a slip of the pen, a stray word."""
+        span = self.table.span(word, self.program)
+        if span is not None and span.since > self.table.table_build:
+            came = f"it came after b{span.after}, with b{span.since} at the latest"
+            older = self.table.replacement(word, taken, self.program)
+            if older is None:
+                return f"no argument of b{self.table.build}: {came}", f"b{span.since} or a newer one knows it"
+            words = next(iter(older.values.values()))
+            lost = f" ({older.lost})" if older.lost else ""
+            return f"no argument of b{self.table.build}: {came}", (
+                f"write {' '.join(words)}{lost}" if words else f"leave it out{lost}"
+            )
         others = [name for name in PROGRAMS if name != self.program and self.table.lookup(word, name)]
         if others:
             return f"an argument of {' and '.join(others)}, not of {self.program}", "leave it out"

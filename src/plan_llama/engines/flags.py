@@ -1,50 +1,15 @@
-"""Which arguments a build of llama.cpp accepts: facts in TOML tables, one per build, made from its source."""
+"""Which arguments a build of llama.cpp accepts, and what to write for those that it does not."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 from plan_llama import catalog
-from plan_llama.errors import InputError, ProfileError
-
-ENGINE = "llama.cpp"
-_FOLDER = f"engines/{ENGINE}"
-_BUILD = re.compile(r"b(\d{3,7})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Argument:
-    """One argument of one or more programs.
-
-    `kind` says what the parser makes of the value: `flag` and `switch` take none (a switch has `negative`
-    spellings); `int`, `uint`, `float`, `choice`, `string`, `devices` take one; `floats`, `uints`, `ranges`,
-    `choices`, `bools` take one that is a list; `strings` takes two. `choices` beside a number kind are words
-    that are accepted as well.
-    """
-
-    names: tuple[str, ...]
-    negative: tuple[str, ...] = ()
-    kind: str
-    values: tuple[str, ...] = ()  # the hint for each value that is taken
-    choices: tuple[str, ...] = ()
-    minimum: int | None = None
-    maximum: int | None = None
-    refused: tuple[int, ...] = ()  # single numbers that the parser throws on
-    env: str | None = None
-    programs: tuple[str, ...]
-    ignored: str | None = None  # the engine's notice: accepted, without effect
-    deprecated: str | None = None  # the engine's notice: accepted, works for now
-    removed: str | None = None  # the engine's notice: known, always refused
-
-    @property
-    def name(self) -> str:
-        """The longest of the first spellings: the readable one."""
-        return max(self.names, key=len)
+from plan_llama.engines.arguments import ENGINE, Argument, Span, head, history, tables
+from plan_llama.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +25,15 @@ class RemovedForm:
     last_build: int | None = None  # the newest build known to accept it
     first_build_without: int | None = None
     sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replacement:
+    """What stands in the place of an argument that a build does not have yet, by its value."""
+
+    flag: str
+    values: Mapping[str, tuple[str, ...]]
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +69,48 @@ class FlagTable:
                     return argument, True
         return None
 
-    def removed_form(self, spelling: str, program: str) -> RemovedForm | None:
-        """How older builds took an argument of that spelling, where that is known."""
+    def older_form(self, spelling: str, program: str) -> RemovedForm | None:
+        """What is written down of an argument that is not, or not so, in the newest build."""
         name = normalised(spelling)
         return next((form for form in self.removed if name in form.names and program in form.programs), None)
+
+    def removed_form(self, spelling: str, program: str) -> RemovedForm | None:
+        """How builds before this one took an argument that it refuses, or now takes with a value."""
+        form = self.older_form(spelling, program)
+        if form is not None and form.bare:
+            return form
+        span = self.span(spelling, program)
+        last = span.until if span else None
+        if form is not None and form.first_build_without is not None:
+            return form if self.build >= form.first_build_without else None
+        if span is None or last is None or last >= self.table_build:
+            return None
+        values = next(item.values for item in history().of(last) if _is(item, spelling, program))
+        form = form or RemovedForm(names=(normalised(spelling),), programs=(program,))
+        return replace(form, values=values, last_build=last, first_build_without=span.gone)
+
+    def span(self, spelling: str, program: str) -> Span | None:
+        """Which builds know a spelling."""
+        return history().spans.get((program, normalised(spelling)))
+
+    def replacement(self, spelling: str, values: tuple[str, ...], program: str) -> Replacement | None:
+        """What does the same as an argument that came later, if this build has it."""
+        for older in replacements().values():
+            newer = history().of(history().trees[-1].build)
+            if any(_is(item, spelling, program) and older.flag in item.names for item in newer):
+                value = values[0] if values else ""
+                words = older.values.get(value, older.values.get("*"))
+                if words is not None and all(self.lookup(w, program) for w in words if w.startswith("-")):
+                    return replace(older, values={value: words})
+        return None
+
+    def listed(self, program: str) -> list[str]:
+        """The arguments as a program's --help lists them: names, then what the value looks like."""
+        return [
+            " ".join((",".join(item.spellings), *item.values)) + ("|all" if "all" in item.choices else "")
+            for item in self.arguments
+            if program in item.programs and not item.removed
+        ]
 
 
 def normalised(spelling: str) -> str:
@@ -106,100 +118,119 @@ def normalised(spelling: str) -> str:
     return spelling.replace("_", "-") if spelling.startswith("--") else spelling
 
 
+def _is(argument: Argument, spelling: str, program: str) -> bool:
+    return program in argument.programs and normalised(spelling) in argument.spellings
+
+
 @cache
 def _load(build: int | None) -> FlagTable:
-    tables: dict[int, Any] = {}
-    removed_path = None
-    for stem, path in catalog.files(_FOLDER).items():
-        if match := _BUILD.fullmatch(stem):
-            tables[int(match[1])] = path
-        elif stem == "removed":
-            removed_path = path
-    if not tables or removed_path is None:
-        raise ProfileError(f"no flag table of {ENGINE} among the profiles", hint="reinstall plan-llama")
     if build is not None and build < 0:
         raise InputError(f"{ENGINE} has no build {build}", hint="builds are written like b11434")
-    asked = max(tables) if build is None else build
-    older = [known for known in tables if known <= asked]
-    table_build = max(older) if older else min(tables)
-    note = None
-    if table_build != asked:
-        side = "newer" if table_build < asked else "older"
-        note = (
-            f"no flag table for {ENGINE} b{asked}, which is {side} than the nearest known one: "
-            f"its arguments are taken to be those of b{table_build}"
-        )
-    arguments = _arguments(catalog.Table(catalog.load(tables[table_build]), str(tables[table_build])))
-    removed = _removed(catalog.Table(catalog.load(removed_path), str(removed_path)))
-    by_name = {
-        (program, name): argument
-        for argument in arguments
-        for program in argument.programs
-        for name in (*argument.names, *argument.negative)
-    }
+    single = tables()
+    asked = max(single) if build is None else build
+    removed = tuple(_removed())
+    own = [known for known in single if known <= asked]
+    if asked <= 1:  # what a tree without its history reports
+        own = [max(single)]
+    if own:
+        table_build = max(own)
+        arguments = single[table_build]
+    else:
+        trees = [tree.build for tree in history().trees]
+        table_build = max((known for known in trees if known <= asked), default=trees[0])
+        arguments = tuple(_sharper(history().of(table_build), removed, table_build, asked))
     return FlagTable(
         build=asked,
         table_build=table_build,
-        note=note,
+        note=_note(asked, table_build, max(single)),
         arguments=arguments,
         removed=removed,
-        _by_name=MappingProxyType(by_name),
+        _by_name=MappingProxyType(
+            {
+                (program, name): argument
+                for argument in arguments
+                for program in argument.programs
+                for name in argument.spellings
+            }
+        ),
     )
 
 
-def _arguments(table: catalog.Table) -> tuple[Argument, ...]:
-    _schema(table)
-    for key, kind in (("engine", str), ("build", int)):
-        table.take(key, kind)
-    table.strings("sources")
-    found = []
-    for item in table.tables("argument"):
-        refused = item.get("refused", list) or []
-        found.append(
-            Argument(
-                names=item.strings("names"),
-                negative=item.strings("negative"),
-                kind=item.take("kind", str),
-                values=item.strings("values"),
-                choices=item.strings("choices"),
-                minimum=item.get("min", int),
-                maximum=item.get("max", int),
-                refused=tuple(refused),
-                env=item.get("env", str),
-                programs=item.strings("programs"),
-                ignored=item.get("ignored", str),
-                deprecated=item.get("deprecated", str),
-                removed=item.get("removed", str),
-            )
+def _note(asked: int, table_build: int, newest: int) -> str | None:
+    if asked == table_build:
+        return None
+    taken = f"its arguments are taken to be those of b{table_build}"
+    if asked <= 1:
+        return f"a build without a number may be of any age: {taken}"
+    if table_build == newest:
+        return f"no flag table for {ENGINE} b{asked}, which is newer than the nearest known one: {taken}"
+    if asked < table_build:
+        return f"no flag table for {ENGINE} b{asked}, which is older than the nearest known one: {taken}"
+    following = min(tree.build for tree in history().trees if tree.build > asked)
+    return (
+        f"no flag table for {ENGINE} b{asked}, which lies between two known ones: {taken}, "
+        f"and may have some that were first seen in b{following}"
+    )
+
+
+def _sharper(
+    arguments: tuple[Argument, ...], removed: tuple[RemovedForm, ...], table_build: int, asked: int
+) -> Iterator[Argument]:
+    """The table with the changes whose build is known closer than the trees tell."""
+    for argument in arguments:
+        form = next(
+            (
+                form
+                for form in removed
+                if form.first_build_without
+                and table_build < form.first_build_without <= asked
+                and set(form.names) & set(argument.names)
+                and set(form.programs) & set(argument.programs)
+            ),
+            None,
         )
-        item.done()
-    table.done()
-    return tuple(found)
+        if form is None:
+            yield argument
+        elif form.bare:
+            following = min(tree.build for tree in history().trees if tree.build > table_build)
+            yield next(item for item in history().of(following) if _is(item, argument.name, form.programs[0]))
 
 
-def _removed(table: catalog.Table) -> tuple[RemovedForm, ...]:
-    _schema(table)
-    found = []
+def _removed() -> Iterator[RemovedForm]:
+    path = catalog.root() / "engines" / ENGINE / "removed.toml"
+    table = catalog.Table(catalog.load(path), str(path))
+    head(table)
     for item in table.tables("argument"):
         settings = item.get("settings", dict) or {}
-        found.append(
-            RemovedForm(
-                names=item.strings("names"),
-                programs=item.strings("programs"),
-                values=item.strings("values"),
-                bare=item.get("bare", bool) or False,
-                instead=item.get("instead", str) or "",
-                settings=MappingProxyType(settings),
-                last_build=item.get("last_build", int),
-                first_build_without=item.get("first_build_without", int),
-                sources=item.strings("sources"),
-            )
+        yield RemovedForm(
+            names=item.strings("names"),
+            programs=item.strings("programs"),
+            bare=item.get("bare", bool) or False,
+            instead=item.get("instead", str) or "",
+            settings=MappingProxyType(settings),
+            last_build=item.get("last_build", int),
+            first_build_without=item.get("first_build_without", int),
+            sources=item.strings("sources"),
         )
         item.done()
     table.done()
-    return tuple(found)
 
 
-def _schema(table: catalog.Table) -> None:
-    if table.take("schema", int) != 1:
-        raise ProfileError(f"{table.where}: 'schema' must be 1")
+@cache
+def replacements() -> Mapping[str, Replacement]:
+    """What older builds have in the place of an argument, by flag."""
+    path = catalog.root() / "engines" / ENGINE / "older-spellings.toml"
+    table = catalog.Table(catalog.load(path), str(path))
+    head(table)
+    found = {}
+    for row in table.tables("spelling"):
+        values = row.table("values")
+        flag = row.take("flag", str)
+        found[flag] = Replacement(
+            flag=flag,
+            values={key: values.strings(key) for key in values.keys()},  # noqa: SIM118 - a method of ours
+            lost=row.get("lost", str) or "",
+        )
+        row.done()
+    table.done()
+    return MappingProxyType(found)

@@ -1,51 +1,23 @@
-"""Writes a command for the llama-server that is installed: only arguments that its own --help lists.
+"""Writes a command for another llama-server than b11434's: only arguments that it lists.
 
-A plan's command is written for b11434 and then held against the installed help. What is missing there is replaced by
+A plan's command is written for b11434 and then held against the installed program's own --help, or against the table
+of the build that was asked for. What is missing there is replaced by
 the older spelling (profiles/engines/llama.cpp/older-spellings.toml) or left out, and every loss is said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from plan_llama import catalog
+from plan_llama.engines.arguments import history
+from plan_llama.engines.flags import FlagTable, replacements
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.findings import Finding
 from plan_llama.memory.patterns import expert_layers
 from plan_llama.memory.types import HOST
 
 _MANY_LAYERS = "999"  # for builds whose -ngl takes a number only: more than any model has
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OlderSpelling:
-    """What stands in the place of an argument that a build does not have, by its value."""
-
-    flag: str
-    values: Mapping[str, tuple[str, ...]]
-    lost: str = ""
-
-
-@cache
-def spellings() -> Mapping[str, OlderSpelling]:
-    """The replacements, by flag."""
-    path = catalog.root() / "engines" / "llama.cpp" / "older-spellings.toml"
-    table = catalog.Table(catalog.load(path), str(path))
-    table.take("schema", int)
-    found = {}
-    for row in table.tables("spelling"):
-        values = row.table("values")
-        flag = row.take("flag", str)
-        found[flag] = OlderSpelling(
-            flag=flag,
-            values={key: values.strings(key) for key in values.keys()},  # noqa: SIM118 - a method of ours
-            lost=row.get("lost", str) or "",
-        )
-        row.done()
-    table.done()
-    return found
 
 
 def named(build: int) -> str:
@@ -87,6 +59,22 @@ def adapt(
     return replace(command, argv=tuple(words), build=build), said
 
 
+def for_build(command: LaunchCommand, build: int) -> tuple[LaunchCommand, list[Finding]]:
+    """The command for a build that is not here, by what its source accepts; what is not known of it is said."""
+    table = FlagTable.load(build)
+    made, said = adapt(command, table.listed("llama-server"), build)
+    if table.note:
+        said.append(
+            Finding(
+                id="engine-build-unknown",
+                severity="warning",
+                text=table.note,
+                fix="llama-server ARGS --help exits with an error where it does not take them",
+            )
+        )
+    return made, said
+
+
 def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Flags with their values, as plans write them: at most one value each, never beginning with a dash."""
     index = 0
@@ -114,7 +102,7 @@ def _rewritten(
     ):  # the first layers by one pattern, as the flag does by one per layer
         override = expert_layers(range(int(value)), HOST)
         return ("-ot", f"{override.pattern}=CPU")
-    older = spellings().get(flag)
+    older = replacements().get(flag)
     if older is not None:
         instead = older.values.get(value, older.values.get("*"))
         if instead is not None and all(known.has(word) for word in instead if word.startswith("-")):
@@ -133,7 +121,13 @@ def _rewritten(
             severity="error",
             text=f"{named(build)} has no {' '.join([flag, *values])}, and nothing that does the same is known: "
             "it is left out",
-            fix="a newer llama-server",
+            fix=_needed(flag),
         )
     )
     return ()
+
+
+def _needed(flag: str) -> str:
+    """The build that has an argument."""
+    span = history().spans.get(("llama-server", flag))
+    return f"b{span.since} or a newer one knows it" if span else "a newer llama-server"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from plan_llama.engines.flags import Argument
+from plan_llama.engines.arguments import Argument
 
 _INT = re.compile(r"\s*([+-]?\d+)")
 _FLOAT = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf(inity)?|nan)", re.IGNORECASE)
