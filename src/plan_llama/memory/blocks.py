@@ -459,5 +459,6 @@ class Builder:
             leaf.visited = True
             hold = Node("HOLD", F32, (0, 0, 0, 0), [leaf])
             hold.twin = constant
+            hold.mark = self.g.mark
             self.g.leafs.append(leaf)
             self.g.nodes.append(hold)

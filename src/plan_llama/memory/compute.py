@@ -1,8 +1,9 @@
 """The compute buffers: the model's graph for the reserved batch, walked by the scheduler and allocator.
 
 Layers that are like the one before are built a few times and then left out, so that the work depends on the number of
-different layers, not on their count. What the allocator goes through is recorded with sizes that follow the batch:
-another context or micro-batch, or another number of equal layers, is worked out from the recording.
+different layers, not on their count; the allocations of the last one are gone through again for those that follow.
+What the allocator goes through is recorded with sizes that follow the batch: another context or micro-batch, or another
+number of equal layers, is worked out from the recording.
 """
 
 from __future__ import annotations
@@ -212,27 +213,41 @@ def _record(
         from plan_llama.memory.graphs import drafting
 
         drafting.build(graph.drafting()(builder), spec.layers)
+        repeats = []
     else:
-        _build(graph, builder, placement, guards)
+        repeats = _build(graph, builder, placement, guards)
     options = SchedulerOptions(
         kinds=(*kinds, CPU_KIND),
         op_offload=settings.op_offload,
         copies=PIPELINE_COPIES if pipelined else 1,
     )
-    return Recording(guards, *record(builder.g, options))
+    tapes, pools = record(builder.g, options)
+    for mark, place in repeats:
+        for tape in tapes:
+            tape.repeat(mark, place)
+    return Recording(guards, tapes, pools)
 
 
-def _build(graph: Decoder, builder: Builder, placement: Placement, guards: Guards) -> None:
-    """The whole model, without the layers that are like others."""
+def _build(graph: Decoder, builder: Builder, placement: Placement, guards: Guards) -> list[tuple[int, int]]:
+    """The whole model without the layers that are like others. For those that are left out: the mark of the last repeat
+    that is built, and the number of the variable that counts them."""
     x = graph.inputs()
     places = count(BATCH)
     last = placement.table.layers - 1
+    repeats = []
     for stretch in placement.stretches:
         built = stretch.first + stretch.built
         for il in range(stretch.first, built):
             if il == built - stretch.period:
                 builder.constants = []  # those of the last repeat are what the left-out ones have
+            if (il - stretch.first) % stretch.period == 0:
+                builder.g.mark += 1
             x = graph.block(x, il, last=il == last)
         if stretch.left_out:
-            builder.skip(guards.variable(next(places)))
+            place = next(places)
+            repeats.append((builder.g.mark, place))
+            builder.g.mark += 1
+            builder.skip(guards.variable(place))
+    builder.g.mark += 1
     graph.head(x)
+    return repeats

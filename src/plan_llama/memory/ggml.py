@@ -49,6 +49,7 @@ class Node:
         "is_input",
         "is_output",
         "is_weight",
+        "mark",
         "name",
         "ne",
         "op",
@@ -83,6 +84,7 @@ class Node:
         self.is_input = False
         self.is_output = False
         self.is_weight = False
+        self.mark = 0  # of the graph when the node was added to it
         self.precise = False  # ggml_prec_set_acc: computed in f32
         self.is_fixed = False  # a weight in a format of the CPU, which no other device can work with
         self.twin: Node | None = None  # of a HOLD: the node whose backend it shares
@@ -143,6 +145,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.leafs: list[Node] = []
+        self.mark = 0  # counts the parts that repeat each other, as they are built
 
     def expand(self, *roots: Node) -> None:
         """Adds a tensor and all it needs: depth first, sources from left to right (ggml_visit_parents_graph)."""
@@ -160,6 +163,7 @@ class Graph:
                         break
                 else:
                     stack.pop()
+                    node.mark = self.mark
                     (self.leafs if node.op == "NONE" else self.nodes).append(node)
 
     # -- inputs ------------------------------------------------------------------------------------------------

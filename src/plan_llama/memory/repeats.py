@@ -6,11 +6,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 _LONGEST_PERIOD = 12  # layers of different kinds take turns: three recurrent ones and one with attention, say
-# Repeats that are built before others are left out. With two to four, a peak could come out short, by up to 10 %
-# (DeepSeek-V3.2 with -sm none, Gemma 4's runs of four, ARWKV over two cards); with five it is as with all layers in
-# 2,241 measured places (tests/data/conformance/real.jsonl). An even number is left out: the allocator may find room
-# in turns, every second time (PLaMo with its weights on the host: 22 % short with an odd number).
-_BUILT = 5
+# Repeats that are built before others are left out. The last two show whether equal layers allocate alike; that is gone
+# through again for those that are left out (replay.py).
+_BUILT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ def stretches(layers: Sequence[Hashable]) -> tuple[Stretch, ...]:
     first, last = 0, len(alike) - 1
     while first < last:
         period, repeats = _longest_repeat(alike, first, last)
-        left_out = max(0, repeats - _BUILT) // 2 * 2
+        left_out = max(0, repeats - _BUILT)
         built = period * (repeats - left_out)
         if not left_out:
             built = 1
@@ -52,13 +50,13 @@ def _longest_repeat(alike: Sequence[int], first: int, end: int) -> tuple[int, in
     """The period, and how often it repeats, that covers the most layers from `first` on."""
     best, covered = (1, 1), 1
     for period in range(1, _LONGEST_PERIOD + 1):
-        if first + (_BUILT + 2) * period > end and period > 1:
+        if first + (_BUILT + 1) * period > end and period > 1:
             break
         after = first + period
         while after < end and alike[after] == alike[after - period]:
             after += 1
         repeats = (after - first) // period
-        if repeats * period > covered and (period == 1 or repeats > _BUILT + 1):
+        if repeats * period > covered and (period == 1 or repeats > _BUILT):
             best, covered = (period, repeats), repeats * period
         if covered * 2 > end - first:
             break

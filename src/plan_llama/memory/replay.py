@@ -7,7 +7,7 @@ of the batch's variables. Going through it again costs a hundredth of building t
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from plan_llama.memory.cuda_pool import Chip, Need, pool_bytes
@@ -15,6 +15,7 @@ from plan_llama.memory.quantity import Guards, Polynomial, Quantity, Size, evalu
 
 _ENDLESS = 1 << 62
 TOKENS, CELLS, WINDOW = 0, 1, 2  # the batch's variables, by number
+_MOST_ROUNDS = 6  # of equal layers; what their allocations come to repeats itself after one or two
 BATCH = 3  # from here on: how many layers are left out in one place
 
 _NEAR = 9  # tenths of the peak that count as near it
@@ -34,6 +35,30 @@ class Passed:
     decisions: int
 
 
+def _few(count: int) -> int:
+    """As good as so many rounds: where the allocator finds room in turns, it does so every second time."""
+    return count if count <= _MOST_ROUNDS else _MOST_ROUNDS - (count - _MOST_ROUNDS) % 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """Steps that are gone through again after step number `after`, as often as a variable says.
+
+    `own` are the blocks that they take, `carried` those of them that the next round gives back; a block of the round
+    before has its number plus the number of all blocks.
+    """
+
+    after: int
+    variable: int
+    steps: tuple[Step, ...]
+    own: tuple[int, ...]
+    carried: tuple[int, ...]
+
+    def state(self, offsets: list[int], lengths: list[int], where: list[int]) -> object:
+        """All that the next round depends on."""
+        return offsets[:], lengths[:], [where[block] for block in self.carried]
+
+
 class Tape:
     """The steps of one backend."""
 
@@ -45,6 +70,8 @@ class Tape:
         self.held: list[tuple[int, Quantity]] = []
         self._numbers: dict[object, int] = {}
         self._blocks = 0
+        self._sections: dict[int, int] = {}  # where the parts of the graph begin, by mark
+        self._loops: list[_Loop] = []
 
     def take(self, size: Size) -> int:
         """A new block."""
@@ -69,13 +96,79 @@ class Tape:
             self.sizes.append(key)
         return self._numbers[key]
 
+    def section(self, mark: int) -> None:
+        """From here on the steps are those of the part of the graph with this mark."""
+        self._sections[mark] = len(self.steps)
+
+    def repeat(self, mark: int, variable: int) -> None:
+        """The part with this mark is gone through again, as often as the variable says, if it does what the part
+        before it did. To be called when all steps are recorded."""
+        ranges = [self._range(m) for m in (mark - 2, mark - 1, mark)]
+        before, last = (
+            self._pattern(ranges[0], ranges[1]),
+            self._pattern(ranges[1], ranges[2]),
+        )
+        if before is None or before != last:
+            return
+        start, end = ranges[2]
+        earlier = self._taken(ranges[1])
+        own = {number: block for block, number in self._taken(ranges[2]).items()}
+        taken = frozenset(own.values())
+        steps: list[Step] = []
+        carried: set[int] = set()
+        for block, number in self.steps[start:end]:
+            named = -1 - block if block < 0 else block
+            if named in earlier:
+                # what the round before took lies where this round's block of the same number did
+                carried.add(own[earlier[named]])
+                named = self._blocks + own[earlier[named]]
+            elif named not in taken:
+                continue  # a constant: those of layers that are left out are held as one
+            steps.append((-1 - named if block < 0 else named, number))
+        if steps:
+            loop = _Loop(end, variable, tuple(steps), tuple(own.values()), tuple(sorted(carried)))
+            self._loops.append(loop)
+
+    def _range(self, mark: int) -> tuple[int, int]:
+        start = self._sections.get(mark, len(self.steps))
+        return start, min((at for m, at in self._sections.items() if m > mark), default=len(self.steps))
+
+    def _taken(self, steps: tuple[int, int]) -> dict[int, int]:
+        """The blocks that a part takes, numbered from the last one on: the first part may take more of them."""
+        taken = [block for block, number in self.steps[slice(*steps)] if block >= 0 and number >= 0]
+        return {block: number for number, block in enumerate(reversed(taken))}
+
+    def _pattern(self, before: tuple[int, int], steps: tuple[int, int]) -> list[object] | None:
+        """What a part does, by the numbers of its own blocks and of those that the part before it took; None where it
+        does more than that."""
+        own, earlier = self._taken(steps), self._taken(before)
+        found: list[object] = []
+        for block, number in self.steps[slice(*steps)]:
+            named = -1 - block if block < 0 else block
+            if block >= 0 and number >= 0:
+                found.append(number)
+            elif named in own:
+                found.append(("own", own[named], number))
+            elif named in earlier:
+                found.append(("earlier", earlier[named], number))
+            elif self._is_constant(named):
+                found.append("constant")
+            else:
+                return None
+        return found
+
+    def _is_constant(self, block: int) -> bool:
+        """Whether a block was taken before the first part."""
+        first = min(self._sections.values(), default=0)
+        return any(step == block and number >= 0 for step, number in self.steps[:first])
+
     def run(self, values: Sequence[int]) -> Passed:
         """What the steps need for these values of the variables."""
         return self._run(values)[0]
 
     def offsets(self, values: Sequence[int]) -> tuple[int, ...]:
         """Where each block lies, in the order in which they were taken."""
-        return tuple(self._run(values)[1])
+        return tuple(self._run(values)[1][: self._blocks])
 
     def _run(self, values: Sequence[int]) -> tuple[Passed, list[int]]:
         """ggml_dyn_tallocr with one chunk: best fit over the free blocks, the last of which has no end."""
@@ -88,72 +181,97 @@ class Tape:
         # the free blocks by address; the last has no end, and is taken where no other fits
         offsets, lengths = [0], [_ENDLESS]
         peak, peak_step, near = 0, -1, 0
-        late: list[Step] = []
-        where = [0] * self._blocks
-        held = [0] * self._blocks
+        late: list[tuple[int, int, int]] = []
+        where = [0] * (2 * self._blocks)
+        held = [0] * (2 * self._blocks)
         decisions: list[int] = []
-        for step, (block, number) in enumerate(self.steps):
-            if block >= 0 and number >= 0:
-                size = sizes[number]
-                best, best_length, fits = -1, 2 * _ENDLESS, 1
-                for i, have in enumerate(lengths):
-                    if have >= size:
-                        fits += fits + 1
-                        if have <= best_length:
-                            best, best_length = i, have
+        for first, steps, loop in self._segments():
+            rounds = 1 if loop is None else _few(values[loop.variable])
+            states: list[object] = [] if loop is None else [loop.state(offsets, lengths, where)]
+            while rounds:
+                rounds -= 1
+                if loop is not None:
+                    for block in loop.own:
+                        where[self._blocks + block] = where[block]
+                        held[self._blocks + block] = held[block]
+                for step, (block, number) in enumerate(steps, first):
+                    if block >= 0 and number >= 0:
+                        size = sizes[number]
+                        best, best_length, fits = -1, 2 * _ENDLESS, 1
+                        for i, have in enumerate(lengths):
+                            if have >= size:
+                                fits += fits + 1
+                                if have <= best_length:
+                                    best, best_length = i, have
+                            else:
+                                fits += fits
+                        offset = offsets[best]
+                        if best_length == size:
+                            del offsets[best], lengths[best]
+                            fits += fits
+                        else:
+                            offsets[best] = offset + size
+                            lengths[best] = best_length - size
+                        where[block], held[block] = offset, size
+                        decisions.append(fits << 8 | best)
+                        top = offset + size
+                        if top > near:
+                            late.append((step, top, len(decisions)))
+                            if top > peak:
+                                peak, peak_step = top, step
+                                near = peak * _NEAR // 10
+                        continue
+                    if block < 0:
+                        block = -1 - block
+                        offset, size = where[block], held[block]
                     else:
-                        fits += fits
-                offset = offsets[best]
-                if best_length == size:
-                    del offsets[best], lengths[best]
-                    fits += fits
-                else:
-                    offsets[best] = offset + size
-                    lengths[best] = best_length - size
-                where[block], held[block] = offset, size
-                decisions.append(fits << 8 | best)
-                top = offset + size
-                if top > near:
-                    late.append((step, top))
-                    if top > peak:
-                        peak, peak_step = top, step
-                        near = peak * _NEAR // 10
-                continue
-            if block < 0:
-                block = -1 - block
-                offset, size = where[block], held[block]
-            else:
-                kept = sizes[-1 - number]
-                offset, size = where[block] + kept, held[block] - kept
-                held[block] = kept
-                if not size:
-                    decisions.append(0)
-                    continue
-            if empty:
-                decisions.append(_give_back_unsorted(offsets, lengths, offset, size))
-                continue
-            at = bisect_left(offsets, offset)
-            before = at - 1
-            joins = before >= 0 and offsets[before] + lengths[before] == offset
-            if offset + size == offsets[at]:  # the block without end lies behind all that was taken
-                if joins:
-                    lengths[before] += size + lengths[at]
-                    del offsets[at], lengths[at]
-                else:
-                    offsets[at] = offset
-                    lengths[at] += size
-                decisions.append(at << 2 | joins << 1 | 1)
-                continue
-            if joins:
-                lengths[before] += size
-            else:
-                offsets.insert(at, offset)
-                lengths.insert(at, size)
-            decisions.append(at << 2 | joins << 1)
+                        kept = sizes[-1 - number]
+                        offset, size = where[block] + kept, held[block] - kept
+                        held[block] = kept
+                        if not size:
+                            decisions.append(0)
+                            continue
+                    if empty:
+                        decisions.append(_give_back_unsorted(offsets, lengths, offset, size))
+                        continue
+                    at = bisect_left(offsets, offset)
+                    before = at - 1
+                    joins = before >= 0 and offsets[before] + lengths[before] == offset
+                    if offset + size == offsets[at]:  # the block without end lies behind all that was taken
+                        if joins:
+                            lengths[before] += size + lengths[at]
+                            del offsets[at], lengths[at]
+                        else:
+                            offsets[at] = offset
+                            lengths[at] += size
+                        decisions.append(at << 2 | joins << 1 | 1)
+                        continue
+                    if joins:
+                        lengths[before] += size
+                    else:
+                        offsets.insert(at, offset)
+                        lengths.insert(at, size)
+                    decisions.append(at << 2 | joins << 1)
+                if loop is not None:
+                    state = loop.state(offsets, lengths, where)
+                    if states[-1] == state:
+                        break
+                    if len(states) > 1 and states[-2] == state:
+                        rounds %= 2
+                    states.append(state)
         while late and late[-1][1] <= near:
             late.pop()
-        near_step = late[-1][0] if late else -1
-        return Passed(peak, peak_step, near_step, hash(tuple(decisions[: near_step + 1]))), where
+        near_step, _, decided = late[-1] if late else (-1, 0, 0)
+        return Passed(peak, peak_step, near_step, hash(tuple(decisions[:decided]))), where
+
+    def _segments(self) -> Iterator[tuple[int, Sequence[Step], _Loop | None]]:
+        """The steps between loops, and those of the loops, each with the number of its first step."""
+        done = 0
+        for loop in sorted(self._loops, key=lambda item: item.after):
+            yield done, self.steps[done : loop.after], None
+            yield loop.after - len(loop.steps), loop.steps, loop
+            done = loop.after
+        yield done, self.steps[done:], None
 
 
 def _give_back_unsorted(offsets: list[int], lengths: list[int], offset: int, size: int) -> int:
@@ -240,13 +358,13 @@ class _Line:
     def size(self, values: tuple[int, ...]) -> int:
         """Bytes for these values. What layers that are left out hold lies below everything else until it is given
         back: it is added where nothing comes near the peak after that."""
-        one_each = values[:BATCH] + (1,) * (len(values) - BATCH)
-        passed = self._passed(one_each)
+        few = values[:BATCH] + tuple(map(_few, values[BATCH:]))
+        passed = self._passed(few)
         held = self.tape.held
         if not held:
             return passed.size_bytes
         if passed.near_step < held[0][0]:
-            more = (evaluate(terms_of(s), values) - evaluate(terms_of(s), one_each) for _, s in held)
+            more = (evaluate(terms_of(s), values) - evaluate(terms_of(s), few) for _, s in held)
             return passed.size_bytes + sum(more)
         return self._passed(values).size_bytes
 

@@ -207,6 +207,7 @@ def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[No
             # a view that keeps the source alive until the copy is made
             keep = Node("NONE", source.type, source.ne, [source], nb=source.nb, view_of=source)
             keep.backend = source.backend
+            keep.mark = made[0].mark = body[0].mark if body else 0
             order.append(keep)
             order.append(made[0])
             if options.copies > 1:
@@ -282,7 +283,12 @@ class _Allocator:
                 source.children += 1
                 if source.is_input and not source.allocated and source.view_src is None:
                     self._place(source, node.backend)
+        mark = 0
         for node in nodes:
+            if node.mark > mark:
+                mark = node.mark
+                for tape in self.tapes:
+                    tape.section(mark)
             # what a HOLD gives back is as large as all layers that it stands for
             held = node.op == "HOLD"
             for source in node.src:

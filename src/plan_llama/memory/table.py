@@ -124,7 +124,9 @@ class ModelTable:
         """
         architecture = self.spec.architecture
         graph = graph_of(architecture) if architecture in GRAPHS else None
-        leading = graph.leading_layers if graph is not None else 0
+        # images enter the first layers of Qwen3-VL
+        leading = max(graph.leading_layers if graph else 0, self.spec.int_param("n_deepstack_layers", 0))
+        turns = graph.turns if graph else 1
         each = graph is not None and graph.each_layer_differs
         cached = cached_layers(self.spec)
         lists = [v for v in self.spec.hparams.values() if isinstance(v, tuple) and len(v) >= self.blocks]
@@ -135,7 +137,7 @@ class ModelTable:
             key = (
                 frozenset((self.suffix(i), t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)),
                 tuple(bool(v[il]) if isinstance(v[il], float) else v[il] for v in lists),
-                (il if each else il < leading, il < cached),
+                (il if each else il < leading, il % turns, il < cached),
             )
             numbers.append(seen.setdefault(key, len(seen)))
         return tuple(numbers)

@@ -101,6 +101,52 @@ def test_the_front_of_a_block_is_kept() -> None:
     assert tape.offsets(()) == (0, 32, 0)
 
 
+def repeated(rounds: int) -> int:
+    """A first block of 32 that every part replaces by one of 64, beside a scratch block of its own: three parts are
+    recorded, and the last is gone through again."""
+    tape = Tape(32)
+    carried = tape.take(32)
+    for mark in (1, 2, 3):
+        tape.section(mark)
+        scratch = tape.take(96)
+        taken = tape.take(64)
+        tape.give_back(scratch)
+        tape.give_back(carried)
+        carried = taken
+    tape.section(4)
+    tape.take(320)
+    tape.repeat(3, 0)
+    return tape.run((rounds,)).size_bytes
+
+
+def unrolled(parts: int) -> int:
+    """The same with every part recorded."""
+    tape = Tape(32)
+    carried = tape.take(32)
+    for _ in range(parts):
+        scratch = tape.take(96)
+        taken = tape.take(64)
+        tape.give_back(scratch)
+        tape.give_back(carried)
+        carried = taken
+    tape.take(320)
+    return tape.run(()).size_bytes
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 5, 6, 71])
+def test_a_part_is_gone_through_again(rounds: int) -> None:
+    assert repeated(rounds) == unrolled(3 + rounds)
+
+
+def test_a_part_that_does_something_else_is_not_repeated() -> None:
+    tape = Tape(32)
+    for mark, size in ((1, 32), (2, 32), (3, 64)):
+        tape.section(mark)
+        tape.take(size)
+    tape.repeat(3, 0)
+    assert tape.run((10,)).size_bytes == 128
+
+
 # -- lifetimes --------------------------------------------------------------------------------------------------------
 
 

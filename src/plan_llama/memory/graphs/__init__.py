@@ -145,7 +145,7 @@ GRAPHS: dict[str, str] = {
     "rwkv7": "rwkv.Rwkv7",
     "seed_oss": "decoder.Decoder",
     "smallthinker": "windowed.SmallThinker",
-    "smollm3": "decoder.Decoder",
+    "smollm3": "variants.SmolLm3",
     "spark2_5": "gated.Spark",
     "stablelm": "classic.StableLm",
     "starcoder": "classic.Learned",

@@ -65,6 +65,7 @@ class Decoder:
     weighs_input = False  # the experts' weights are multiplied in before the experts (llama 4)
     expert_scales = True  # scales beside experts are applied
     each_layer_differs = False  # no layer is like another though their tensors are (HRM)
+    turns = 1  # so many kinds of layers take turns though their tensors do not differ (smollm3)
     leading_layers = 0  # so many at the start differ from the rest though their tensors do not (gemma 3n)
     clamped_glu = False  # gate and up are clamped where the header says so (step35)
 

@@ -73,3 +73,14 @@ class HyV3(Decoder):
         x = self.g.get_rows(x, self.out_ids)
         x.is_output = True
         self.logits(x)
+
+
+class SmolLm3(Decoder):
+    """Every fourth layer without rope (src/models/smollm3.cpp)."""
+
+    turns = 4
+
+    @property
+    def unrotated(self) -> frozenset[int]:
+        """The last of four."""
+        return self.every_fourth_layer(3)
