@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from plan_llama.units import rate
 from tests.cli.conftest import GIB, GLM, ONE_CARD, Cli
 
 
@@ -164,6 +165,22 @@ def test_without_a_quant_the_largest_that_fits_is_chosen(cli: Cli) -> None:
     assert answer["model"]["quant"] in chosen["text"]
     assert answer["verdict"] == "fits"
     assert answer["model"]["file_bytes"] > 300e9  # 236 GB would leave more than half of it unused
+
+
+def test_a_smaller_quant_that_stays_on_the_gpu_is_named(cli: Cli) -> None:
+    argv = ("--model", "mistral-small-24b", "--gpu", "24GiB", "--ram", "64GiB")
+    answer = cli(*argv, "--json").json
+    assert answer["settings"]["layers_on_gpu"] < answer["model"]["layers"]
+    chosen = next(item for item in answer["findings"] if item["id"] == "quant-chosen")
+    quant = chosen["fix"].removeprefix("--quant ").removesuffix(", or another")
+    other = cli(*argv, "--quant", quant, "--json").json
+    assert (other["verdict"], other["settings"]["layers_on_gpu"]) == ("fits", other["model"]["layers"])
+    fast, slow = (rate(item["speed"]["decode_tok_s"]["expected"]) for item in (other, answer))
+    assert f"{quant} ({other['model']['file_bytes'] / 1e9:.1f} GB) would be all on the GPU" in chosen["text"]
+    assert f"decode {fast} instead of {slow} tok/s" in chosen["text"]
+    # with room for everything there is nothing to add
+    roomy = cli("--model", "mistral-7b", "--gpu", "24GiB", "--ram", "64GiB", "--json").json["findings"]
+    assert next(item for item in roomy if item["id"] == "quant-chosen")["fix"] == "--quant names another"
 
 
 def test_slots_and_context_are_told_apart(cli: Cli) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from plan_llama.cli import images, plan_json, render_plan
+from plan_llama.cli import images, other_quants, plan_json, render_plan
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.target import engine_of, for_build, target_build
@@ -22,13 +22,13 @@ from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import InstalledEngine, Machine
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.locate import download_folder
-from plan_llama.models.resolve import all_choices, choices, resolve_model
+from plan_llama.models.resolve import choices, resolve_model, spelled
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.search import Task
-from plan_llama.solver.types import Alternative, Plan, Wishes
-from plan_llama.units import publisher_gb, rate
+from plan_llama.solver.types import Plan, Wishes
+from plan_llama.units import publisher_gb
 
 
 def run(
@@ -114,7 +114,10 @@ def make_plan(
     task, plan, about_gpus = solved(make_task(ModelTable(spec), machine, wanted, beyond()))
     said += about_gpus
     if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
-        plan = replace(plan, alternatives=(*smaller_quants(model, spec, machine, wanted), *plan.alternatives))
+        plan = replace(
+            plan,
+            alternatives=(*other_quants.smaller_quants(model, spec, machine, wanted), *plan.alternatives),
+        )
     if plan is None:
         raise InputError(
             f"{spec.name} {spec.quant}: with what was pinned, not even its smallest part fits this machine's GPUs",
@@ -202,10 +205,11 @@ def choose_model(
     wanted = for_build(wanted, machine, engine_build(engine), installed)
     enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
     spec: ModelSpec | None = None
+    plan: Plan | None = None
     tried: list[str] = []
     unread: list[Finding] = []
     for choice in open_to:
-        if choice.size_bytes > room(machine) and choice is not open_to[-1]:
+        if choice.size_bytes > other_quants.room(machine) and choice is not open_to[-1]:
             tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
             continue
         try:
@@ -228,34 +232,14 @@ def choose_model(
         text += f"; too large: {', '.join(tried[-4:])}"
     if spec.quant in (item.split(" ")[0] for item in tried):
         text = f"no published quant fits; {spec.quant} is the smallest"
-    chosen = Finding(id="quant-chosen", severity="note", text=text, fix="--quant names another")
+    fix = "--quant names another"
+    on_hub = spelled(options.model).lower().startswith("hf:")  # each header would be asked for
+    if plan is not None and plan.chosen.footprint.verdict == "fits" and not on_hub:
+        faster = other_quants.all_on_gpu(spec, plan.chosen, open_to, options, machine, wanted)
+        if faster is not None:
+            text, fix = f"{text}; {faster[0]}", f"{faster[1]}, or another"
+    chosen = Finding(id="quant-chosen", severity="note", text=text, fix=fix)
     return spec, machine, [chosen, *unread[:3], *about_file(spec)]
-
-
-def room(machine: Machine) -> int:
-    """Bytes of memory that weights can be in, of all kinds."""
-    return machine.ram.available_bytes + (0 if machine.unified else sum(g.free_bytes for g in machine.gpus))
-
-
-def smaller_quants(
-    options: ModelOptions, spec: ModelSpec, machine: Machine, wanted: Wishes
-) -> list[Alternative]:
-    """The largest smaller quant that fits, of the repository or the catalog, for a file that does not."""
-    try:
-        assert options.model is not None  # noqa: S101
-        offered = all_choices(options.model, spec)
-        for choice in offered:
-            if choice.size_bytes >= spec.file_bytes or choice.size_bytes > room(machine):
-                continue
-            table = ModelTable(images.with_projector(choice.load(), options))
-            plan = solve(make_task(table, machine, wanted, beyond()), ladder=False)
-            if plan is not None and plan.chosen.footprint.verdict in ("fits", "tight"):
-                speed = plan.chosen.speed.decode_tok_s.expected
-                effect = f"{publisher_gb(choice.size_bytes)} instead of {publisher_gb(spec.file_bytes)}"
-                return [Alternative(what=f"--quant {choice.quant}", effect=f"{effect}: {rate(speed)} tok/s")]
-    except ModelError:
-        pass  # a server that does not answer now: the plan stands without this advice
-    return []
 
 
 def about_file(spec: ModelSpec) -> list[Finding]:
