@@ -138,18 +138,9 @@ def _walked(
     draft: bool,
 ) -> Work:
     """The sizes from a recording of the graph; it is made where there is none for this kind of placement and batch."""
-    left_out = tuple(stretch.left_out for stretch in placement.stretches if stretch.left_out and not draft)
-    all_rows = batch.outputs == batch.tokens
-    rest = replace(
-        batch,
-        tokens=0,
-        cells=0,
-        window_cells=min(1, batch.window_cells),
-        outputs=0 if all_rows else batch.outputs,
-    )
+    left_out = () if draft else placement.left_out
     key = (
-        rest,
-        all_rows,
+        _kind_of_batch(table, batch),
         placement.draft_shape if draft else placement.shape,
         tuple(kinds),
         placement.output_device,
@@ -169,6 +160,21 @@ def _walked(
         )
         recordings.append(recording)
     return Work(recording.sizes(values), recording.pool_sizes(values))
+
+
+def _kind_of_batch(table: ModelTable, batch: Batch) -> int:
+    """A number for all of a batch that is no variable of a recording."""
+    if batch not in table.batches:
+        all_rows = batch.outputs == batch.tokens
+        rest = replace(
+            batch,
+            tokens=0,
+            cells=0,
+            window_cells=min(1, batch.window_cells),
+            outputs=0 if all_rows else batch.outputs,
+        )
+        table.batches[batch] = table.batch_kinds.setdefault((rest, all_rows), len(table.batch_kinds))
+    return table.batches[batch]
 
 
 def _record(

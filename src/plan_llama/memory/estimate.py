@@ -98,7 +98,7 @@ def _on_one(
     """`-sm none`: the model has the main device and no other (llama_prepare_model_devices, src/llama.cpp)."""
     main = settings.main_gpu
     overrides = tuple(
-        replace(override, device=0 if override.device == main else override.device)
+        override._replace(device=0 if override.device == main else override.device)
         for override in settings.overrides
         if override.device in (HOST, main)
     )

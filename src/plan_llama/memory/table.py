@@ -18,6 +18,7 @@ from plan_llama.models.spec import EXPERT, block_of
 from plan_llama.models.types import ModelSpec
 
 if TYPE_CHECKING:
+    from plan_llama.memory.blocks import Batch
     from plan_llama.memory.caches import CacheLayer
     from plan_llama.memory.replay import Recording
     from plan_llama.memory.types import LazyMode, Override
@@ -60,6 +61,8 @@ class ModelTable:
         self.cache_layers: dict[CacheKey, tuple[CacheLayer, ...]] = {}
         self.cache_makes: dict[CacheKey, tuple[tuple[CacheLayer, tuple[int, ...]], ...]] = {}
         self.placements: dict[object, Placement] = {}
+        self.batches: dict[Batch, int] = {}  # what of a batch decides its graph, numbered
+        self.batch_kinds: dict[object, int] = {}
         self.shapes: dict[object, int] = {}  # what decides a placement's graph, numbered
         self.moves: dict[tuple[Override, ...], Moves] = {}
         self._loaded: dict[bool, tuple[bool, ...]] = {}

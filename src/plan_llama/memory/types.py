@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Program = Literal["llama-server", "llama-cli", "llama-bench", "llama-fit-params"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
@@ -18,8 +18,7 @@ DRAFT_TOKENS = 3  # common_params_speculative_draft, common/common.h, b11434
 HOST = -1  # device index of system memory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Override:
+class Override(NamedTuple):  # not a dataclass: hundreds are compared for every placement
     """One `-ot PATTERN=BUFFER` (also what --cpu-moe, --n-cpu-moe and --n-cpu-ffn turn into). First match wins."""
 
     pattern: str

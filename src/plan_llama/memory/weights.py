@@ -101,6 +101,16 @@ class Placement:
     overridden: bool  # any tensor override switches pipeline parallelism off
 
     @cached_property
+    def weight_bytes(self) -> dict[object, dict[int, int]]:
+        """What was worked out of its weights, by the devices' kinds."""
+        return {}
+
+    @cached_property
+    def left_out(self) -> tuple[int, ...]:
+        """How many repeats of layers need not be built, in each place where some are left out."""
+        return tuple(stretch.left_out for stretch in self.stretches if stretch.left_out)
+
+    @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
         """The layers, with those that are like others left out."""
         if self.table.spec.architecture in _EVERY_LAYER:
@@ -307,6 +317,16 @@ def repack(table: ModelTable, placement: Placement, isa: frozenset[str]) -> Repa
 
 def weight_bytes(table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]) -> dict[int, int]:
     """Bytes of weights by device (HOST included)."""
+    known = placement.weight_bytes
+    key = tuple(kinds.items())
+    if key not in known:
+        known[key] = _weight_bytes(table, placement, kinds)
+    return dict(known[key])
+
+
+def _weight_bytes(
+    table: ModelTable, placement: Placement, kinds: Mapping[int, BackendKind]
+) -> dict[int, int]:
     total = dict.fromkeys((*kinds, HOST), 0)
     kind = {device: kinds.get(device, CPU_KIND) for device in total}
     draft, moves = placement.draft_layers, placement.moves

@@ -1,0 +1,44 @@
+"""How long placements take: a search asks for hundreds."""
+
+from __future__ import annotations
+
+import time
+import timeit
+
+from plan_llama.memory.estimate import DeviceMemory, buffers
+from plan_llama.memory.patterns import n_cpu_moe
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import Settings
+from plan_llama.units import GIB
+from tests.oracle_cases import spec
+
+CARD = [DeviceMemory(free_bytes=24 * GIB)]
+IDLE_LOOP_S = 15e-6  # the loop below on an idle machine of today
+
+
+def slowness() -> float:
+    """By how much this machine is slower right now than an idle one."""
+    return max(1.0, min(timeit.repeat("sum(range(1000))", number=20, repeat=5)) / 20 / IDLE_LOOP_S)
+
+
+def test_a_thousand_placements_of_79_layers() -> None:
+    before = slowness()
+    header = spec("glm-5.1-ud-iq2")
+    asked = [
+        Settings(context=context, ubatch=ubatch, gpu_layers=99, overrides=n_cpu_moe(layers))
+        for context in (8192, 16384, 32768, 65536, 131072)
+        for ubatch in (512, 1024, 2048, 4096)
+        for layers in range(20, 70)
+    ]
+    assert len(set(asked)) == 1000
+    start = time.process_time()
+    model = ModelTable(header)
+    buffers(model, Settings(context=4096, gpu_layers=99, overrides=n_cpu_moe(40)), CARD)
+    prepared = time.process_time()
+    for chosen in asked:
+        buffers(model, chosen, CARD)
+    done = time.process_time()
+    factor = max(before, slowness())
+    # about 0.05 s and 0.25 s on an idle machine; the limits catch what makes it several times slower
+    assert prepared - start < 0.2 * factor
+    assert done - prepared < 1.0 * factor
