@@ -22,7 +22,14 @@ from tests.conformance_cases import SETS, Measured, Set, measured, models, readi
 LISTS: dict[str, dict[str, list[str]]] = tomllib.loads(
     Path(__file__).with_name("not_met.toml").read_text(encoding="utf-8")
 )
-MODELS = [(kind, model) for kind in SETS for model in models(kind)]
+# All of it takes one and a half minutes: every third header of real size is in the fast suite, the rest beside the
+# tests that measure again.
+FAST = models("real")[::3]
+MODELS = [
+    pytest.param(kind, model, marks=[] if kind == "tiny" or model in FAST else [pytest.mark.engine])
+    for kind in SETS
+    for model in models(kind)
+]
 # The engine ends by itself there: its graph has more nodes than it made room for (ggml_hash_find_or_insert), which no
 # rule of ours foresees.
 CRASHES = ("phi-4-q4_k_m",)
@@ -79,7 +86,7 @@ def test_compute_and_totals(kind: Set, model: str) -> None:
         assert not low(found), "\n".join(map(str, low(found)))
 
 
-@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("kind", [pytest.param("real", marks=pytest.mark.engine), "tiny"])
 def test_the_lists_shrink(kind: Set) -> None:
     """An architecture that keeps a limit does not stay among those that do not."""
     good = []
