@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from plan_llama.units import rate
 from tests.cli.conftest import GIB, ONE_CARD, Cli
 from tests.gguf_builder import write
 
@@ -112,6 +113,23 @@ def test_what_stops_the_engine_is_invalid(cli: Cli, argument: tuple[str, str]) -
     assert "error" in {item["severity"] for item in check.json["findings"]}
     corrected = cli("check", *ONE_CARD, "--json", "--", *check.json["command"]["argv"])
     assert (corrected.code, corrected.json["verdict"]) == (0, "fits")
+
+
+def test_room_on_the_card_that_is_left_is_said(cli: Cli) -> None:
+    machine = ("--model", "qwen3-30b-a3b-2507", "--quant", "Q4_K_M", "--gpu", "RTX 3090", "--ram", "64GiB")
+    given = ("llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "8192", "-fa", "on")
+    wasteful = cli("check", *machine, "--json", "--", *given, "-ot", r"\.ffn_.*_exps\.=CPU").json
+    said = next(item for item in wasteful["findings"] if item["id"] == "gpu-underused")
+    card = wasteful["memory"]["pools"][1]
+    assert (
+        f"leaves {(card['available_bytes'] - card['used_bytes']) / GIB:.1f} GiB of gpu0 free" in said["text"]
+    )
+    assert wasteful["command"]["argv"][-1] == r"\.ffn_.*_exps\.=CPU"  # it fits: the command stays as it is
+    planned = cli(*machine, "--ctx", "8192", "--json").json["speed"]["decode_tok_s"]["expected"]
+    assert planned > 1.25 * wasteful["speed"]["decode_tok_s"]["expected"]
+    assert f"about {rate(planned)} instead of" in said["text"]
+    full = cli("check", *machine, "--json", "--", *given).json
+    assert "gpu-underused" not in {item["id"] for item in full["findings"]}
 
 
 def test_a_corrected_command_that_still_pages_says_so(cli: Cli) -> None:

@@ -43,7 +43,9 @@ from plan_llama.solver.profiles import beyond
 from plan_llama.solver.said import memory_findings, remarks
 from plan_llama.solver.search import Task, judged
 from plan_llama.solver.types import Candidate, Wishes
-from plan_llama.units import gib, tokens
+from plan_llama.units import gib, rate, tokens
+
+_MUCH_FASTER = 1.25  # less is within what the estimate can tell apart
 
 # what the corrected command says anew; everything else of the given one is kept
 # fmt: off
@@ -205,20 +207,9 @@ def _correct(
     if checked.verdict in ("fits", "tight"):
         return LaunchCommand(
             engine=llama_server.ENGINE, build=parsed.build, argv=_words(parsed), env=parsed.env
-        ), []
+        ), _faster(checked, _aim(parsed, checked, wanted, said_options))
     reading, task = checked.reading, checked.task
-    given_names = reading.user_set
-    slots = reading.settings.parallel
-    keeps_slots = _gives(parsed, "-np") and slots <= refusals.MOST_SEQUENCES
-    aim = replace(
-        wanted,
-        older=reading.settings.older,
-        context=wanted.context or (reading.settings.context_per_slot if "ctx" in given_names else None),
-        parallel=wanted.parallel or (slots if keeps_slots else None),
-    )
-    if "--kv-type" not in said_options and reading.settings.kv_type_k == reading.settings.kv_type_v != "f16":
-        aim = replace(aim, kv_type=reading.settings.kv_type_k)
-    aim = replace(aim, pins={**aim.pins, **_image_pins(reading.settings)})
+    aim = _aim(parsed, checked, wanted, said_options)
     new_task = make_task(task.table, task.machine, aim, task.beyond)
     new_task, plan, said = solved(new_task, ladder=False)
     if plan is None:
@@ -270,6 +261,55 @@ def _correct(
         argv += ("--no-mmproj-offload",)
     argv += ("--host", reading.host, "--port", str(reading.port))
     return replace(command, argv=argv), said
+
+
+def _aim(parsed: ParsedCommand, checked: _Checked, wanted: Wishes, said_options: Sequence[str]) -> Wishes:
+    """What a plan in the command's place would be asked for: the command's own context, slots and cache types."""
+    reading = checked.reading
+    given_names = reading.user_set
+    slots = reading.settings.parallel
+    keeps_slots = _gives(parsed, "-np") and slots <= refusals.MOST_SEQUENCES
+    aim = replace(
+        wanted,
+        older=reading.settings.older,
+        context=wanted.context or (reading.settings.context_per_slot if "ctx" in given_names else None),
+        parallel=wanted.parallel or (slots if keeps_slots else None),
+    )
+    if "--kv-type" not in said_options and reading.settings.kv_type_k == reading.settings.kv_type_v != "f16":
+        aim = replace(aim, kv_type=reading.settings.kv_type_k)
+    return replace(aim, pins={**aim.pins, **_image_pins(reading.settings)})
+
+
+def _faster(checked: _Checked, aim: Wishes) -> list[Finding]:
+    """A note where the command fits, keeps work on the CPU, and a better placement writes much faster."""
+    task, given = checked.task, checked.candidate
+    blocks = task.table.layers
+    if not given.footprint.devices or task.machine.unified:
+        return []
+    if not (given.cpu_moe_layers or given.gpu_block_layers < blocks):
+        return []
+    asked = replace(aim, context=given.settings.slot_limit or given.settings.context_per_slot)
+    _, plan, _ = solved(make_task(task.table, task.machine, asked, task.beyond), ladder=False)
+    if plan is None or plan.chosen.footprint.verdict != "fits":
+        return []
+    fast, slow = (item.speed.decode_tok_s.expected for item in (plan.chosen, given))
+    if fast < _MUCH_FASTER * slow:
+        return []
+    left = [f"the experts of {plan.chosen.cpu_moe_layers} layers"] if plan.chosen.cpu_moe_layers else []
+    if plan.chosen.gpu_block_layers < blocks:
+        left.append(f"{blocks - plan.chosen.gpu_block_layers} whole layers")
+    free = ", ".join(
+        f"{gib(pool.available_bytes - pool.used_bytes)} of {pool.name}" for pool in given.footprint.pools[1:]
+    )
+    return [
+        Finding(
+            id="gpu-underused",
+            severity="note",
+            text=f"it leaves {free} free: a placement with {' and '.join(left) or 'nothing'} on the CPU fits too, and "
+            f"decodes about {rate(fast)} instead of {rate(slow)} tok/s",
+            fix="plan-llama --model with the same machine and context prints that command",
+        )
+    ]
 
 
 def _image_pins(settings: Settings) -> dict[str, str]:
@@ -373,7 +413,8 @@ def _print(
         felt = render_plan.speed(screen, candidate.speed, task.request)
         lines += [screen.heading("Speed as given"), *felt, ""]
     if checked.verdict in ("fits", "tight"):
-        lines += ["Nothing in the command needs changing.", ""]
+        better = any(item.id == "gpu-underused" for item in said)
+        lines += ["It runs as it is." if better else "Nothing in the command needs changing.", ""]
     elif corrected is not None:
         pages = any(item.id == "nothing-fits" for item in said)
         heading = "Corrected command" + (" (it starts, and reads from disk)" if pages else "")
