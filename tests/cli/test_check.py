@@ -152,3 +152,30 @@ def test_names_come_back_quoted(cli: Cli, home: Path, name: str) -> None:
     text = cli("check", "--no-gpu", "--ram", "64GiB", "--cpu-cores", "4", "--", *command).out
     block = text.split("Corrected command:\n")[1].split("\n\n")[0]
     assert name in shlex.split(block.replace("\\\n", " "))
+
+
+OLD = ("llama-server", "-m", "Qwen3-8B-Q4_K_M.gguf", "-c", "8192", "-np", "1", "-ngl", "99", "--no-mmap")
+
+
+def test_a_command_is_judged_by_the_build_that_is_named(cli: Cli) -> None:
+    """--no-mmap is in b9093's --help (tests/data/engines/help-b9093.txt) and ends b11434."""
+    then = cli("check", *ONE_CARD, "--engine-build", "b9093", "--json", "--", *OLD, "--fit", "off")
+    assert (then.code, then.json["verdict"]) == (0, "fits")
+    assert then.json["settings"]["load_mode"] == "none"
+    now = cli("check", *ONE_CARD, "--json", "--", *OLD, "--fit", "off")
+    assert (now.code, now.json["verdict"]) == (3, "invalid")
+    newer = cli("check", *ONE_CARD, "--engine-build", "b9093", "--json", "--", *OLD, "--load-mode", "none")
+    (error,) = [item for item in newer.json["findings"] if item["severity"] == "error"]
+    assert error["id"] == "flag-unknown-old-build"
+    assert "after b10001, with b10240 at the latest" in error["text"]
+    assert error["fix"] == "write --no-mmap"
+    assert "--load-mode" not in newer.json["command"]["argv"]
+    assert newer.json["command"]["build"] == 9093
+
+
+def test_a_model_that_the_build_does_not_know(cli: Cli) -> None:
+    command = ("llama-server", "-m", "GLM-5.1-UD-IQ2_M.gguf", "-c", "4096")
+    check = cli("check", *ONE_CARD, "--engine-build", "b6324", "--json", "--", *command)
+    assert (check.code, check.json["verdict"]) == (3, "invalid")
+    said = {item["id"]: item for item in check.json["findings"]}
+    assert said["architecture-needs-newer-build"]["fix"] == "llama.cpp b8643 or newer"

@@ -332,3 +332,27 @@ def test_an_older_build_is_planned_with_what_it_reserves(cli: Cli) -> None:
     assert "is newer" in next(
         item["text"] for item in newer["findings"] if item["id"] == "memory-of-other-build"
     )
+
+
+def test_the_command_is_spelled_for_the_build_that_is_named(cli: Cli) -> None:
+    """-fa has no value in b6324, and there is no --fit and no --cache-ram (llama-cpp-python 0.3.16, common/arg.cpp)."""
+    argv = (
+        "--model",
+        "qwen3-8b",
+        "--quant",
+        "Q4_K_M",
+        "--gpu",
+        "24GiB",
+        "--ram",
+        "64GiB",
+        "--ctx",
+        "8K",
+        "--json",
+    )
+    words = cli(*argv, "--engine-build", "b6324").json["command"]["argv"]
+    assert words[words.index("-fa") + 1].startswith("-")
+    assert not {"--fit", "--cache-ram", "--load-mode"} & set(words)
+    glm = cli("--model", "glm-5.1", "--quant", "UD-IQ2_M", *argv[4:], "--engine-build", "b6324").json
+    said = {item["id"]: item for item in glm["findings"]}
+    assert said["architecture-needs-newer-build"]["severity"] == "error"
+    assert "b8643 at the latest" in said["architecture-needs-newer-build"]["text"]

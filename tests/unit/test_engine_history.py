@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from plan_llama.engines import architectures
 from plan_llama.engines.arguments import history
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.flags import FlagTable
+from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.older_builds import for_build
 from plan_llama.hardware.engines import parse_help
+from plan_llama.models.resolve import resolve_model
 
 DATA = Path(__file__).parents[1] / "data" / "engines"
 TREES: list[dict[str, Any]] = json.loads((DATA / "trees.json").read_text())
@@ -55,11 +59,11 @@ def test_enough_trees_are_known() -> None:
 
 @pytest.mark.parametrize(("build", "text"), [(9093, "help-b9093.txt"), (4879, "help-7841fc7.txt")])
 def test_real_programs_list_the_same(build: int, text: str) -> None:
-    """--rpc is there only in programs built with it; a name with a dot is not read from a help."""
+    """--rpc is there only in programs that are built with it, and these are not."""
     listed = {
         name for line in parse_help((DATA / text).read_text()) for name in line.partition(" ")[0].split(",")
     }
-    assert listed == rebuilt(build, "llama-server") - {"--rpc", "--fim-qwen-1.5b-default"}
+    assert listed == rebuilt(build, "llama-server") - {"--rpc"}
 
 
 def test_flash_attention_took_no_value_before_b6325() -> None:
@@ -122,3 +126,79 @@ def test_every_written_replacement_is_of_something_that_is_gone_or_changed() -> 
             for name in form.names:
                 span = newest.span(name, program)
                 assert form.bare or (span is not None and span.until is not None), f"{program} {name}"
+
+
+GIVEN: list[dict[str, Any]] = json.loads((DATA / "older_builds.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "case", [row for row in GIVEN if row["build"] == "b9093"], ids=lambda row: row["given"][:40]
+)
+def test_a_command_for_a_named_build_is_the_one_that_its_parser_took(case: dict[str, Any]) -> None:
+    command = LaunchCommand(engine="llama.cpp", build=11434, argv=("llama-server", *case["given"].split()))
+    made, found = for_build(command, 9093)
+    assert list(made.argv[1:]) == case["argv"]
+    assert "engine-build-unknown" not in {item.id for item in found}
+
+
+@pytest.mark.parametrize("build", [row["build"] for row in TREES])
+def test_commands_are_spelled_as_each_tree_takes_them(build: int) -> None:
+    for given in dict.fromkeys(row["given"] for row in GIVEN):
+        command = LaunchCommand(engine="llama.cpp", build=11434, argv=("llama-server", *given.split()))
+        made, _ = for_build(command, build)
+        parsed = parse(made.argv, table=FlagTable.load(build))
+        assert parsed.accepted, [item.words for item in parsed.refused]
+
+
+def test_what_a_build_cannot_be_told_is_an_error_that_names_the_build() -> None:
+    command = LaunchCommand(
+        engine="llama.cpp", build=11434, argv=("llama-server", "-m", "m.gguf", "-ncmoe", "3")
+    )
+    made, (found,) = for_build(command, 4579)
+    assert made.argv == ("llama-server", "-m", "m.gguf")
+    assert (found.severity, found.fix) == ("error", "b6324 or a newer one knows it")
+
+
+@pytest.mark.parametrize(
+    ("build", "text", "tree"), [(9093, "help-b9093.txt", 9093), (0, "help-7841fc7.txt", 4879)]
+)
+def test_a_program_that_is_here_is_asked_itself(build: int, text: str, tree: int) -> None:
+    """Both were built without RPC; the second has no number and is known by what it lists."""
+    table = FlagTable.of_program(build, parse_help((DATA / text).read_text()))
+    assert (table.build, table.table_build) == (build, tree)
+    assert table.lookup("--rpc", "llama-server") is None
+    assert {
+        name for item in table.arguments if "llama-server" in item.programs for name in item.spellings
+    } == (rebuilt(tree, "llama-server") - {"--rpc"})
+
+
+def test_a_program_between_two_trees_has_what_it_lists() -> None:
+    older, newer = FlagTable.load(10531), FlagTable.load(10883)
+    came = rebuilt(10883, "llama-server") - rebuilt(10531, "llama-server")
+    assert came
+    table = FlagTable.of_program(10700, [*older.listed("llama-server"), *sorted(came)])
+    for name in came:
+        assert table.lookup(name, "llama-server") is not None
+        assert newer.lookup(name, "llama-server") is not None
+    assert table.lookup("--mmap", "llama-server") is not None
+
+
+@pytest.mark.parametrize("place", range(len(TREES)), ids=lambda place: f"b{TREES[place]['build']}")
+def test_each_trees_architectures_are_given_back(place: int) -> None:
+    build = TREES[place]["build"]
+    known = architectures.architectures()
+    here = {n for n, k in known.items() if k.since <= build and (k.until is None or build <= k.until)}
+    assert here == said(place, "architectures")
+
+
+def test_a_model_that_is_newer_than_the_build() -> None:
+    """src/llama-arch.cpp: glm-dsa is not in llama-cpp-python 0.3.16's tree and is in 0.3.20's (b8643)."""
+    spec = resolve_model("glm-5.1", "UD-IQ2_M")
+    too_old, between = architectures.finding(6324, spec), architectures.finding(7000, spec)
+    assert too_old is not None
+    assert between is not None
+    assert (too_old.severity, between.severity) == ("error", "warning")
+    assert too_old.fix == "llama.cpp b8643 or newer"
+    assert architectures.finding(8643, spec) is None
+    assert architectures.finding(0, spec) is None
+    assert architectures.finding(3000, resolve_model("llama-3.1-8b", "Q4_K_M")) is None

@@ -21,8 +21,9 @@ from plan_llama.cli.options import (
 )
 from plan_llama.cli.plan_command import in_order, machine_notes, make_command, print_json, solved
 from plan_llama.cli.screen import Screen
+from plan_llama.cli.target import engine_of
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
-from plan_llama.engines import llama_server, memory_rules, refusals
+from plan_llama.engines import architectures, llama_server, memory_rules, refusals
 from plan_llama.engines.command_settings import CommandReading, to_settings
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.flags import FlagTable
@@ -85,7 +86,7 @@ def run(
     wanted = wishes(wish_options)
     build = engine_build(engine)
     machine = measured(resolve(hardware_choice(hardware), engine_path=engine.engine_path))
-    flags = FlagTable.load(build or _installed_build(machine))
+    flags = FlagTable.load(build) if build is not None else _installed(machine)
     own = (
         {}
         if machine.simulated
@@ -101,7 +102,7 @@ def run(
     said += about_images
     checked, found = _judge(parsed, spec, machine, wanted)
     said += found
-    corrected, about_correction = _correct(parsed, checked, wanted, given(wish_options))
+    corrected, about_correction = _correct(parsed, checked, wanted, build, given(wish_options))
     said += about_correction
     said = in_order([*said, *machine_notes(machine)])
     if output.json:
@@ -126,10 +127,12 @@ def run(
     )
 
 
-def _installed_build(machine: Machine) -> int | None:
-    if machine.simulated:
-        return None
-    return next((item.build for item in machine.engines if item.engine == "llama.cpp" and item.build), None)
+def _installed(machine: Machine) -> FlagTable:
+    """The arguments of the llama-server that is on the machine; of a described one, those of the newest known build."""
+    installed = engine_of(machine)
+    if installed is None:
+        return FlagTable.load()
+    return FlagTable.of_program(installed.build, installed.arguments)
 
 
 def _judge(
@@ -142,8 +145,11 @@ def _judge(
     said = [*reading.findings, *memory_rules.findings(parsed.build, spec, reading.settings)]
     wrong = refusals.refusals(reading.settings, model=spec, flash_attn=reading.flash_attn)
     said += wrong
+    if too_old := architectures.finding(parsed.build, spec):
+        said.append(too_old)
     # what the engine's parser or loader stops at: a device, a pattern or a context that cannot be
     stops = bool(parsed.refused or wrong or any(item.severity == "error" for item in reading.findings))
+    stops |= too_old is not None and too_old.severity == "error"
     settings = replace(reading.settings, mmproj=reading.settings.mmproj and table.projector is not None)
     if reading.fit_enabled and not wrong:
         targets = _fit_targets(reading, table, settings, machine)
@@ -201,7 +207,11 @@ def _bare(task: Task) -> Beyond:
 
 
 def _correct(
-    parsed: ParsedCommand, checked: _Checked, wanted: Wishes, said_options: Sequence[str]
+    parsed: ParsedCommand,
+    checked: _Checked,
+    wanted: Wishes,
+    build: int | None,
+    said_options: Sequence[str],
 ) -> tuple[LaunchCommand | None, list[Finding]]:
     """The command as it is where nothing is wrong with it; else one that this build takes and that fits."""
     if checked.verdict in ("fits", "tight"):
@@ -214,7 +224,7 @@ def _correct(
     new_task, plan, said = solved(new_task, ladder=False)
     if plan is None:
         return None, said
-    command, about_build = make_command(new_task, plan, task.machine, None, name_projector=False)
+    command, about_build = make_command(new_task, plan, task.machine, build, name_projector=False)
     said += about_build
     if plan.chosen.footprint.verdict == "does-not-fit":
         said.append(

@@ -13,7 +13,7 @@ from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions,
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.target import engine_of, for_build, target_build
 from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
-from plan_llama.engines import llama_server, memory_rules, older_builds, refusals
+from plan_llama.engines import architectures, llama_server, memory_rules, older_builds, refusals
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, RemoteError, UsageError
 from plan_llama.findings import Finding, Severity
@@ -389,5 +389,7 @@ def make_command(
     elif target != llama_server.BUILD:
         command, lost = older_builds.for_build(command, target)
         said += lost
+    if too_old := architectures.finding(target, spec):
+        said.append(too_old)
     said += memory_rules.findings(target, spec, plan.chosen.settings)
     return command, said

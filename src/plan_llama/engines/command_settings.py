@@ -16,6 +16,7 @@ from plan_llama.engines import overrides as placing
 from plan_llama.engines import values as cxx
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
 from plan_llama.engines.flags import FlagTable
+from plan_llama.engines.left_out import FlashAttn, left_out
 from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
@@ -24,11 +25,8 @@ from plan_llama.memory.types import DRAFT_TOKENS, LazyMode, LoadMode, Override, 
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
 
-FlashAttn = Literal["on", "off", "auto"]
 UserSet = Literal["ctx", "ngl", "ts", "ot"]
 
-CACHE_RAM_MIB = 8192
-CTX_CHECKPOINTS = 32
 AUTO_SLOTS = 4
 FIT_MIN_CONTEXT = 4096
 FIT_TARGET_BYTES = 1024 * MIB
@@ -88,7 +86,7 @@ class _Reading:
 
     def __init__(self, parsed: ParsedCommand, model: ModelSpec, machine: Machine) -> None:
         self.parsed, self.model, self.machine = parsed, model, machine
-        self.table = FlagTable.load(parsed.build)
+        self.unsaid = left_out(parsed, machine)
         self.bench = parsed.program == "llama-bench"
         self.serves = parsed.program in ("llama-server", "llama-cli")  # llama-cli runs the server in itself
         self.names = placing.device_names(machine.gpus)
@@ -99,7 +97,10 @@ class _Reading:
         self.usable = [item for item in usable if not (item.status == "ignored" and item.from_env)]
         self.last: dict[str, ParsedArgument] = {}
         for item in self.usable:
-            for name in item.argument.names if item.argument else ():
+            today = FlagTable.load().lookup(
+                item.spelling, parsed.program
+            )  # its build may lack some of its names
+            for name in (name for found in (item.argument, today) if found for name in found.names):
                 self.last[name] = item
 
     def text(self, name: str) -> str | None:
@@ -160,7 +161,7 @@ class _Reading:
             lazy_mode=self._lazy_mode(devices),
             threads=self._threads(),
             cache_ram_bytes=self._cache_ram(),
-            ctx_checkpoints=max(0, self.number("-ctxcp", CTX_CHECKPOINTS)) if self.serves else 0,
+            ctx_checkpoints=max(0, self.number("-ctxcp", self.unsaid.ctx_checkpoints)) if self.serves else 0,
             draft_layers=self._draft_layers(),
             older=memory_rules.older(self.parsed.build),
             draft_tokens=max(0, self.number("--spec-draft-n-max", DRAFT_TOKENS)),
@@ -215,7 +216,7 @@ class _Reading:
     def _slots(self) -> tuple[int, bool]:
         if self.bench:
             return 1, False
-        given = self.number("-np", -1 if self.parsed.program == "llama-server" else 1)
+        given = self.number("-np", self.unsaid.parallel)
         unified = self.switch("-kvu", False)
         if given < 0 and self.serves:
             return AUTO_SLOTS, True
@@ -227,7 +228,7 @@ class _Reading:
             pair = [cxx.to_int(part) or 0 for part in (self.text_raw("-pg") or "0,0").split(",")]
             tests = max(self.number("-p", 512), self.number("-n", 128), sum(pair))
             return max(1, tests + self.number("-d", 0))
-        given = self.number("-c", 0)
+        given = self.number("-c", self.unsaid.context)
         if given < 0:
             self._say(
                 "bad-context",
@@ -262,9 +263,7 @@ class _Reading:
     def _flash_attn(self) -> FlashAttn:
         word = self.text("-fa")
         if word is None:
-            known = self.table.lookup("-fa", self.parsed.program)
-            unasked: FlashAttn = "off" if known and known.kind == "flag" else "auto"
-            return "on" if self.parsed.meant.get("flash_attn") else unasked
+            return "on" if self.parsed.meant.get("flash_attn") else self.unsaid.flash_attn
         return "on" if word in cxx.TRUE_WORDS else "off" if word in cxx.FALSE_WORDS else "auto"
 
     def _gpu_layers(self, devices: tuple[int, ...]) -> int:
@@ -273,10 +272,10 @@ class _Reading:
         if not devices:
             return 0
         word = self.text_raw("-ngl")
-        if word is None or word in ("auto", "all"):
-            return everything
         given = self.number("-ngl", -1)
-        return everything if given < 0 else given
+        if word in ("auto", "all") or (given < 0 and self.unsaid.all_layers):
+            return everything
+        return max(0, given)
 
     def _tensor_split(self, devices: tuple[int, ...]) -> tuple[float, ...]:
         word = self.text("-ts")
@@ -406,7 +405,7 @@ class _Reading:
         """-1 is without limit: all of the RAM."""
         if not self.serves:
             return 0
-        given = self.number("-cram", CACHE_RAM_MIB)
+        given = self.number("-cram", self.unsaid.cache_ram_mib)
         if given < 0:
             say = "the prompt cache has no limit (--cache-ram -1): it grows until the RAM is full"
             self._say("prompt-cache-host-growth", "warning", say, "give it a limit in MiB: --cache-ram 2048")
@@ -418,8 +417,7 @@ class _Reading:
             return "-fitt" in self.last
         if self.parsed.program == "llama-fit-params":
             return self.text("-fitp") not in cxx.TRUE_WORDS
-        known = self.table.lookup("-fit", self.parsed.program)
-        return known is not None and self.text("-fit") not in cxx.FALSE_WORDS
+        return self.unsaid.fit and self.text("-fit") not in cxx.FALSE_WORDS
 
     def _user_set(self, overrides: tuple[Override, ...]) -> frozenset[UserSet]:
         found: set[UserSet] = set()

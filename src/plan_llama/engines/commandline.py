@@ -96,6 +96,7 @@ class ParsedCommand:
     arguments: tuple[ParsedArgument, ...] = ()
     meant: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     build: int
+    table_build: int  # the build whose arguments it was read by
 
     @property
     def refused(self) -> tuple[ParsedArgument, ...]:
@@ -135,6 +136,7 @@ def parse(argv: Sequence[str], *, table: FlagTable, env: Mapping[str, str] | Non
         arguments=tuple(reader.found),
         meant=MappingProxyType(reader.meant),
         build=table.build,
+        table_build=table.table_build,
     )
 
 
@@ -349,10 +351,13 @@ class _Reader:
             came = f"it came after b{span.after}, with b{span.since} at the latest"
             older = self.table.replacement(word, taken, self.program)
             if older is None:
-                return f"no argument of b{self.table.build}: {came}", f"b{span.since} or a newer one knows it"
+                return (
+                    f"no argument of b{self.table.table_build}: {came}",
+                    f"b{span.since} or a newer one knows it",
+                )
             words = next(iter(older.values.values()))
             lost = f" ({older.lost})" if older.lost else ""
-            return f"no argument of b{self.table.build}: {came}", (
+            return f"no argument of b{self.table.table_build}: {came}", (
                 f"write {' '.join(words)}{lost}" if words else f"leave it out{lost}"
             )
         others = [name for name in PROGRAMS if name != self.program and self.table.lookup(word, name)]

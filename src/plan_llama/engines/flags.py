@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
@@ -10,6 +10,8 @@ from types import MappingProxyType
 from plan_llama import catalog
 from plan_llama.engines.arguments import ENGINE, Argument, Span, head, history, tables
 from plan_llama.errors import InputError
+
+_SERVER = "llama-server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,25 @@ class FlagTable:
         Raises InputError for a negative build, ProfileError for a table that does not say what it must.
         """
         return _load(build)
+
+    @classmethod
+    def of_program(cls, build: int | None, listed: Sequence[str]) -> FlagTable:
+        """The table of a llama-server that is here: its build's, held against what its own --help lists.
+
+        One that has no number, or says nothing of it, has that of the tree whose arguments are most like its own.
+        """
+        names = {name for line in listed for name in line.partition(" ")[0].split(",")}
+        if not names:
+            return cls.load(build)
+        numbered = build is not None and build > 1
+        table = cls.load(build if numbered else _most_like(names))
+        own = tuple(_held_against(table, names))
+        note = None if own == table.arguments else table.note
+        if not numbered:
+            note = f"a build without a number: by its --help, its arguments are taken to be those of b{table.build}"
+        return replace(
+            table, build=build or 0, note=note, arguments=own, _by_name=MappingProxyType(_by_name(own))
+        )
 
     def lookup(self, spelling: str, program: str) -> Argument | None:
         """The argument of that spelling in that program, or None. `--ctx_size` is `--ctx-size`."""
@@ -145,15 +166,43 @@ def _load(build: int | None) -> FlagTable:
         note=_note(asked, table_build, max(single)),
         arguments=arguments,
         removed=removed,
-        _by_name=MappingProxyType(
-            {
-                (program, name): argument
-                for argument in arguments
-                for program in argument.programs
-                for name in argument.spellings
-            }
-        ),
+        _by_name=MappingProxyType(_by_name(arguments)),
     )
+
+
+def _by_name(arguments: Iterable[Argument]) -> dict[tuple[str, str], Argument]:
+    return {
+        (program, name): item for item in arguments for program in item.programs for name in item.spellings
+    }
+
+
+def _server(arguments: Iterable[Argument]) -> set[str]:
+    return {name for item in arguments if _SERVER in item.programs for name in item.spellings}
+
+
+def _most_like(names: set[str]) -> int:
+    """The newest of the trees whose llama-server differs least from one that lists these names."""
+    trees = [tree.build for tree in history().trees]
+    return min(reversed(trees), key=lambda build: len(_server(history().of(build)) ^ names))
+
+
+def _held_against(table: FlagTable, names: set[str]) -> Iterator[Argument]:
+    """What a program lists, as this build or the next one that has it takes it; --help leaves out what is removed."""
+    for item in table.arguments:
+        if (
+            _SERVER not in item.programs
+            or item.removed
+            or names & set(item.spellings)
+            or all("." in name for name in item.names)
+        ):
+            yield item
+        elif others := tuple(program for program in item.programs if program != _SERVER):
+            yield replace(item, programs=others)
+    missing = names - _server(table.arguments)
+    for item in sorted(history().arguments, key=lambda item: item.since):
+        if _SERVER in item.programs and item.since > table.table_build and missing & set(item.spellings):
+            missing -= set(item.spellings)
+            yield replace(item, programs=(_SERVER,))
 
 
 def _note(asked: int, table_build: int, newest: int) -> str | None:

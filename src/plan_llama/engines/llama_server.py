@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from plan_llama.engines import overrides as placing
-from plan_llama.engines.command_settings import CACHE_RAM_MIB, CTX_CHECKPOINTS, automatic_load_mode
+from plan_llama.engines.command_settings import automatic_load_mode
+from plan_llama.engines.left_out import CACHE_RAM_MIB, CTX_CHECKPOINTS
 from plan_llama.errors import InputError
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory import patterns

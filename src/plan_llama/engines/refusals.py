@@ -5,7 +5,7 @@ The rules are those of llama_init_from_model and llama_context's constructor (sr
 
 from __future__ import annotations
 
-from plan_llama.engines.command_settings import FlashAttn
+from plan_llama.engines.left_out import FlashAttn
 from plan_llama.findings import Finding
 from plan_llama.memory.types import Settings
 from plan_llama.models.types import ModelSpec

@@ -65,7 +65,7 @@ def parse_llama(version_text: str, devices_text: str, libraries: Iterable[str] =
     return found
 
 
-_HELP_LINE = re.compile(r"^(-[\w-]+(?:,\s+-[\w-]+)*)(?: (\S+(?: \S+)*?))?(?:\s{2,}|$)")
+_HELP_LINE = re.compile(r"^(-[\w.-]+(?:,\s+-[\w.-]+)*)(?: (\S+(?: \S+)*?))?(?:\s{2,}|$)")
 
 
 def parse_help(text: str) -> list[str]:
