@@ -25,6 +25,7 @@ _INDEX = 8
 _Q8_1_RATIO = 36 / 32  # block_q8_1: activations on the way into a quantised product
 _STREAM_ROWS = 4  # residual, its norm, the branch and their sum
 _STATE_COPIES = 4  # gathered, updated and written back
+_MIXED_COPIES = 9  # hyper-connections: their streams normed, in f32, spread again, joined one by one, moved
 _MASKS = 2  # one for full attention, one for windows or an indexer
 _CHUNKED = 4  # a delta net or scan works on several chunked copies of its rows
 _SLACK_BYTES = 1 << 20  # positions, ids, alignment
@@ -107,8 +108,10 @@ class _Bounds:
         if not self.runs(where, self.placement.layer_device[il], device):
             return 0
         rows = sum(self.row(tensor) for tensor, _ in tensors)
+        streams = _MIXED_COPIES * self.spec.int_param("hyper_connection.count", 0)
         moved = sorted((tensor.nbytes for tensor, place in tensors if place == HOST), reverse=True)
-        total = self.batch.tokens * (rows + self.latent_row(il) + _STREAM_ROWS * self.width) * _F32
+        rows += self.latent_row(il) + (_STREAM_ROWS + streams) * self.width
+        total = self.batch.tokens * rows * _F32
         if device != HOST:
             total += sum(moved[:2])
         layer = self.caches.get(il)
@@ -140,7 +143,7 @@ class _Bounds:
             heads = self.spec.int_param("attention.head_count", 0, layer=il)
             row += 2 * heads * (latent + self.spec.int_param("rope.dimension_count", 0))
         if self.spec.int_param("attention.indexer.top_k", 0):
-            row += 2 * self.batch.cells
+            row += 4 * self.batch.cells  # scores, the mask closed, opened and added, a copy between devices
         return row
 
     def attention(self, layer: CacheLayer, device: int) -> int:
@@ -148,9 +151,11 @@ class _Bounds:
         batch, total = self.batch, 0
         cells = batch.cells * batch.streams
         home = self.placement.layer_device[layer.layer] if batch.kv_offload else HOST
+        latent = self.spec.int_param("attention.kv_lora_rank", 0)
         for row in layer.rows:
             if device != home:
-                total += row.type.nbytes(row.elements) * cells
+                # a latent K is copied once more, as V, which is the front of it
+                total += (2 if latent else 1) * row.type.nbytes(row.elements) * cells
             if row.type.name != "f16":
                 total += 2 * row.elements * cells
         heads = self.spec.int_param("attention.head_count", 0, layer=layer.layer)
