@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plan_llama.memory.blocks import Batch
+from plan_llama.memory.blocks import Batch, padded
 from plan_llama.memory.caches import CacheLayer
 from plan_llama.memory.context import table_layers
 from plan_llama.memory.recurrent import recurrent_layers
@@ -26,8 +26,14 @@ _Q8_1_RATIO = 36 / 32  # block_q8_1: activations on the way into a quantised pro
 _STREAM_ROWS = 4  # residual, its norm, the branch and their sum
 _STATE_COPIES = 4  # gathered, updated and written back
 _MIXED_COPIES = 9  # hyper-connections: their streams normed, in f32, spread again, joined one by one, moved
+_POOLS = 64  # pooled keys are padded to it (kpool_pad)
+_POOL_SCORES = 2  # of every token for every pooled key, and their order
+_SELECTED_COPIES = 4  # the cells as numbers and as floats, which are real, and the mask before it is opened
+_POOL_INDICES = 32  # bytes for each: its cell, its members, where it is written
 _MASKS = 2  # one for full attention, one for windows or an indexer
 _CHUNKED = 4  # a delta net or scan works on several chunked copies of its rows
+_POOL_COPIES = 8  # keys and gates gathered, weighed, turned and summed
+_CHECKPOINT_COPIES = 3  # the stack of them, the stack that grows by one, its norm
 _SLACK_BYTES = 1 << 20  # positions, ids, alignment
 
 
@@ -47,6 +53,7 @@ class _Bounds:
         self.offload = bool(kinds) and op_offload and batch.tokens >= OFFLOAD_MIN_BATCH
         self.copies = PIPELINE_COPIES if pipelined else 1
         self.width = self.spec.int_param("embedding_length")
+        self.streams = max(1, self.spec.int_param("hyper_connection.count", 0))
         self.used = max(1, self.spec.int_param("expert_used_count", 0))
         self.caches = {layer.layer: layer for layer in table_layers(table, batch)}
         self.recurrent = recurrent_layers(self.spec)
@@ -81,14 +88,37 @@ class _Bounds:
         masks = _MASKS * batch.cells * batch.tokens * (element if device != HOST else _F32)
         if batch.v_transposed:  # the transposed V cache is written element by element: an index for each
             masks += _MASKS * batch.tokens * self.value_row * _INDEX
-        rows = batch.tokens * self.width * _F32
-        return copies * (masks + 2 * rows) + 2 * rows + self.constants(device)
+        rows = batch.tokens * self.streams * self.width * _F32
+        pools = self.pools * (batch.tokens * _F32 + _POOL_INDICES) + self.selected * batch.tokens * _F32
+        return copies * (masks + 2 * rows + pools) + 2 * rows + self.constants(device)
 
     def constants(self, device: int) -> int:
         """What an indexer's selection opens the mask with: zeros that every layer has from the start."""
         most = self.spec.int_param("attention.indexer.top_k", 0)
         layers = sum(home == device for home in self.placement.layer_device[: self.table.layers])
         return layers * min(most, self.batch.cells) * self.batch.tokens * _F32
+
+    @property
+    def pools(self) -> int:
+        """Keys that an indexer makes of several cells each, for every sequence of its own (kpool_state of
+        src/llama-memory-hybrid-idx.cpp): all of them at once when the engine reserves.
+        """
+        size = self.spec.int_param("attention.indexer.kpool", 0)
+        return padded(self.batch.cells // size * self.batch.sequences + 1, _POOLS) if size else 0
+
+    @property
+    def selected(self) -> int:
+        """Cells that such an indexer selects for a token."""
+        size = self.spec.int_param("attention.indexer.kpool", 0)
+        most = self.spec.int_param("attention.indexer.top_k", 0)
+        return size * (1 + min(self.pools, most // size)) if size else 0
+
+    def pooling(self) -> int:
+        """What is gathered for these keys, their scores, and the mask that is opened where they are best."""
+        size = self.spec.int_param("attention.indexer.kpool", 0)
+        key = self.spec.int_param("attention.indexer.key_length", 0)
+        of_tokens = _POOL_SCORES * self.pools + _SELECTED_COPIES * self.selected
+        return (_POOL_COPIES * size * key * self.pools + of_tokens * self.batch.tokens) * _F32
 
     def head(self, device: int) -> int:
         """The logits, and the head's matrix where it is copied to be multiplied."""
@@ -107,7 +137,7 @@ class _Bounds:
         where = {place for _, place in tensors if place is not None}
         if not self.runs(where, self.placement.layer_device[il], device):
             return 0
-        rows = sum(self.row(tensor) for tensor, _ in tensors)
+        rows = sum(self.row(tensor) for tensor, _ in tensors) + self.checkpoint_row
         streams = _MIXED_COPIES * self.spec.int_param("hyper_connection.count", 0)
         moved = sorted((tensor.nbytes for tensor, place in tensors if place == HOST), reverse=True)
         rows += self.latent_row(il) + (_STREAM_ROWS + streams) * self.width
@@ -117,6 +147,8 @@ class _Bounds:
         layer = self.caches.get(il)
         if layer is not None:
             total += self.attention(layer, device)
+            if layer.rows:
+                total += self.pooling()
         if il in self.recurrent:
             total += (_CHUNKED - 1) * self.batch.tokens * self.dense_row(tensors) * _F32
         return total
@@ -145,6 +177,12 @@ class _Bounds:
         if self.spec.int_param("attention.indexer.top_k", 0):
             row += 4 * self.batch.cells  # scores, the mask closed, opened and added, a copy between devices
         return row
+
+    @property
+    def checkpoint_row(self) -> int:
+        """Elements per token of the residuals that every so many layers are kept for all layers behind (kimi-k3)."""
+        every = self.spec.int_param("attn_res.block_size", 0)
+        return _CHECKPOINT_COPIES * -(-self.spec.layers // every) * self.width if every else 0
 
     def attention(self, layer: CacheLayer, device: int) -> int:
         """Scores without flash attention, caches that are copied or converted, and recurrent states."""
