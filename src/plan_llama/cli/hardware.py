@@ -19,7 +19,7 @@ _KNOWN: Mapping[str | None, str] = {
     "user": "as given",
 }
 _LABEL = 14
-_VALUE = 54
+_VALUE = 46  # with the longest word on how it is known 80 columns
 
 
 def _row(label: str, value: str, source: Source | None = None) -> str:

@@ -42,10 +42,10 @@ def render_models(models: Iterable[KnownModel], words: str = "") -> str:
         lines = "\n".join(_short_lines(listed))
         return f"{lines}\n\n{len(listed)} models; plan-llama models WORDS shows the quants of those that match.\n"
     blocks = ["\n".join(_model_lines(known)) for known in listed]
-    return (
-        "\n\n".join(blocks)
-        + "\n\nSizes are as published, or (about) what llama-quantize makes: GB is 10**9 bytes, GiB 2**30.\n"
-    )
+    foot = "Sizes are as published, or (about) what llama-quantize makes.\nGB is 10**9 bytes, GiB 2**30."
+    if any(_estimated(quant) for known in listed for quant in known.quants):
+        foot += "\n* The types of its tensors are estimated from its size."
+    return "\n\n".join(blocks) + f"\n\n{foot}\n"
 
 
 def models_json(models: Iterable[KnownModel]) -> dict[str, Any]:
@@ -80,26 +80,34 @@ def _model_lines(known: KnownModel) -> Iterator[str]:
     context = f"context {known.context_train:,}"
     total, active = _weights(known)
     weights = f"{total} weights{f' ({active} active)' if active else ''}, " if total else ""
-    yield f"{known.id}  {known.name}, {weights}{known.architecture}, {context}, {known.licence}"
+    yield f"{known.id}  {known.name}"
+    yield f"  {weights}{known.architecture}, {context}, {known.licence}"
     if known.projector is not None:
-        yield f"  images: {_projector(known.projector)}"
+        yield from _wrapped(f"images: {_projector(known.projector)}")
     if known.kv_quantisation_breaks:
-        yield from textwrap.wrap(
-            f"a quantised KV cache is left off: {known.kv_quantisation_breaks}",
-            100,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        yield from _wrapped(f"a quantised KV cache is left off: {known.kv_quantisation_breaks}")
     for quant in known.quants:
         notes = [f"KLD {quant.kld:g}"] if quant.kld is not None else []
         if quant.engine != "llama.cpp":
             notes.append(f"{quant.engine} only")
-        elif quant.mix == "modelled":
-            notes.append("tensor types estimated from the size")
-        line = f"  {quant.quant:<12} {quant.size_stated:>14}  {quant.repo:<32} {', '.join(notes)}"
+        mark = "*" if _estimated(quant) else " "
+        line = f"  {quant.quant:<12} {quant.size_stated:>14}{mark} {quant.repo:<30} {', '.join(notes)}"
         yield line.rstrip()
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        80,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _estimated(quant: KnownQuant) -> bool:
+    return quant.engine == "llama.cpp" and quant.mix == "modelled"
 
 
 def _projector(projector: Projector) -> str:
@@ -268,7 +276,10 @@ def _inspect_lines(spec: ModelSpec) -> Iterator[str]:
         rows += [(f"  on {place}", images.takes(spec.projector, place)) for place in ("a GPU", "the CPU")]
     yield spec.name
     for label, value in rows:
-        yield f"  {label:<16}{value}"
+        # a path stays whole
+        lines = [value] if label == "file" else textwrap.wrap(value, 62)
+        yield f"  {label:<16}{lines[0]}"
+        yield from (" " * 18 + line for line in lines[1:])
     if spec.made_with:
         yield f"  {'made with':<16}{_printable(shlex.join(spec.made_with))}"
     if spec.data_note:

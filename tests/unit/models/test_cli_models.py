@@ -66,8 +66,16 @@ def test_a_long_list_has_a_line_for_each_model() -> None:
     assert " ".join(line.split()) == "qwen3-30b-a3b 30.53B 3.3B 40,960 Q8_0 32.5 GB to Q2_K 11.3 GB"
 
 
+def test_lists_and_facts_fit_80_columns() -> None:
+    for words in ("qwen3-30b-a3b", "gemma-3-27b", "glm-5.1", "qwen2.5-vl-7b"):
+        text = cli.render_models(cli.search(words))
+        assert [line for line in text.splitlines() if len(line) > 80] == []
+        assert ("* The types of its tensors are estimated" in text) == ("B* " in text)
+    assert max(map(len, cli.render_inspect(resolve("qwen2.5-vl-7b", "Q4_K_M")).splitlines())) <= 80
+
+
 def test_a_vision_model_has_its_projector() -> None:
-    text = cli.render_models(cli.search("gemma-3-27b"))
+    text = " ".join(cli.render_models(cli.search("gemma-3-27b")).split())
     assert "256 tokens each, with a projector (mmproj) of 0.423 B, 0.8 GB at F16" in text
     listed = json.loads(json.dumps(cli.models_json(cli.search("glm-4.5v"))))["models"][0]
     assert listed["projector"]["pixels_per_token"] == 28 * 28
