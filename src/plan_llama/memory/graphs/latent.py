@@ -1,11 +1,11 @@
 """Graphs with latent attention (MLA): DeepSeek-V2 and V3 and what descends from them, with or without an indexer.
 
-Mirrors src/models/deepseek2.cpp, minicpm3.cpp, deepseek32.cpp and glm-dsa.cpp of llama.cpp b11434.
+Mirrors src/models/deepseek2.cpp, minicpm3.cpp, deepseek32.cpp, glm-dsa.cpp and dots3note.cpp of llama.cpp b11434.
 """
 
 from __future__ import annotations
 
-from plan_llama.memory.blocks import hadamard_size
+from plan_llama.memory.blocks import UndescribedGraph, hadamard_size
 from plan_llama.memory.ggml import F16, F32, I64, Node
 from plan_llama.memory.graphs.decoder import Decoder
 
@@ -89,9 +89,21 @@ class Latent(Expanded):
     def read_mask(self, query: Node, x: Node, il: int) -> None:
         """What a layer does between its first projection and the queries: an indexer, where there is one."""
 
-    def mask_for(self) -> Node:
+    def mask_for(self, il: int) -> Node:  # noqa: ARG002 - for those whose layers differ
         """The mask that attention reads."""
         return self.mask
+
+    def cache_of(self, il: int) -> tuple[Node, int]:  # noqa: ARG002 - as above
+        """Rows to write and cells of a layer's cache."""
+        return self.rows_k, self.batch.cells
+
+    def latent_sizes(self, il: int) -> tuple[int, int]:  # noqa: ARG002 - as above
+        """Elements of the latent K and of a query head."""
+        return self.spec.int_param("attention.kv_lora_rank"), self.spec.int_param("attention.key_length_mla")
+
+    def behind_attention(self, out: Node, x: Node, il: int) -> Node:  # noqa: ARG002 - for those that gate
+        """The output projection."""
+        return self.b.mm(f"blk.{il}.attn_output", out)
 
     def attention_of(self, x: Node, il: int) -> Node:
         """Query and key in latent form, attention, and the way back from it."""
@@ -100,9 +112,8 @@ class Latent(Expanded):
         b, g, batch, prefix = self.b, self.g, self.batch, f"blk.{il}"
         tokens = batch.tokens
         heads = self.heads(il)
-        latent = self.spec.int_param("attention.kv_lora_rank")
+        latent, head = self.latent_sizes(il)
         rope = self.spec.int_param("rope.dimension_count")
-        head = self.spec.int_param("attention.key_length_mla")
         low, q = self.query(x, prefix)
         self.read_mask(low, x, il)
         q_strides = (q.type.nbytes(head), q.type.nbytes(head) * heads)
@@ -112,6 +123,8 @@ class Latent(Expanded):
         row = compressed.type.nbytes(latent + rope)
         kv = g.view(compressed, (latent, tokens), (row,))
         k_pe = g.view(compressed, (rope, 1, tokens), (row, row))
+        if b.has(f"{prefix}.attn_k_norm.weight"):
+            k_pe = b.norm(k_pe, f"{prefix}.attn_k_norm")
         q_pe = b.rope(q_pe, self.positions)
         k_pe = b.rope(k_pe, self.positions)
         kv = b.norm(kv, f"{prefix}.attn_kv_a_norm")
@@ -120,13 +133,15 @@ class Latent(Expanded):
         kv = g.reshape(kv, latent, 1, tokens)
         key = g.concat(kv, k_pe, 0)
         g.expand(query, kv, key)
-        cache = b.cache("k", batch.kv_type_k, latent + rope, batch.cells, il)
-        b.store(cache, key, self.rows_k)
-        mask = self.mask_for()
-        k = b.read_k(cache, latent + rope, 1, batch.cells)
+        rows, cells = self.cache_of(il)
+        cache = b.cache("k", batch.kv_type_k, latent + rope, cells, il)
+        b.store(cache, key, rows)
+        mask = self.mask_for(il)
+        k = b.read_k(cache, latent + rope, 1, cells)
         v = g.view(k, (latent, *k.ne[1:]), k.nb[1:])
-        out = b.attention(query, k, v, mask, v_mla=b.w(f"{prefix}.attn_v_b.weight"))
-        return b.mm(f"{prefix}.attn_output", out)
+        sinks = b.maybe(f"{prefix}.attn_sinks.weight")
+        out = b.attention(query, k, v, mask, sinks=sinks, v_mla=b.w(f"{prefix}.attn_v_b.weight"))
+        return self.behind_attention(out, x, il)
 
 
 class GlmDsa(Latent):
@@ -135,6 +150,7 @@ class GlmDsa(Latent):
     """
 
     default_gating = 2
+    rotates_index = True  # queries and keys of the indexer are rotated
 
     def drafting(self) -> type[Decoder]:
         """The block for drafting attends to all cells."""
@@ -161,7 +177,7 @@ class GlmDsa(Latent):
         if self.has_indexer(il):
             self.selected = self._index(query, x, il)
 
-    def mask_for(self) -> Node:
+    def mask_for(self, il: int) -> Node:  # noqa: ARG002 - as above
         """Open only for the selected cells."""
         return self._selected_mask()
 
@@ -176,8 +192,9 @@ class GlmDsa(Latent):
         q = b.rope(q, self.positions)
         k = b.norm(g.mul_mat(b.w(f"{prefix}.attn_k.weight"), x), f"{prefix}.k_norm", op="NORM")
         k = b.rope(g.reshape(k, size, 1, tokens), self.positions)
-        q = g.mul_mat(self.rotation_index, q)
-        k = g.mul_mat(self.rotation_index, k)
+        if self.rotates_index:
+            q = g.mul_mat(self.rotation_index, q)
+            k = g.mul_mat(self.rotation_index, k)
         cache = b.cache("index", batch.kv_type_k, size, batch.cells, il)
         b.store(cache, k, self.rows_index)
         weights = g.mul_mat(b.w(f"{prefix}.proj.weight"), x)
@@ -212,6 +229,51 @@ class GlmDsa(Latent):
             (opened.nb[2], opened.nb[3], opened.nb[3]),
         )
         return g.like("ADD", opened, mask)
+
+
+class Dots3Note(GlmDsa):
+    """An indexer in the layers that see everything, windows with a latent K of their own in the others; the output of
+    every head is gated (src/models/dots3note.cpp).
+    """
+
+    default_normalise = False
+
+    def drafting(self) -> type[Decoder]:
+        """Its block for drafting attends to a window; an upper bound is taken."""
+        raise UndescribedGraph("the block for drafting of dots3-note")
+
+    def attention_inputs(self) -> None:
+        """build_attn_inp_k_dsa_iswa."""
+        super().attention_inputs()
+        self.rows_window = self.g.input(I64, self.batch.tokens)
+        self.mask_window = self.b.mask(self.batch.window_cells)
+
+    def has_indexer(self, il: int) -> bool:
+        """Layers without a window."""
+        return il not in self.windowed
+
+    def mask_for(self, il: int) -> Node:
+        """The window, or the cells that are selected."""
+        return self.mask_window if il in self.windowed else super().mask_for(il)
+
+    def cache_of(self, il: int) -> tuple[Node, int]:
+        """The window's, or the whole."""
+        return (self.rows_window, self.batch.window_cells) if il in self.windowed else super().cache_of(il)
+
+    def latent_sizes(self, il: int) -> tuple[int, int]:
+        """Layers with a window have their own."""
+        if il not in self.windowed:
+            return super().latent_sizes(il)
+        names = ("attention.kv_lora_rank_swa", "attention.key_length_mla_swa")
+        return self.spec.int_param(names[0]), self.spec.int_param(names[1])
+
+    def behind_attention(self, out: Node, x: Node, il: int) -> Node:
+        """A gate for every head, then the projection."""
+        g, heads, tokens = self.g, self.heads(il), self.batch.tokens
+        gate = g.like("UNARY", g.mul_mat(self.b.w(f"blk.{il}.attn_gate.weight"), x))
+        wide = g.reshape(out, out.ne[0] // heads, heads, tokens)
+        wide = g.like("MUL", wide, g.reshape(gate, 1, heads, tokens))
+        return super().behind_attention(g.reshape(wide, out.ne[0], tokens), x, il)
 
 
 class Drafting(Latent):

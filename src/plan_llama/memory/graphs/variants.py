@@ -84,3 +84,27 @@ class SmolLm3(Decoder):
     def unrotated(self) -> frozenset[int]:
         """The last of four."""
         return self.every_fourth_layer(3)
+
+
+class Deci(Decoder):
+    """Layers without attention, with a matrix in its place, or without a feed-forward (src/models/deci.cpp)."""
+
+    def block(self, x: Node, il: int, *, last: bool) -> Node:
+        """What a layer lacks is passed over. One without a feed-forward ends with its input: what attention found,
+        though it is computed, goes nowhere.
+        """
+        b, g, prefix = self.b, self.g, f"blk.{il}"
+        heads = self.heads(il)
+        residual = cur = x
+        if heads:
+            cur = self.norm(x, f"{prefix}.attn_norm")
+            if self.kv_heads(il):
+                cur = self.attention_of(cur, il)
+            else:
+                cur = g.mul_mat(b.w(f"{prefix}.attn_output.weight"), cur)
+        if not self.spec.int_param("feed_forward_length", layer=il):
+            return x
+        if last and not self.batch.hidden:
+            cur, residual = g.get_rows(cur, self.out_ids), g.get_rows(residual, self.out_ids)
+        ffn_in = g.like("ADD", cur, residual) if heads else cur
+        return g.like("ADD", self.second_branch(ffn_in, il), ffn_in)
