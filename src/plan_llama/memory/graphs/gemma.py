@@ -9,6 +9,23 @@ from plan_llama.memory.windows import cached_layers
 _ALTUPS = 4  # n_altup, src/llama-hparams.h
 
 
+class Gemma(Decoder):
+    """Scaled embeddings and queries (src/models/gemma.cpp)."""
+
+    scaled_query = True
+
+    def inputs(self) -> Node:
+        """The token rows are scaled."""
+        return self.g.like("SCALE", super().inputs())
+
+
+class Gemma2(Gemma):
+    """Norms behind both branches, capped scores and logits, windows (src/models/gemma2.cpp)."""
+
+    post_norms = True
+    soft_caps = True
+
+
 class Gemma3(Decoder):
     """Scaled embeddings and queries, norms behind both branches, windows (src/models/gemma3.cpp)."""
 
