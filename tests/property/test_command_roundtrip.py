@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plan_llama.engines.arguments import history
 from plan_llama.engines.command_settings import to_settings
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.llama_server import command
+from plan_llama.engines.older_builds import for_build
 from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_ffn, n_cpu_moe
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.units import MIB
@@ -82,6 +86,40 @@ def test_written_and_read_back(plan: tuple[int, Settings]) -> None:
     assert reading.settings == wanted
     assert reading.model_path == "/models/GLM 5.1.gguf"
     assert not reading.fit_enabled
+
+
+# Settings that a build without the argument does not have; -ncmoe is written as a pattern there.
+WITHOUT = {
+    "-nr": "repack",
+    "--swa-full": "swa_full",
+    "--ctx-checkpoints": "ctx_checkpoints",
+    "--cache-ram": "cache_ram_bytes",
+    "-kvu": "kv_unified",
+    "--kv-unified-per-slot": "slot_limit",
+    "--no-op-offload": "op_offload",
+    "-ncmoe": "overrides",
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans(), st.sampled_from([tree.build for tree in history().trees]))
+def test_written_for_another_build_and_read_back(plan: tuple[int, Settings], build: int) -> None:
+    """Each tree's table takes the command, and it means the same but for what such a build cannot be told."""
+    cards, wanted = plan
+    where = machine(cards)
+    newest = command(wanted, model=glm(), machine=where, model_path="m.gguf")
+    written, said = for_build(newest, build)
+    table = FlagTable.load(build)
+    parsed = parse(written.argv, table=table)
+    assert parsed.accepted, [(item.words, item.reason) for item in parsed.refused]
+    if any(item.severity == "error" for item in said):
+        return
+    found = to_settings(parsed, model=glm(), machine=where).settings
+    differs = {
+        item.name for item in fields(Settings) if getattr(found, item.name) != getattr(wanted, item.name)
+    }
+    lacking = {name for flag, name in WITHOUT.items() if table.lookup(flag, "llama-server") is None}
+    assert differs <= lacking | {"older"}
 
 
 @given(st.lists(st.text(max_size=20), max_size=12))

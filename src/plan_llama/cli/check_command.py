@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from plan_llama.cli import checked_model, images, plan_json, render_plan
 from plan_llama.cli.hardware import as_json
@@ -23,7 +24,7 @@ from plan_llama.cli.plan_command import in_order, machine_notes, make_command, p
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.target import engine_of
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
-from plan_llama.engines import architectures, llama_server, memory_rules, refusals
+from plan_llama.engines import architectures, llama_server, memory_rules, older_builds, refusals
 from plan_llama.engines.command_settings import CommandReading, to_settings
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.flags import FlagTable
@@ -93,7 +94,7 @@ def run(
         else {k: v for k, v in os.environ.items() if k.startswith(("LLAMA_", "GGML_", "MTMD_"))}
     )
     parsed = parse(argv, table=flags, env=own)
-    said = [Finding(id="engine-build-unknown", severity="warning", text=flags.note)] if flags.note else []
+    said = [*older_builds.unknown(flags)]
     spec, about_model = checked_model.model_of(parsed, model)
     said += about_model
     if spec is None:
@@ -132,7 +133,8 @@ def _installed(machine: Machine) -> FlagTable:
     installed = engine_of(machine)
     if installed is None:
         return FlagTable.load()
-    return FlagTable.of_program(installed.build, installed.arguments)
+    own = installed.arguments if Path(installed.path).name.startswith("llama-server") else ()
+    return FlagTable.of_program(installed.build, own)
 
 
 def _judge(

@@ -14,6 +14,7 @@ from plan_llama.cli.screen import Screen
 from plan_llama.cli.target import engine_of, for_build, target_build
 from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
 from plan_llama.engines import architectures, llama_server, memory_rules, older_builds, refusals
+from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, RemoteError, UsageError
 from plan_llama.findings import Finding, Severity
@@ -385,7 +386,9 @@ def make_command(
         )
     if installed is not None and installed.arguments and build in (None, installed.build):
         command, lost = older_builds.adapt(command, installed.arguments, target)
-        said += lost
+        own = FlagTable.of_program(installed.build, installed.arguments)
+        command, refused = older_builds.without_refused_values(command, own)
+        said += [*lost, *refused]
     elif target != llama_server.BUILD:
         command, lost = older_builds.for_build(command, target)
         said += lost

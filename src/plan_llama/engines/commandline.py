@@ -187,6 +187,7 @@ class _Reader:
         reason = argument.ignored or ""
         taken: tuple[str, ...] = ()
         if argument.kind == "flag":
+            negated = self._negates(argument, argument.names[0])
             if value not in cxx.TRUE_WORDS:
                 status, reason = "ignored", f"'{value}' is not on, enabled, true or 1"
         elif argument.kind == "switch":
@@ -226,7 +227,7 @@ class _Reader:
                 self.found.append(self._unknown(position, word))
 
     def _known(self, position: int, word: str, argument: Argument) -> ParsedArgument:
-        negated = normalised(word) in argument.negative
+        negated = self._negates(argument, word)
         wanted = 0 if argument.kind in ("flag", "switch") else len(argument.values)
         taken = tuple(self.argv[self.place : self.place + wanted])
         self.place += len(taken)
@@ -304,6 +305,11 @@ class _Reader:
             reason=f"removed: {since}",
             fix=fix,
         )
+
+    def _negates(self, argument: Argument, word: str) -> bool:
+        """Whether a spelling says no. Older builds had many a `--no-x` as a flag of its own, without its `--x`."""
+        today = FlagTable.load().lookup(word, self.program) if argument.kind == "flag" else None
+        return any(normalised(word) in item.negative for item in (argument, today) if item)
 
     def _old_meaning(self, word: str, argument: Argument, taken: tuple[str, ...]) -> None:
         """What an argument that this build still has, and the newest has not, says of the settings."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from plan_llama.engines.arguments import history
+from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable, replacements
 from plan_llama.engines.llama_server import LaunchCommand
 from plan_llama.findings import Finding
@@ -63,16 +64,38 @@ def for_build(command: LaunchCommand, build: int) -> tuple[LaunchCommand, list[F
     """The command for a build that is not here, by what its source accepts; what is not known of it is said."""
     table = FlagTable.load(build)
     made, said = adapt(command, table.listed("llama-server"), build)
-    if table.note:
-        said.append(
-            Finding(
-                id="engine-build-unknown",
-                severity="warning",
-                text=table.note,
-                fix="llama-server ARGS --help exits with an error where it does not take them",
-            )
+    made, refused = without_refused_values(made, table)
+    return made, [*said, *refused, *unknown(table)]
+
+
+def without_refused_values(command: LaunchCommand, table: FlagTable) -> tuple[LaunchCommand, list[Finding]]:
+    """The command without arguments whose value the build does not take yet, with an error for each."""
+    refused = parse(command.argv, table=table).refused
+    if not refused:
+        return command, []
+    gone = {place for item in refused for place in range(item.position, item.position + 1 + len(item.values))}
+    said = [
+        Finding(
+            id="flag-unknown-old-build",
+            severity="error",
+            text=f"{named(command.build)} does not take {item.words} ({item.reason}): it is left out",
+            fix="a newer llama-server",
         )
-    return made, said
+        for item in refused
+    ]
+    kept = tuple(word for place, word in enumerate(command.argv) if place not in gone)
+    return replace(command, argv=kept), said
+
+
+def unknown(table: FlagTable) -> Iterator[Finding]:
+    """What is to be said where a build has no table of its own."""
+    if table.note:
+        yield Finding(
+            id="engine-build-unknown",
+            severity="warning",
+            text=table.note,
+            fix="llama-server ARGS --help exits with an error where it does not take them",
+        )
 
 
 def _arguments(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
