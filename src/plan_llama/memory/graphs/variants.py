@@ -5,6 +5,7 @@ Mirrors the files of src/models of llama.cpp b11434 that the classes name.
 
 from __future__ import annotations
 
+from plan_llama.memory.blocks import Builder
 from plan_llama.memory.ggml import Node
 from plan_llama.memory.graphs.decoder import Decoder
 
@@ -108,3 +109,21 @@ class Deci(Decoder):
             cur, residual = g.get_rows(cur, self.out_ids), g.get_rows(residual, self.out_ids)
         ffn_in = g.like("ADD", cur, residual) if heads else cur
         return g.like("ADD", self.second_branch(ffn_in, il), ffn_in)
+
+
+class Glm4(Decoder):
+    """Norms behind both branches (src/models/glm4.cpp)."""
+
+    post_norms = True
+
+
+class Granite(Decoder):
+    """Branches and logits are scaled (src/models/granite.cpp, granite-moe.cpp)."""
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__(builder)
+        self.scaled_branches = bool(self.spec.hparams.get("residual_scale"))
+
+    def finished(self, logits: Node) -> Node:
+        """f_logit_scale."""
+        return self.g.like("SCALE", logits)
