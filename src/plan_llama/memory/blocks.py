@@ -6,7 +6,7 @@ src/llama-kv-cache.cpp, b11434. A block is described once; which tensors a layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from plan_llama.memory.ggml import F16, F32, I32, I64, Graph, Node, Shape, tensor
@@ -89,6 +89,12 @@ class Builder:
         self._weights: dict[str, Node] = {}
         self._caches: dict[str, Node] = {}
         self.output_device = HOST
+        self.probing = (
+            False  # the graph is only to show where it runs, its tokens are no micro-batch (probe.py)
+        )
+        self.activation: Callable[[Node, Node], Node] | None = (
+            None  # of gate and up, where it is of several ops
+        )
         # weights in formats of the CPU; `output.weight` also where it is tied
         self.fixed: frozenset[str] = frozenset()
         self.constants: list[Node] = []
@@ -246,6 +252,8 @@ class Builder:
 
     def gate(self, gate: Node, up: Node, *, clamped: bool = False) -> Node:
         """The gated activation: one op, or one by one where both sides are clamped (swiglu_clamp_exp and _shexp)."""
+        if self.activation is not None:
+            return self.activation(gate, up)
         if not clamped:
             return self.g.glu(gate, up)
         up = self.g.like("CLAMP", up)

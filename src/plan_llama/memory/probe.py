@@ -64,6 +64,7 @@ def _elsewhere(
     }
     builder = Builder(spec, one_each, device_of, dict(enumerate(placement.layer_device)), len(kinds))
     builder.output_device = placement.output_device
+    builder.probing = True
     graph = graph_of(spec.architecture)(builder)
     x = graph.inputs()
     homes: dict[Node, int] = {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from plan_llama.memory.blocks import Builder, UndescribedGraph, hadamard_size, padded
 from plan_llama.memory.ggml import F16, F32, I32, I64, Node
 from plan_llama.memory.graphs.decoder import Decoder
+from plan_llama.memory.graphs.streams import HyperConnected
 from plan_llama.memory.recurrent import states_kept
 from plan_llama.models.types import TensorType
 
@@ -37,7 +38,7 @@ class Compressor:
     rotation: Node | None
 
 
-class DeepSeek4(Decoder):
+class DeepSeek4(HyperConnected):
     """Every layer keeps a window; most compress what lies behind it by 4 or by 128, and those that compress by 4 choose
     among the compressed cells with an indexer.
     """
@@ -109,31 +110,6 @@ class DeepSeek4(Decoder):
             mask=self._mask(cells, mask_type),
             rotation=g.input(F32, rotation, rotation) if rotation else None,
         )
-
-    # -- hyper-connections ------------------------------------------------------------------------------------------
-
-    def narrowed(self, x: Node, prefix: str) -> tuple[Node, Node, Node]:
-        """build_hc_pre: one stream of the several, and what build_hc_post needs to spread a branch again."""
-        b, g, n = self.b, self.g, self.streams
-        tokens = x.ne[2]
-        flat = g.like("RMS_NORM", g.reshape(x, x.ne[0] * n, tokens))
-        mixes = g.mul_mat(b.w(f"{prefix}_fn.weight"), flat)
-        scale, base = b.w(f"{prefix}_scale.weight"), b.w(f"{prefix}_base.weight")
-        parts = []
-        for _ in range(2):
-            part = g.view(mixes, (n, tokens), (mixes.nb[1],))
-            part = g.like("MUL", part, g.view(scale, (1,), ()))
-            part = g.like("ADD", part, g.view(base, (n,), ()))
-            parts.append(g.like("SCALE", g.like("UNARY", part)))
-        comb = Node("DSV4_HC_COMB", F32, (n, n, tokens, 1), [mixes, scale, base])
-        out = Node("DSV4_HC_PRE", F32, (x.ne[0], tokens, 1, 1), [x, parts[0]])
-        return out, parts[1], comb
-
-    def spread(self, x: Node, residual: Node, post: Node, comb: Node) -> Node:
-        """build_hc_post: always one op, because the small graph by which the engine decides (resolve_fused_ops) pins a
-        layer's last op to the layer.
-        """
-        return Node("DSV4_HC_POST", F32, (x.ne[0], self.streams, x.ne[1], 1), [x, residual, post, comb])
 
     # -- the block --------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,8 @@ class KimiLinear(DeltaNet):
         before = g.view(states, (size, width, self.sequences), strides)
         conv = g.concat(before, g.transpose(self.per_sequence(x)), 0)
         last = g.view(conv, (size, width, self.sequences), conv.nb[1:3])
-        g.expand(g.cpy(last, g.view(cache, (size, width, self.sequences), strides)))
+        for _ in range(self.kept):
+            g.expand(g.cpy(last, g.view(cache, (size, width, self.sequences), strides)))
         out = g.ssm_conv(conv, g.reshape(kernel, kernel.ne[0], width))
         out = g.like("UNARY", g.reshape(out, width, self.batch.tokens))
         return g.reshape(out, *shape, self.tokens_each, self.sequences)
