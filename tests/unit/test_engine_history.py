@@ -202,3 +202,20 @@ def test_a_model_that_is_newer_than_the_build() -> None:
     assert architectures.finding(8643, spec) is None
     assert architectures.finding(0, spec) is None
     assert architectures.finding(3000, resolve_model("llama-3.1-8b", "Q4_K_M")) is None
+
+
+def test_a_value_that_a_build_does_not_take_yet() -> None:
+    """--spec-type of b8643 has no draft-mtp (common/arg.cpp of llama-cpp-python 0.3.20)."""
+    words = ("llama-server", "-m", "m.gguf", "--spec-type", "draft-mtp", "-c", "4096")
+    made, (found,) = for_build(LaunchCommand(engine="llama.cpp", build=11434, argv=words), 8643)
+    assert made.argv == ("llama-server", "-m", "m.gguf", "-c", "4096")
+    assert found.severity == "error"
+    assert "--spec-type draft-mtp" in found.text
+
+
+def test_a_no_flag_of_its_own_says_no() -> None:
+    """-nkvo is a flag without a -kvo in b3848 and the negative of a switch in b11434 (common/arg.cpp)."""
+    for build in (3848, 11434):
+        (item,) = read("llama-server -nkvo", build).arguments
+        assert item.status == "ok"
+        assert item.negated
