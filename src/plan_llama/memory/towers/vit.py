@@ -6,6 +6,7 @@ build_patch_merge_permute and resize_position_embeddings. Which tensors a file h
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Shape:
         return self.embd // self.heads
 
 
-class Vit:
+class Vit(ABC):
     """One tower's graph for `count` images of one size."""
 
     norm_op = "NORM"
@@ -52,9 +53,9 @@ class Vit:
         self._tensors = tensors
         self._weights: dict[str, Node] = {}
 
+    @abstractmethod
     def build(self) -> None:
         """Adds the whole graph; each family has its own."""
-        raise NotImplementedError
 
     # -- weights and small parts ----------------------------------------------------------------------------------
 
