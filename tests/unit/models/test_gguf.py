@@ -208,10 +208,10 @@ def test_lies_in_a_huge_sparse_file_cost_little(raw: bytes, tmp_path: Path) -> N
     with path.open("wb") as file:
         file.write(raw)
         file.truncate(1 << 40)
-    started = time.perf_counter()
+    started = time.process_time()  # what others do on the machine does not count
     with pytest.raises(ModelError):
         read_file(path)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     tracemalloc.start()
     with pytest.raises(ModelError):
         read_header(lambda offset, size: raw[offset : offset + size].ljust(size, b"\0"), 1 << 24, "x")

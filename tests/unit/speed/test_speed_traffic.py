@@ -161,9 +161,9 @@ def test_cheap_enough_for_a_search(glm: ModelSpec, table: LayerTable) -> None:
         assert callable(run)
         spent = []
         for _ in range(times):
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            spent.append(time.perf_counter() - start)
+            spent.append(time.process_time() - start)
         return min(spent)
 
     devices = cpu_moe(glm)
