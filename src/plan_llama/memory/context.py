@@ -8,18 +8,21 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from math import ceil
+from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.blocks import Batch, padded
 from plan_llama.memory.caches import CacheLayer, Row, cache_layers, draft_layers
 from plan_llama.memory.ggml import F32
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
-from plan_llama.memory.table import CacheKey, ModelTable
 from plan_llama.memory.types import HOST, Program, Settings
-from plan_llama.memory.weights import Placement
 from plan_llama.memory.windows import NO_WINDOWS, Windows
 from plan_llama.models.ggml_types import by_name
 from plan_llama.models.types import ModelSpec, TensorType
+
+if TYPE_CHECKING:  # what only names types: inspect asks for bytes per token and needs no more
+    from plan_llama.memory.table import CacheKey, ModelTable
+    from plan_llama.memory.weights import Placement
 
 # arg.cpp kv_cache_types, b11434
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
