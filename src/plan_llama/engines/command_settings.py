@@ -21,6 +21,7 @@ from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory import patterns
+from plan_llama.memory.context import is_causal
 from plan_llama.memory.types import DRAFT_TOKENS, LazyMode, LoadMode, Override, Settings, SplitMode
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
@@ -248,12 +249,12 @@ class _Reading:
         return item.values[0] if item and item.values else None
 
     def _batches(self, context: int) -> tuple[int, int]:
-        """n_batch is cut to the context, n_ubatch to n_batch; 0 of the latter is the former
-        (llama_context)."""
+        """n_batch is cut to the context where attention is causal, n_ubatch to n_batch; 0 of the latter is the
+        former (llama_context)."""
         given = self.number("-b", 2048)
         if not given:
             self._say("bad-batch", "error", "-b 0: llama.cpp ends at a batch of no tokens", "leave -b out")
-        batch = min(max(1, given), context)
+        batch = min(max(1, given), context) if is_causal(self.model) else max(1, given)
         ubatch = self.number("-ub", 512)
         ubatch = batch if ubatch <= 0 else min(ubatch, batch)
         if "--embedding" in self.last or "--rerank" in self.last:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # what only names types: inspect asks for bytes per token and
 # arg.cpp kv_cache_types, b11434
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 _CELLS = 256  # the context is padded to this
+# set in load_arch_hparams of these (src/models/*.cpp, b11434), whatever the header says
+_NOT_CAUSAL = frozenset({"dream", "gemma-embedding", "llada", "llada-moe", "rnd1"})
 
 
 def kv_type(name: str) -> TensorType:
@@ -34,6 +36,13 @@ def kv_type(name: str) -> TensorType:
     if name not in KV_TYPES:
         raise UsageError(f"KV cache type {name!r} is not one of {', '.join(KV_TYPES)}")
     return by_name(name)
+
+
+def is_causal(spec: ModelSpec) -> bool:
+    """Whether a token sees only those before it; if not, a batch may be longer than the context that is asked for
+    (llama_context cuts it only where attention is causal, src/llama-context.cpp, b11434).
+    """
+    return spec.architecture not in _NOT_CAUSAL and bool(spec.hparams.get("attention.causal", True))
 
 
 def outputs_reserved(
