@@ -17,7 +17,7 @@ from plan_llama.engines import architectures
 from plan_llama.engines.arguments import history
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.flags import FlagTable
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.older_builds import for_build
 from plan_llama.hardware.engines import parse_help
 from plan_llama.models.resolve import resolve_model

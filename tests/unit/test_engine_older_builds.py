@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from plan_llama.engines.flags import FlagTable, replacements
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.older_builds import InstalledHelp, adapt, named
 from plan_llama.hardware.engines import parse_help
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import InputError
 from plan_llama.launchers.posix import GpuNeed, LaunchNeeds, ModelFile, shell_launcher, write
 from plan_llama.units import GIB

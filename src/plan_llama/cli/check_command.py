@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from plan_llama.cli import checked_model, images, plan_json, render_plan
+from plan_llama.cli import checked_model, images, llama_command, plan_json, render_plan
 from plan_llama.cli.hardware import as_json
 from plan_llama.cli.options import (
     EngineOptions,
@@ -20,7 +20,7 @@ from plan_llama.cli.options import (
     WishOptions,
     given,
 )
-from plan_llama.cli.plan_command import in_order, machine_notes, make_command, print_json, solved
+from plan_llama.cli.plan_command import in_order, machine_notes, print_json, solved
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.target import engine_of
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
@@ -28,7 +28,7 @@ from plan_llama.engines import architectures, llama_server, memory_rules, older_
 from plan_llama.engines.command_settings import CommandReading, to_settings
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.flags import FlagTable
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
@@ -226,7 +226,7 @@ def _correct(
     new_task, plan, said = solved(new_task, ladder=False)
     if plan is None:
         return None, said
-    command, about_build = make_command(new_task, plan, task.machine, build, name_projector=False)
+    command, about_build = llama_command.make(new_task, plan, build, name_projector=False)
     said += about_build
     if plan.chosen.footprint.verdict == "does-not-fit":
         said.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plan_llama.cli.plan_command import names_unknown
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import UsageError
 from plan_llama.launchers import posix
 from plan_llama.launchers.posix import ModelFile

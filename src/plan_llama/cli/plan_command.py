@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plan_llama.cli import images, other_quants, plan_json, render_plan
+from plan_llama.cli.engine_choice import Writer, writer
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.screen import Screen
-from plan_llama.cli.target import engine_of, for_build, target_build
-from plan_llama.cli.wishes import check_against_model, engine_build, hardware_choice, wishes
-from plan_llama.engines import architectures, llama_server, memory_rules, older_builds, refusals
-from plan_llama.engines.flags import FlagTable
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
+from plan_llama.engines import refusals
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, RemoteError, UsageError
 from plan_llama.findings import Finding, Severity
 from plan_llama.hardware.overrides import resolve
@@ -108,10 +107,10 @@ def make_plan(
     Raises PlanLlamaError for a model, machine or wish that cannot be planned for.
     """
     assert model.model is not None  # noqa: S101 - the command checked it
-    build = engine_build(engine)
-    spec, machine, said = choose_model(model, hardware, wanted, engine, installed)
+    own = writer(engine, installed)
+    spec, machine, said = choose_model(model, hardware, wanted, engine, own)
     check_against_model(wanted, spec)
-    wanted = for_build(wanted, machine, build, installed)
+    wanted = own.wishes(wanted, spec, machine)
     task, plan, about_gpus = solved(make_task(ModelTable(spec), machine, wanted, beyond()))
     said += about_gpus
     if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
@@ -125,7 +124,7 @@ def make_plan(
             hint="leave --pin out, or --no-gpu plans for the CPU alone",
         )
     _refuse_invalid(task, plan)
-    launch, about_build = make_command(task, plan, machine, build, installed)
+    launch, about_build = own.command(task, plan)
     about_images = images.findings(
         spec, plan.chosen.settings, plan.chosen.footprint, wanted=not model.no_mmproj
     )
@@ -190,7 +189,7 @@ def choose_model(
     hardware: HardwareOptions,
     wanted: Wishes,
     engine: EngineOptions,
-    installed: InstalledEngine | None = None,
+    own: Writer,
 ) -> tuple[ModelSpec, Machine, list[Finding]]:
     """The model and the machine; where --model leaves the quant open, the largest file that fits."""
     assert options.model is not None  # noqa: S101
@@ -203,7 +202,6 @@ def choose_model(
     folder = str(download_folder(open_to[0].repo))
     asked = hardware_choice(hardware)
     machine = measured(resolve(asked, model_path=folder, engine_path=engine.engine_path))
-    wanted = for_build(wanted, machine, engine_build(engine), installed)
     enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
     spec: ModelSpec | None = None
     plan: Plan | None = None
@@ -220,7 +218,8 @@ def choose_model(
         except ModelError as error:  # a file for another engine, or one that is damaged
             unread.append(Finding(id="quant-unusable", severity="note", text=error.line()))
             continue
-        plan = solve(make_task(ModelTable(spec), machine, wanted, beyond()), ladder=False)
+        asking = own.wishes(wanted, spec, machine)
+        plan = solve(make_task(ModelTable(spec), machine, asking, beyond()), ladder=False)
         if plan is not None and plan.chosen.footprint.verdict in enough:
             break
         tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
@@ -236,7 +235,9 @@ def choose_model(
     fix = "--quant names another"
     on_hub = spelled(options.model).lower().startswith("hf:")  # each header would be asked for
     if plan is not None and plan.chosen.footprint.verdict == "fits" and not on_hub:
-        faster = other_quants.all_on_gpu(spec, plan.chosen, open_to, options, machine, wanted)
+        faster = other_quants.all_on_gpu(
+            spec, plan.chosen, open_to, options, machine, own.wishes(wanted, spec, machine)
+        )
         if faster is not None:
             text, fix = f"{text}; {faster[0]}", f"{faster[1]}, or another"
     chosen = Finding(id="quant-chosen", severity="note", text=text, fix=fix)
@@ -342,57 +343,3 @@ def _said_otherwise(probe: str, machine: Machine) -> bool:
     if probe == "engine":
         return machine.simulated
     return probe == "memory type" and any(note.probe == "memory bandwidth" for note in machine.notes)
-
-
-def make_command(
-    task: Task,
-    plan: Plan,
-    machine: Machine,
-    build: int | None,
-    installed: InstalledEngine | None = None,
-    *,
-    name_projector: bool = True,
-) -> tuple[LaunchCommand, list[Finding]]:
-    """The command for the installed build, or for the one asked for, or b11434.
-
-    `name_projector` is False where words for the projector are there already.
-    """
-    spec = task.table.spec
-    said: list[Finding] = []
-    if installed is None:
-        installed = engine_of(machine)
-    target = target_build(machine, build, installed)
-    path = spec.path or (spec.download.path if spec.download else None) or f"{spec.name}.gguf"
-    executable = installed.path if installed else "llama-server"
-    command = llama_server.command(
-        plan.chosen.settings,
-        model=spec,
-        machine=machine,
-        model_path=path,
-        executable=executable,
-        sampling=spec.sampling,
-        mmproj_path=spec.projector.path if spec.projector and name_projector else None,
-        # a plan without a GPU must hold on a machine that has one: unasked, the engine would use it
-        extra=("--device", "none") if machine.simulated and not machine.gpus else (),
-    )
-    if installed is None and not machine.simulated and machine.engines:
-        said.append(
-            Finding(
-                id="engine-not-installed",
-                severity="note",
-                text="llama-server was not found on PATH, only other engines",
-                fix="--engine-path names it",
-            )
-        )
-    if installed is not None and installed.arguments and build in (None, installed.build):
-        command, lost = older_builds.adapt(command, installed.arguments, target)
-        own = FlagTable.of_program(installed.build, installed.arguments)
-        command, refused = older_builds.without_refused_values(command, own)
-        said += [*lost, *refused]
-    elif target != llama_server.BUILD:
-        command, lost = older_builds.for_build(command, target)
-        said += lost
-    if too_old := architectures.finding(target, spec):
-        said.append(too_old)
-    said += memory_rules.findings(target, spec, plan.chosen.settings)
-    return command, said

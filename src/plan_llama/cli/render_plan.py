@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from plan_llama.cli.screen import Screen
 from plan_llama.engines import older_builds
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import FurtherCommand, LaunchCommand
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.footprint import Footprint, Pool
@@ -238,7 +238,22 @@ def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate, blocks: int
         yield line + (f"   {on_cpu:>6}" if experts or layers else "") + mark
 
 
-def command(screen: Screen, item: LaunchCommand) -> Iterator[str]:
+def launch(screen: Screen, item: LaunchCommand) -> Iterator[str]:
+    """The files, the command that starts the engine, and the commands around it; each block with an empty line."""
+    for file in item.files:
+        yield screen.heading(f"{file.name}  (a file)")
+        yield from (f"  {line}" for line in file.text.splitlines())
+        yield ""
+    yield screen.heading(f"Command  ({item.engine}, {older_builds.named(item.build)})")
+    yield from command(screen, item)
+    yield ""
+    for other in item.further:
+        yield screen.heading(other.what)
+        yield from command(screen, other)
+        yield ""
+
+
+def command(screen: Screen, item: LaunchCommand | FurtherCommand) -> Iterator[str]:
     """The command, a flag a line, ready to paste."""
     for name, value in item.env.items():
         yield f"  {name}={shlex.quote(value)} \\"
@@ -298,7 +313,7 @@ def plan(
     table: ModelTable,
     machine: Machine,
     item: Plan,
-    launch: LaunchCommand | None,
+    made: LaunchCommand | None,
     request: Request,
     *,
     explain: bool,
@@ -316,9 +331,8 @@ def plan(
     usable = chosen.footprint.verdict in ("fits", "tight")
     if not usable and item.alternatives:
         lines += [screen.heading("What would make it fit"), *alternatives(screen, item.alternatives), ""]
-    if launch is not None:
-        heading = f"Command  ({launch.engine}, {older_builds.named(launch.build)})"
-        lines += [screen.heading(heading), *command(screen, launch), ""]
+    if made is not None:
+        lines += launch(screen, made)
     missing = [part for part in (table.spec, table.spec.projector) if part and part.download]
     if missing:
         lines += [screen.heading("Download first")]

@@ -9,7 +9,7 @@ from typing import Any
 from plan_llama.cli import plan_json, render_plan
 from plan_llama.cli.screen import Screen
 from plan_llama.engines import older_builds
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.verification import Line
 from plan_llama.engines.verify import Verification
 from plan_llama.findings import Finding

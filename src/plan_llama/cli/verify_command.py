@@ -19,7 +19,7 @@ from plan_llama.engines import llama_server, memory_rules, refusals
 from plan_llama.engines.command_settings import to_settings
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.verify import Subject, verify
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, UsageError
 from plan_llama.findings import Finding
@@ -113,7 +113,7 @@ def _plan(
         table=made.task.table,
         machine=made.machine,
         beyond=made.task.beyond,
-        parsed=parse(made.launch.argv, table=FlagTable.load(made.launch.build or None)),
+        parsed=parse(made.launch.argv, table=FlagTable.load(_number(made.launch.build))),
         settings=chosen.settings,
         engine_build=engine_build(engine),
         env=made.launch.env,
@@ -188,6 +188,11 @@ def _command(
         findings=in_order([*said, *machine_notes(machine)]),
         provenance={"model": spec.source, "settings": "user", "speed": "modelled"},
     )
+
+
+def _number(build: int | str) -> int | None:
+    """The build whose table it is; None for one without a number."""
+    return build if isinstance(build, int) and build else None
 
 
 @contextlib.contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from plan_llama.engines import overrides as placing
 from plan_llama.engines.command_settings import automatic_load_mode
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.left_out import CACHE_RAM_MIB, CTX_CHECKPOINTS
 from plan_llama.errors import InputError
 from plan_llama.hardware.types import Gpu, Machine
@@ -32,22 +31,6 @@ _SAMPLING = {
     "presence_penalty": "--presence-penalty",
     "frequency_penalty": "--frequency-penalty",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchCommand:
-    """A command to start an engine: words for exec, never a shell line; `env` adds to the environment."""
-
-    engine: str
-    build: int
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-
-    @property
-    def line(self) -> str:
-        """The command as one pastes it into a POSIX shell."""
-        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
-        return " ".join([*assignments, shlex.join(self.argv)])
 
 
 def command(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from plan_llama.engines.arguments import history
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable, replacements
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.findings import Finding
 from plan_llama.memory.patterns import expert_layers
 from plan_llama.memory.types import HOST
@@ -21,8 +21,10 @@ from plan_llama.memory.types import HOST
 _MANY_LAYERS = "999"  # for builds whose -ngl takes a number only: more than any model has
 
 
-def named(build: int) -> str:
+def named(build: int | str) -> str:
     """A build as one says it. 0 and 1 are what a tree without its history reports: no build number at all."""
+    if isinstance(build, str):  # an engine that has versions
+        return build
     return f"b{build}" if build > 1 else "a build without a number"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plan_llama.engines.llama_server import LaunchCommand
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import InputError
 from plan_llama.hardware.types import Backend
 

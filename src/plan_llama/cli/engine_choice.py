@@ -1,0 +1,66 @@
+"""Which engine a plan is for, and what that engine does its own way: the one place where `--engine` is looked at.
+
+An engine that runs ggml has llama.cpp's memory and placement, so that the plan is the same work and only a `Writer`
+differs. One that does not makes a plan of its own: `plan_command.run` hands over to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from plan_llama.cli import llama_command
+from plan_llama.cli.options import EngineOptions
+from plan_llama.cli.target import for_build
+from plan_llama.cli.wishes import engine_build
+from plan_llama.engines.launch import LaunchCommand
+from plan_llama.errors import UsageError
+from plan_llama.findings import Finding
+from plan_llama.hardware.types import InstalledEngine, Machine
+from plan_llama.models.types import ModelSpec
+from plan_llama.solver.search import Task
+from plan_llama.solver.types import Plan, Wishes
+
+ENGINES = ("llama.cpp", "ik_llama.cpp", "ollama", "vllm")
+
+
+class Writer(Protocol):
+    """What an engine that runs ggml does its own way in a plan."""
+
+    def wishes(self, wanted: Wishes, spec: ModelSpec, machine: Machine, /) -> Wishes:
+        """The request with what the engine leaves no choice in.
+
+        Raises UsageError for a wish that the engine cannot be told, or a model that it does not run.
+        """
+        ...
+
+    def command(self, task: Task, plan: Plan) -> tuple[LaunchCommand, list[Finding]]:
+        """The command of a plan, with its files and the commands around it, and what there is to say of them."""
+        ...
+
+
+def writer(options: EngineOptions, installed: InstalledEngine | None = None) -> Writer:
+    """How a plan is written for the engine of the options. `installed` is the engine itself, if not the machine's.
+
+    Raises UsageError for an engine that is not known, and for a misspelt build.
+    """
+    if options.engine == "llama.cpp":
+        return LlamaServer(engine_build(options), installed)
+    reason = "cannot be planned for by this version" if options.engine in ENGINES else "is not known"
+    raise UsageError(f"--engine {options.engine}: {reason}", hint="llama.cpp is the engine it knows")
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaServer:
+    """llama.cpp: the installed build, the one that was asked for, or the newest known."""
+
+    build: int | None
+    installed: InstalledEngine | None
+
+    def wishes(self, wanted: Wishes, _spec: ModelSpec, machine: Machine, /) -> Wishes:
+        """What an older build does otherwise with memory."""
+        return for_build(wanted, machine, self.build, self.installed)
+
+    def command(self, task: Task, plan: Plan) -> tuple[LaunchCommand, list[Finding]]:
+        """The llama-server command."""
+        return llama_command.make(task, plan, self.build, self.installed)
