@@ -1,4 +1,4 @@
-"""llama.cpp's building blocks of a compute graph: inputs, norms, feed-forward, experts and attention.
+"""llama.cpp's building blocks of a compute graph: inputs, norms, feed-forward and attention; experts.py has theirs.
 
 Mirrors the `llm_graph_context::build_*` functions of src/llama-graph.cpp and the cache views of
 src/llama-kv-cache.cpp, b11434. A block is described once; which tensors a layer has decides its branches, as there.
@@ -7,11 +7,10 @@ src/llama-kv-cache.cpp, b11434. A block is described once; which tensors a layer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from plan_llama.memory.batch import Batch
 from plan_llama.memory.ggml import F16, F32, I32, I64, Graph, Node, Shape, tensor
-from plan_llama.memory.routing import grouped
-from plan_llama.memory.types import HOST, OlderRule
+from plan_llama.memory.types import HOST
 from plan_llama.models.types import ModelSpec, TensorType
 
 # llm_arch_supports_mixed_batch, src/llama-arch.cpp: batches of tokens and embeddings together are not for these
@@ -23,41 +22,6 @@ _ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_
 
 class UndescribedGraph(Exception):  # noqa: N818 - not an error: the caller then takes an upper bound
     """The file lacks a tensor or a number that the graph of its architecture needs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """The batch that the engine reserves for, and the caches it reads (src/llama-context.cpp, graph_reserve).
-
-    `cells` is the KV cells of one stream; a unified cache has one stream.
-    """
-
-    tokens: int
-    outputs: int
-    sequences: int
-    streams: int
-    cells: int
-    flash_attn: bool
-    kv_type_k: TensorType
-    kv_type_v: TensorType
-    kv_offload: bool
-    older: frozenset[OlderRule] = frozenset()
-    drafts: int = 0  # tokens of a draft that the states of recurrent layers can go back by
-    hidden: bool = False  # the state of every token stays, for the block that drafts (embeddings_nextn)
-    grown: bool = False  # at the end of a full context, where the graph grows with the positions (minimax-m3)
-    window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
-    one_sequence: bool = False  # all tokens are of one sequence, though there are caches and states for more
-    given_up: bool = False  # flash attention was to be used when the caches were made, and then was not
-
-    @property
-    def v_transposed(self) -> bool:
-        """How V is cached: transposed where flash attention is off from the start."""
-        return not self.flash_attn and not self.given_up
-
-
-def padded(value: int, multiple: int) -> int:
-    """GGML_PAD."""
-    return -(-value // multiple) * multiple
 
 
 def hadamard_size(head: int) -> int:
@@ -258,103 +222,6 @@ class Builder:
             return self.g.glu(gate, up)
         up = self.g.like("CLAMP", up)
         return self.g.like("MUL", self.g.like("CLAMP", self.g.like("UNARY", gate)), up)
-
-    def moe(
-        self,
-        x: Node,
-        prefix: str,
-        *,
-        used: int,
-        gating: str,
-        normalise: bool,
-        scale: bool,
-        groups: tuple[int, int] = (1, 1),
-        logits: Node | None = None,
-        chosen: Node | None = None,
-        weighs_input: bool = False,
-        scaled: bool = True,
-        clamped: bool = False,
-    ) -> Node:
-        """build_moe_ffn: router, selection, weights, the experts' three products and their sum.
-
-        `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used); `logits` are the
-        router's, where it does not see `x`; `chosen` are experts that it does not choose. With `weighs_input` weights
-        go in before the products (llama 4); `scaled`: scales beside experts are applied; `clamped`: gate and up are
-        clamped.
-        """
-        if used < 1:
-            raise UndescribedGraph("expert_used_count")
-        g, tokens = self.g, x.ne[1]
-        if logits is None:
-            logits = self.mm(f"{prefix}.ffn_gate_inp", x)
-        experts = logits.ne[0]
-        if gating == "softmax":
-            probs = g.soft_max(logits)
-        elif gating == "sigmoid":
-            probs = g.like("UNARY", logits)
-        elif gating == "sqrt-softplus":
-            probs = g.like("SQRT", g.like("UNARY", logits))
-        else:
-            probs = logits
-        selection = logits if weighs_input else probs
-        bias = self.maybe(f"{prefix}.exp_probs_b.bias")
-        if bias is not None:
-            selection = g.like("ADD", probs, bias)
-        if groups[0] > 1:
-            selection = grouped(g, selection, experts, tokens, groups)
-        selected = chosen or g.argsort_top_k(selection, used)
-        weights = g.get_rows(g.reshape(probs, 1, experts, tokens), selected)
-        if gating == "softmax-weight":
-            weights = g.soft_max(g.reshape(weights, used, tokens))
-            weights = g.reshape(weights, 1, used, tokens)
-        if normalise:
-            weights = g.reshape(weights, used, tokens)
-            total = g.like("CLAMP", g.sum_rows(weights))
-            weights = g.reshape(g.like("DIV", weights, total), 1, used, tokens)
-        if scale:
-            weights = g.like("SCALE", weights)
-        g.expand(weights)
-        x = g.reshape(x, x.ne[0], 1, tokens)
-        if weighs_input:
-            x = g.like("MUL", g.repeat(x, x.ne[0], used, tokens, 1), weights)
-        up_scale = f"{prefix}.ffn_up_exps" if scaled else None
-        if self.has(f"{prefix}.ffn_gate_up_exps.weight"):
-            both = self._experts(f"{prefix}.ffn_gate_up_exps", x, selected, up_scale)
-            half = (both.ne[0] // 2, both.ne[1], both.ne[2])
-            hidden = g.glu(g.view(both, half, both.nb[1:3]), g.view(both, half, both.nb[1:3]))
-        else:
-            up = self._experts(f"{prefix}.ffn_up_exps", x, selected, up_scale)
-            if self.has(f"{prefix}.ffn_gate_exps.weight"):
-                name = f"{prefix}.ffn_gate_exps"
-                hidden = self.gate(
-                    self._experts(name, x, selected, name if scaled else None), up, clamped=clamped
-                )
-            else:
-                hidden = g.like("UNARY", up)
-        name = f"{prefix}.ffn_down_exps"
-        out = self._experts(name, hidden, selected, name if scaled else None)
-        if not weighs_input:
-            out = g.like("MUL", out, weights)
-        g.expand(out)
-        parts = [g.view(out, (out.ne[0], tokens), (out.nb[2],)) for _ in range(used)]
-        g.expand(*parts)
-        total = parts[0]
-        for part in parts[1:]:
-            total = g.like("ADD", total, part)
-            g.expand(total)
-        return g.cont(total) if used == 1 else total
-
-    def _experts(self, name: str, x: Node, ids: Node, scale: str | None) -> Node:
-        """build_lora_mm_id with a bias, where there is one; `scale` names the tensor whose scales are applied."""
-        g = self.g
-        out = g.mul_mat_id(self.w(f"{name}.weight"), x, ids)
-        factors = None if scale is None else self.maybe(f"{scale}.scale")
-        if factors is not None:
-            experts = factors.ne[0]
-            each = g.repeat(g.reshape(factors, 1, experts, 1), 1, experts, x.ne[2], 1)
-            out = g.like("MUL", out, g.get_rows(each, ids))
-        bias = self.maybe(f"{name}.bias")
-        return out if bias is None else g.like("ADD_ID", out, bias, ids)
 
     # -- attention --------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from operator import add
 from typing import TYPE_CHECKING
 
 from plan_llama.errors import ModelError
-from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
+from plan_llama.memory.batch import Batch
+from plan_llama.memory.blocks import Builder, UndescribedGraph
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.probe import in_question
 from plan_llama.memory.quantity import Guards

@@ -11,7 +11,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
-from plan_llama.memory.blocks import Batch, padded
+from plan_llama.memory.batch import Batch, padded
 from plan_llama.memory.caches import CacheLayer, Row, cache_layers, draft_layers
 from plan_llama.memory.ggml import F32
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from plan_llama.errors import ModelError
-from plan_llama.memory.blocks import Batch, Builder, UndescribedGraph
+from plan_llama.memory.batch import Batch
+from plan_llama.memory.blocks import Builder, UndescribedGraph
 from plan_llama.memory.ggml import Node
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, SchedulerOptions, assigned

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plan_llama.memory.blocks import Batch, padded
+from plan_llama.memory.batch import Batch, padded
 from plan_llama.memory.caches import CacheLayer
 from plan_llama.memory.context import table_layers
 from plan_llama.memory.recurrent import recurrent_layers

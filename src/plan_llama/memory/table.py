@@ -18,7 +18,7 @@ from plan_llama.models.spec import EXPERT, block_of
 from plan_llama.models.types import ModelSpec
 
 if TYPE_CHECKING:
-    from plan_llama.memory.blocks import Batch
+    from plan_llama.memory.batch import Batch
     from plan_llama.memory.caches import CacheLayer
     from plan_llama.memory.replay import Recording
     from plan_llama.memory.types import LazyMode, Override

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plan_llama.memory.blocks import Builder, UndescribedGraph, hadamard_size, padded
+from plan_llama.memory.batch import padded
+from plan_llama.memory.blocks import Builder, UndescribedGraph, hadamard_size
 from plan_llama.memory.ggml import F16, F32, I32, I64, Node
 from plan_llama.memory.graphs.decoder import Decoder
 from plan_llama.memory.graphs.streams import HyperConnected

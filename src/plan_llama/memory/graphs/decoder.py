@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from plan_llama.memory.blocks import Builder, hadamard_size
+from plan_llama.memory.experts import moe
 from plan_llama.memory.ggml import F32, I32, I64, Node
 from plan_llama.memory.windows import cached_layers, windows
 from plan_llama.models.types import ModelSpec
@@ -349,7 +350,8 @@ class Decoder:
         gating = self.fixed_gating or self.spec.int_param("expert_gating_func", 0) or self.default_gating
         normalise = params.get("expert_weights_norm", self.default_normalise)
         scale = params.get("expert_weights_scale", 0.0)
-        return self.b.moe(
+        return moe(
+            self.b,
             x,
             f"blk.{il}",
             used=self.spec.int_param("expert_used_count", layer=il),

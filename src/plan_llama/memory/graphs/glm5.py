@@ -5,7 +5,8 @@ Mirrors src/models/glm5-next.cpp and the sizes of src/llama-memory-hybrid-idx.cp
 
 from __future__ import annotations
 
-from plan_llama.memory.blocks import Builder, UndescribedGraph, padded
+from plan_llama.memory.batch import padded
+from plan_llama.memory.blocks import Builder, UndescribedGraph
 from plan_llama.memory.caches import owns_indexer
 from plan_llama.memory.ggml import F16, F32, I32, I64, Node
 from plan_llama.memory.graphs.decoder import Decoder

@@ -5,6 +5,7 @@ Mirrors src/models/mamba-base.cpp of llama.cpp b11434 and the models that build 
 
 from __future__ import annotations
 
+from plan_llama.memory.experts import moe
 from plan_llama.memory.ggml import F32, Node
 from plan_llama.memory.graphs.recurrent import Recurrent
 
@@ -172,7 +173,8 @@ class NemotronH(StateSpace):
         inner = x
         if b.has(f"{prefix}.ffn_latent_down.weight"):
             inner = g.mul_mat(b.w(f"{prefix}.ffn_latent_down.weight"), x)
-        out = b.moe(
+        out = moe(
+            b,
             inner,
             prefix,
             used=self.spec.int_param("expert_used_count", layer=il),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from plan_llama.memory.blocks import padded
+from plan_llama.memory.batch import padded
 from plan_llama.memory.ggml import F16, F32, I32, I64, Node
 from plan_llama.memory.graphs.delta_net import DeltaNet
 

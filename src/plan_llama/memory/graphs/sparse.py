@@ -5,7 +5,7 @@ Mirrors src/models/minimax-m3.cpp and build_attn_inp_kv_msa (src/llama-graph.cpp
 
 from __future__ import annotations
 
-from plan_llama.memory.blocks import padded
+from plan_llama.memory.batch import padded
 from plan_llama.memory.ggml import F16, F32, I32, I64, Node
 from plan_llama.memory.graphs.decoder import Decoder
 
