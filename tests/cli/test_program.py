@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from plan_llama import __version__
 from plan_llama.cli.screen import Screen
 from tests.cli.conftest import GLM, ONE_CARD, Cli
+from tests.gguf_builder import oracle_file
 
 COMMANDS = ("check", "hardware", "models", "inspect")
 HEAVY = ("psutil", "pynvml", "numpy", "rich", "pydantic", "typer")
@@ -44,6 +46,32 @@ def test_a_plan_loads_no_heavy_package() -> None:
     argv = [sys.executable, "-c", probe, *GLM, *ONE_CARD]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stderr == "0 []\n"
+
+
+def test_inspect_imports_only_what_reads_headers(tmp_path: Path) -> None:
+    # of a file all that is needed beside the reader is its catalog entry and what its layers cache
+    probe = (
+        "import sys; from plan_llama.cli.app import run; code = run(sys.argv[1:]);"
+        "print(code, *sys.modules, file=sys.stderr)"
+    )
+    file = oracle_file("glm-5.1-ud-iq2", tmp_path)
+    argv = [sys.executable, "-c", probe, "inspect", str(file)]
+    code, *loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stderr.split()
+    assert code == "0"
+    ours = {name.removeprefix("plan_llama.") for name in loaded if name.startswith("plan_llama.")}
+    assert {
+        name for name in ours if name.startswith(("memory.", "hardware", "solver", "speed", "engines"))
+    } == {
+        "memory.caches",
+        "memory.recurrent",
+        "memory.windows",
+    }
+    assert {
+        name for name in ours if name.startswith(("models.tables", "models.images", "models.quant"))
+    } == set()
+    assert {"psutil", "pynvml", "numpy", "rich", "pydantic", "urllib.request", "tomli_w"} & set(
+        loaded
+    ) == set()
 
 
 def test_version_through_the_parser(cli: Cli) -> None:

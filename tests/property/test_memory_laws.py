@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from plan_llama.memory.context import bytes_per_token, context_bytes, reserved_batch
+from plan_llama.memory.caches import bytes_per_token
+from plan_llama.memory.context import context_bytes, reserved_batch
 from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.footprint import footprint
 from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe

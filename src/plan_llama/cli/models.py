@@ -222,7 +222,7 @@ def as_json(spec: ModelSpec) -> dict[str, Any]:
 def _kv_bytes(spec: ModelSpec) -> int | None:
     """Bytes that a token adds to an f16 cache; None where the header lacks what that takes."""
     from plan_llama.errors import ModelError
-    from plan_llama.memory.context import bytes_per_token
+    from plan_llama.memory.caches import bytes_per_token
 
     try:
         return bytes_per_token(spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -154,16 +155,7 @@ def takes(**groups: type[Any]) -> Callable[[F], F]:
         own = inspect.signature(function, eval_str=True)
         parameters = [p for p in own.parameters.values() if p.name not in groups]
         for group in groups.values():
-            hints = get_type_hints(group, include_extras=True)
-            parameters += [
-                inspect.Parameter(
-                    item.name,
-                    inspect.Parameter.KEYWORD_ONLY,
-                    default=item.default,
-                    annotation=hints[item.name],
-                )
-                for item in fields(group)
-            ]
+            parameters += _parameters(group)  # type: ignore[arg-type]  # a class is hashable
 
         def command(**values: Any) -> Any:
             made = {}
@@ -181,6 +173,17 @@ def takes(**groups: type[Any]) -> Callable[[F], F]:
         return command  # type: ignore[return-value]
 
     return decorate
+
+
+@cache
+def _parameters(group: type[Any]) -> tuple[inspect.Parameter, ...]:
+    """The fields of a group as parameters; most groups belong to several commands."""
+    hints = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return tuple(
+        inspect.Parameter(item.name, kind, default=item.default, annotation=hints[item.name])
+        for item in fields(group)
+    )
 
 
 def given(group: Any) -> list[str]:

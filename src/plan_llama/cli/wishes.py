@@ -7,7 +7,7 @@ from typing import Literal
 from plan_llama.cli.options import EngineOptions, HardwareOptions, WishOptions
 from plan_llama.errors import UsageError
 from plan_llama.hardware.overrides import HardwareChoice
-from plan_llama.memory.context import KV_TYPES
+from plan_llama.memory.caches import KV_TYPES
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.profiles import workload
 from plan_llama.solver.types import Objective, Wishes

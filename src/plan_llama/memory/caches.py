@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 
+from plan_llama.errors import UsageError
 from plan_llama.memory.recurrent import (
     HYBRID,
     RECURRENT,
@@ -18,8 +20,11 @@ from plan_llama.memory.recurrent import (
     states_kept,
 )
 from plan_llama.memory.windows import cached_layers, windows
+from plan_llama.models.ggml_types import by_name
 from plan_llama.models.types import ModelSpec, TensorType
 
+# arg.cpp kv_cache_types, b11434
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 # Encoders, and models that make text by diffusion: they keep nothing between two batches.
 _NO_MEMORY = frozenset(
     {
@@ -89,6 +94,13 @@ class CacheLayer:
         return sum(row.type.nbytes(row.elements) for row in self.rows if row.windowed)
 
 
+def kv_type(name: str) -> TensorType:
+    """The ggml type of a cache. Raises UsageError for one that the engine does not take."""
+    if name not in KV_TYPES:
+        raise UsageError(f"KV cache type {name!r} is not one of {', '.join(KV_TYPES)}")
+    return by_name(name)
+
+
 def cache_layers(
     spec: ModelSpec,
     k: TensorType,
@@ -108,6 +120,11 @@ def cache_layers(
     found = _compressed(spec, k) if compressed else _layers(spec, k, v, flash_attn, latent_v)
     kept = states_kept(spec, drafts)
     return tuple(replace(layer, kept=kept) if layer.states and kept > 1 else layer for layer in found)
+
+
+def bytes_per_token(spec: ModelSpec, k: str = "f16", v: str = "f16") -> int:
+    """What one more token of context costs over all layers; those behind a full window cost nothing more."""
+    return ceil(sum(layer.token_bytes for layer in cache_layers(spec, kv_type(k), kv_type(v))))
 
 
 def draft_layers(

@@ -7,35 +7,20 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from math import ceil
-from typing import TYPE_CHECKING
 
-from plan_llama.errors import UsageError
 from plan_llama.memory.batch import Batch, padded
-from plan_llama.memory.caches import CacheLayer, Row, cache_layers, draft_layers
+from plan_llama.memory.caches import CacheLayer, Row, cache_layers, draft_layers, kv_type
 from plan_llama.memory.ggml import F32
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
+from plan_llama.memory.table import CacheKey, ModelTable
 from plan_llama.memory.types import HOST, Program, Settings
+from plan_llama.memory.weights import Placement
 from plan_llama.memory.windows import NO_WINDOWS, Windows
-from plan_llama.models.ggml_types import by_name
-from plan_llama.models.types import ModelSpec, TensorType
+from plan_llama.models.types import ModelSpec
 
-if TYPE_CHECKING:  # what only names types: inspect asks for bytes per token and needs no more
-    from plan_llama.memory.table import CacheKey, ModelTable
-    from plan_llama.memory.weights import Placement
-
-# arg.cpp kv_cache_types, b11434
-KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 _CELLS = 256  # the context is padded to this
 # set in load_arch_hparams of these (src/models/*.cpp, b11434), whatever the header says
 _NOT_CAUSAL = frozenset({"dream", "gemma-embedding", "llada", "llada-moe", "rnd1"})
-
-
-def kv_type(name: str) -> TensorType:
-    """The ggml type of a cache. Raises UsageError for one that the engine does not take."""
-    if name not in KV_TYPES:
-        raise UsageError(f"KV cache type {name!r} is not one of {', '.join(KV_TYPES)}")
-    return by_name(name)
 
 
 def is_causal(spec: ModelSpec) -> bool:
@@ -130,11 +115,6 @@ def row_cells(row: Row, batch: Batch) -> int:
     if row.windowed and batch.window_cells:
         return batch.window_cells
     return batch.cells if row.ratio == 1 else padded(-(-batch.cells // row.ratio), _CELLS)
-
-
-def bytes_per_token(spec: ModelSpec, k: str = "f16", v: str = "f16") -> int:
-    """What one more token of context costs over all layers; those behind a full window cost nothing more."""
-    return ceil(sum(layer.token_bytes for layer in cache_layers(spec, kv_type(k), kv_type(v))))
 
 
 def checkpoint_bytes(layers: Sequence[CacheLayer], batch: Batch) -> int:

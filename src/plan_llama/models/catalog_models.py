@@ -11,7 +11,7 @@ from typing import Any
 
 from plan_llama import catalog
 from plan_llama.errors import ModelError, ProfileError, did_you_mean
-from plan_llama.models import ggml_types, tables
+from plan_llama.models import ggml_types
 from plan_llama.models.known_models import MADE, KnownModel, KnownQuant, TypeRule, parse
 from plan_llama.models.types import ModelSpec, Tensor, TensorType
 
@@ -206,7 +206,7 @@ def build(known: KnownModel, item: KnownQuant) -> ModelSpec:
 
 
 def _tensors(known: KnownModel, item: KnownQuant) -> tuple[Tensor, ...] | None:
-    from plan_llama.models import quant_mix
+    from plan_llama.models import quant_mix, tables
 
     hparams = {**known.hparams, **item.hparams}
     if item.ftype is not None:

@@ -378,7 +378,8 @@ def _tensors(reader: _Reader, count: int) -> tuple[tuple[Tensor, ...], tuple[int
         if kind is None:
             raise _unknown_type(reader, what, start, type_id)
         tensor = Tensor(name, kind, tuple(shape) or (1,))
-        if not 0 < tensor.elements < 1 << 63 or tensor.nbytes > _MAX_TENSOR_BYTES:
+        elements = tensor.elements
+        if not 0 < elements < 1 << 63 or kind.nbytes(elements) > _MAX_TENSOR_BYTES:
             raise reader.fail(f"{what} at offset {start:,} has the impossible shape {tensor.shape}")
         if tensor.shape[0] % kind.block_elements:
             raise reader.fail(

@@ -12,9 +12,8 @@ from typing import Any
 
 from plan_llama import catalog
 from plan_llama.errors import ModelError, ProfileError
-from plan_llama.models import ggml_types, images
+from plan_llama.models import ggml_types
 from plan_llama.models.shards import include_pattern, part_name
-from plan_llama.models.tables import TRAIT
 from plan_llama.models.types import TensorType
 from plan_llama.units import GB, GIB
 
@@ -308,6 +307,8 @@ def _projector(table: catalog.Table, text: Mapping[str, Any]) -> Projector | Non
     hparams = _tower(table, kind, text) if kind else {}
     fixed, dynamic = table.get("tokens_per_image", int), table.get("pixels_per_token", int)
     if kind and fixed is dynamic is None:
+        from plan_llama.models import images
+
         fixed, dynamic = images.cost(hparams) or (None, None)
     found = Projector(
         parameters=table.take("parameters", int),
@@ -326,6 +327,8 @@ def _projector(table: catalog.Table, text: Mapping[str, Any]) -> Projector | Non
 
 def _tower(table: catalog.Table, kind: str, text: Mapping[str, Any]) -> dict[str, Any]:
     """The header of the projector's file: its shapes, and the width of the text model."""
+    from plan_llama.models.tables import TRAIT
+
     vision = table.table("vision")
     keys = {key: _hparam(vision, key) for key in vision.keys()}  # noqa: SIM118  a Table, not a dict
     named = {key if key.startswith(TRAIT) else f"vision.{key}": value for key, value in keys.items()}

@@ -13,7 +13,6 @@ from plan_llama.errors import ModelError
 from plan_llama.models import ggml_types, locate, shards
 from plan_llama.models.known_models import KnownModel, KnownQuant
 from plan_llama.models.spec import raw_spec
-from plan_llama.models.tables import towers
 from plan_llama.models.types import Download, ModelSpec
 
 # clip_model_loader::load_hparams asks for these; they are no part of the memory
@@ -64,6 +63,8 @@ def of_known(
         except ModelError:
             pass  # damaged: it is to be downloaded again
     output = (ggml_types.quant_in_name(item.file) if item.file else None) or "F16"
+    from plan_llama.models.tables import towers
+
     tensors = towers.tower_tensors(item.kind, item.hparams, output)
     if tensors is None:
         return None

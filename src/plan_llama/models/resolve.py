@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from plan_llama.errors import ModelError, UsageError
-from plan_llama.hardware.types import Source
 from plan_llama.models import catalog_models, locate, projectors
 from plan_llama.models.catalog_models import KnownModel, KnownQuant
 from plan_llama.models.spec import load
 from plan_llama.models.types import Download, ModelSpec
+
+if TYPE_CHECKING:
+    from plan_llama.hardware.types import Source
 
 _FIRST_KEYS_BYTES = 64 << 10
 _FORMS = (
@@ -239,8 +242,9 @@ def _by_scheme(text: str, quant: str | None, download_dir: Path | None) -> Model
 
 
 def _with_known(spec: ModelSpec, file_name: str) -> ModelSpec:
-    guessed = catalog_models.guess(file_name)
-    known = catalog_models.find(spec.name) or (catalog_models.model(guessed[0]) if guessed else None)
+    known = catalog_models.find(spec.name)
+    if known is None and (guessed := catalog_models.guess(file_name)):
+        known = catalog_models.model(guessed[0])
     return _with_catalog(spec, known) if known and _same_shapes(spec, known) else spec
 
 

@@ -97,8 +97,12 @@ def is_expert(tensor: Tensor) -> bool:
 
 def is_draft(spec: ModelSpec, tensor: Tensor) -> bool:
     """Whether a tensor belongs to a next-token-prediction block, which is not loaded unless asked for."""
+    return _is_behind(tensor, spec.layers)
+
+
+def _is_behind(tensor: Tensor, layers: int) -> bool:
     block = block_of(tensor)
-    return block is not None and block >= spec.layers
+    return block is not None and block >= layers
 
 
 def active_parameters(spec: ModelSpec) -> int:
@@ -118,10 +122,11 @@ def _active(spec: ModelSpec, measure: Callable[[Tensor], int]) -> int:
     experts = spec.int_param("expert_count", 0)
     used = spec.int_param("expert_used_count", 0)
     tied = not any(tensor.name == "output.weight" for tensor in spec.tensors)
+    layers = spec.layers
     total = 0
     for tensor in spec.tensors:
         looked_up = tensor.name == "per_layer_token_embd.weight"  # a few rows per token
-        if looked_up or is_draft(spec, tensor) or (tensor.name == "token_embd.weight" and not tied):
+        if looked_up or _is_behind(tensor, layers) or (tensor.name == "token_embd.weight" and not tied):
             continue
         if experts and is_expert(tensor):
             total += measure(tensor) * used // experts
@@ -141,14 +146,14 @@ class ClassTotal:
     types: Mapping[str, int]
 
 
-def tensor_class(spec: ModelSpec, tensor: Tensor) -> str:
-    """The kind of a tensor, in words a user knows."""
+def tensor_class(tensor: Tensor, layers: int) -> str:
+    """The kind of a tensor of a model with so many layers, in words a user knows."""
     name = tensor.name
     if name.startswith(("token_embd.", "per_layer_token_embd.")):
         return "token embedding"
     if name == "output.weight":
         return "output head"
-    if is_draft(spec, tensor):
+    if _is_behind(tensor, layers):
         return "draft block"
     if is_expert(tensor):
         return "routed experts"
@@ -165,8 +170,9 @@ def tensor_class(spec: ModelSpec, tensor: Tensor) -> str:
 def class_totals(spec: ModelSpec) -> tuple[ClassTotal, ...]:
     """The tensors summed up by class, largest first."""
     groups: dict[str, list[Tensor]] = {}
+    layers = spec.layers
     for tensor in spec.tensors:
-        groups.setdefault(tensor_class(spec, tensor), []).append(tensor)
+        groups.setdefault(tensor_class(tensor, layers), []).append(tensor)
     totals = []
     for name, members in groups.items():
         types: dict[str, int] = {}

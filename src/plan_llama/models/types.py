@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plan_llama.hardware.types import Source
+if TYPE_CHECKING:  # a machine's facts are no part of what a file holds
+    from plan_llama.hardware.types import Source
 
 
 @dataclass(frozen=True, slots=True)

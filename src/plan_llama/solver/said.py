@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from plan_llama.findings import Finding
+from plan_llama.memory.caches import kv_type
 from plan_llama.memory.compute import is_described
-from plan_llama.memory.context import kv_type
 from plan_llama.memory.footprint import DeviceUse
 from plan_llama.solver.search import Task, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
-from plan_llama.memory.context import bytes_per_token
+from plan_llama.memory.caches import bytes_per_token
 from plan_llama.memory.footprint import (
     Beyond,
     Footprint,

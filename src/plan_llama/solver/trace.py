@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from plan_llama.hardware.types import Source
+from plan_llama.memory.caches import bytes_per_token
 from plan_llama.memory.compute import is_described
-from plan_llama.memory.context import bytes_per_token
 from plan_llama.memory.footprint import gpu_margin_bytes, host_margin_bytes
 from plan_llama.models.spec import is_expert
 from plan_llama.solver.search import Task, wanted_context

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from plan_llama.memory.caches import cache_layers
-from plan_llama.memory.context import checkpoint_bytes, kv_type, reserved_batch
+from plan_llama.memory.caches import cache_layers, kv_type
+from plan_llama.memory.context import checkpoint_bytes, reserved_batch
 from plan_llama.memory.footprint import checkpoints_bytes
 from plan_llama.memory.types import Settings
 from plan_llama.models.ggml_types import by_name

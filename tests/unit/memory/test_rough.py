@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from plan_llama.memory.caches import cache_layers
+from plan_llama.memory.caches import bytes_per_token, cache_layers, kv_type
 from plan_llama.memory.compute import is_described
-from plan_llama.memory.context import bytes_per_token, kv_type
 from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.patterns import n_cpu_moe
 from plan_llama.memory.table import ModelTable

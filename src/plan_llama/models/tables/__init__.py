@@ -3,7 +3,7 @@
 Names and shapes are those of `load_arch_tensors` in llama.cpp b11434 (src/models/*.cpp), as its own converter
 writes them. A builder is a generator over `Shapes`; the pieces that architectures share are in `pieces`. To add
 an architecture, write its builder in the file of its family, name it in that file's BUILDERS, and, for a new
-file, name the file in _FAMILIES.
+file, name the file in _families.
 
 A header does not say which optional tensors a file has. Hyperparameters named `tensors.*` say it here (`tied`,
 `attention_bias`, …: see `Shapes.has`); they are no part of a GGUF and are not written to one.
@@ -12,24 +12,21 @@ A header does not say which optional tensors a file has. Hyperparameters named `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from plan_llama.models.tables import gemma, glm, hybrid, llama, mla, phi, qwen, recurrent, sparse
 from plan_llama.models.tables.pieces import TRAIT, Builder, Named, Shapes
 
 __all__ = ["TRAIT", "architectures", "tensors"]
 
-_FAMILIES: tuple[Mapping[str, Builder], ...] = (
-    llama.BUILDERS,
-    qwen.BUILDERS,
-    gemma.BUILDERS,
-    glm.BUILDERS,
-    phi.BUILDERS,
-    mla.BUILDERS,
-    hybrid.BUILDERS,
-    recurrent.BUILDERS,
-    sparse.BUILDERS,
-)
+
+@cache
+def _families() -> tuple[Mapping[str, Builder], ...]:
+    """Imported with the first table that is built: a file's own tensors need none."""
+    from plan_llama.models.tables import gemma, glm, hybrid, llama, mla, phi, qwen, recurrent, sparse
+
+    families = (llama, qwen, gemma, glm, phi, mla, hybrid, recurrent, sparse)
+    return tuple(family.BUILDERS for family in families)
 
 
 def tensors(architecture: str, hparams: Mapping[str, Any], vocab: int) -> tuple[Named, ...] | None:
@@ -37,7 +34,7 @@ def tensors(architecture: str, hparams: Mapping[str, Any], vocab: int) -> tuple[
 
     Raises ProfileError where a hyperparameter is missing or makes no shape.
     """
-    for family in _FAMILIES:
+    for family in _families():
         if build := family.get(architecture):
             return tuple(build(Shapes(hparams, vocab)))
     return None
@@ -45,4 +42,4 @@ def tensors(architecture: str, hparams: Mapping[str, Any], vocab: int) -> tuple[
 
 def architectures() -> tuple[str, ...]:
     """The names of all architectures that are described here, sorted."""
-    return tuple(sorted(name for family in _FAMILIES for name in family))
+    return tuple(sorted(name for family in _families() for name in family))
