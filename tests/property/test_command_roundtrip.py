@@ -43,10 +43,15 @@ def plans(draw: st.DrawFn) -> tuple[int, Settings]:
     split = draw(st.sampled_from(["layer", "row", "none"])) if cards > 1 else "layer"
     shares: tuple[float, ...] = ()
     main = 0
+    devices: tuple[int, ...] = ()
     if split == "none":
         main = draw(st.integers(0, cards - 1))
-    elif cards > 1 and draw(st.booleans()):
-        shares = tuple(draw(st.lists(st.integers(1, 40), min_size=cards, max_size=cards)))
+    elif cards > 1:
+        order = draw(st.permutations(range(cards)))[: draw(st.integers(1, cards))]
+        devices = tuple(order) if order != list(range(cards)) else ()
+        if len(order) > 1 and draw(st.booleans()):
+            shares = tuple(draw(st.integers(1, 40)) if i in order else 0 for i in range(cards))
+        main = draw(st.sampled_from(order))
     return cards, Settings(
         context=context,
         parallel=parallel,
@@ -58,6 +63,7 @@ def plans(draw: st.DrawFn) -> tuple[int, Settings]:
         kv_type_k=draw(st.sampled_from(KV_TYPES)),
         kv_type_v=draw(st.sampled_from(KV_TYPES)),
         gpu_layers=draw(st.integers(0, 80)) if cards else 0,
+        devices=devices,
         split_mode=split,  # type: ignore[arg-type]  # one of the literals above
         tensor_split=shares,
         main_gpu=main,

@@ -54,10 +54,10 @@ def test_layers_of_experts() -> None:
 def test_several_cards() -> None:
     split = replace(PLAN, tensor_split=(3.0, 1.5), kv_unified=True, parallel=2, slot_limit=16384)
     assert " -np 2 -kvu --kv-unified-per-slot 16384 -ngl all -ts 3,1.5 -ub" in words(split, cards=2)
-    assert " -ngl all --device CUDA0,CUDA2 -ts 1,1 " in words(
-        replace(PLAN, tensor_split=(1.0, 0.0, 1.0)), cards=3
+    assert " -ngl all --device CUDA2,CUDA0 -ts 1,3 " in words(
+        replace(PLAN, devices=(2, 0), main_gpu=2, tensor_split=(3.0, 0.0, 1.0)), cards=3
     )
-    assert " -ngl all --device CUDA1 -ub" in words(replace(PLAN, tensor_split=(0.0, 1.0)), cards=2)
+    assert " -ngl all --device CUDA1 -ub" in words(replace(PLAN, devices=(1,), main_gpu=1), cards=2)
     assert " -ngl 40 -sm none -mg 1 " in words(
         replace(PLAN, gpu_layers=40, split_mode="none", main_gpu=1), cards=2
     )

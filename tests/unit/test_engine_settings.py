@@ -140,7 +140,9 @@ def test_buffers_that_the_engine_does_not_know_are_errors_and_read_as_meant() ->
 def test_devices() -> None:
     two = machine(2)
     one = read("llama-server -dev CUDA1", on=two)
-    assert (one.devices, one.settings.tensor_split) == ((1,), (0.0, 1.0))
+    assert (one.devices, one.settings.devices, one.settings.tensor_split) == ((1,), (1,), ())
+    turned = read("llama-server -dev CUDA1,CUDA0 -ts 3,1", on=two).settings
+    assert (turned.devices, turned.tensor_split) == ((1, 0), (1.0, 3.0))
     assert read("llama-server -sm none -mg 1", on=two).devices == (1,)
     assert read("llama-server -dev none", on=two).settings.gpu_layers == 0
     assert read("llama-server -ts 3/1", on=two).settings.tensor_split == (3.0, 1.0)

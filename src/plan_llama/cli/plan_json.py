@@ -106,6 +106,7 @@ def settings(table: ModelTable, chosen: Candidate) -> dict[str, Any]:
         "gpu_layers": min(item.gpu_layers, table.blocks + 1),
         "layers_on_gpu": chosen.gpu_block_layers,
         "cpu_moe_layers": chosen.cpu_moe_layers,
+        "devices": list(item.devices),
         "split_mode": item.split_mode,
         "tensor_split": list(item.tensor_split),
         "main_gpu": item.main_gpu,

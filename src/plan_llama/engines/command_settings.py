@@ -91,6 +91,7 @@ class _Reading:
         self.bench = parsed.program == "llama-bench"
         self.serves = parsed.program in ("llama-server", "llama-cli")  # llama-cli runs the server in itself
         self.names = placing.device_names(machine.gpus)
+        self.every = tuple(range(len(machine.gpus)))
         self.findings: list[Finding] = list(argument_findings(parsed))
         usable = [
             item for item in parsed.arguments if item.argument and item.status not in ("bad-value", "removed")
@@ -150,6 +151,7 @@ class _Reading:
             kv_type_v=self.text("-ctv") or "f16",
             gpu_layers=self._gpu_layers(devices),
             split_mode=cast(SplitMode, self.text("-sm") or "layer"),
+            devices=() if devices == self.every or self.text("-sm") == "none" else devices,
             tensor_split=self._tensor_split(devices),
             main_gpu=self._main_gpu(devices),
             overrides=self._overrides(),
@@ -280,22 +282,16 @@ class _Reading:
 
     def _tensor_split(self, devices: tuple[int, ...]) -> tuple[float, ...]:
         word = self.text("-ts")
-        every = tuple(range(len(self.machine.gpus)))
         if word is None:
-            if devices == every or not devices or self.text("-sm") == "none":
-                return ()
-            if len(devices) == 1:
-                return tuple(1.0 if i in devices else 0.0 for i in every)
-            # the engine's own default, over the chosen devices only
-            return tuple(float(self.machine.gpus[i].free_bytes) if i in devices else 0.0 for i in every)
+            return ()
         separators = ";/" if self.bench else ",/"
         for character in separators:
             word = word.replace(character, " ")
         parts = [cxx.to_float(part) or 0.0 for part in word.split()]
-        if devices == every:
-            return tuple(parts[: len(every)])
+        if devices == self.every:
+            return tuple(parts[: len(self.every)])
         shares = dict(zip(devices, parts, strict=False))
-        return tuple(shares.get(i, 0.0) for i in every)
+        return tuple(shares.get(i, 0.0) for i in self.every)
 
     def _main_gpu(self, devices: tuple[int, ...]) -> int:
         if self.text("-sm") == "none" and devices and "-dev" not in self.last:

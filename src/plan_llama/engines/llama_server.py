@@ -12,7 +12,7 @@ from plan_llama.engines.left_out import CACHE_RAM_MIB, CTX_CHECKPOINTS
 from plan_llama.errors import InputError
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory import patterns
-from plan_llama.memory.types import HOST, Override, Settings
+from plan_llama.memory.types import Override, Settings
 from plan_llama.models.images import BATCH_TOKENS
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
@@ -129,20 +129,17 @@ def _projector(settings: Settings, path: str | None, names: Sequence[str]) -> li
 
 
 def _devices(settings: Settings, names: Sequence[str]) -> list[str]:
-    """How several devices share the model. A device without a share is left out with --device."""
+    """Which devices share the model, in which order and how."""
     if settings.split_mode == "none":
         return ["-sm", "none", "-mg", str(settings.main_gpu)]
     argv = [] if settings.split_mode == "layer" else ["-sm", settings.split_mode]
+    used = settings.used_devices(len(names))
+    if settings.devices:
+        argv += ["--device", ",".join(names[i] for i in used)]
     shares = settings.tensor_split
-    used = list(range(len(names)))
-    if any(shares):
-        targets = {item.device for item in settings.overrides} - {HOST}
-        used = [i for i in used if (i < len(shares) and shares[i] > 0) or i in targets]
-        if len(used) < len(names):
-            argv += ["--device", ",".join(names[i] for i in used)]
-        if len(used) > 1:
-            argv += ["-ts", ",".join(_number(shares[i] if i < len(shares) else 0.0) for i in used)]
-    if settings.main_gpu:
+    if any(shares) and len(used) > 1:
+        argv += ["-ts", ",".join(_number(shares[i] if i < len(shares) else 0.0) for i in used)]
+    if settings.main_gpu != used[0]:
         if settings.main_gpu not in used:
             raise InputError(f"main GPU {settings.main_gpu} is not among the devices used")
         argv += ["-mg", str(used.index(settings.main_gpu))]

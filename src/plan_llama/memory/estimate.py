@@ -26,8 +26,9 @@ def buffers(
     table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory], cpu_isa: Sequence[str] = ()
 ) -> Buffers:
     """The buffers that llama.cpp b11434 reserves. Raises UsageError for settings that cannot be read."""
-    if settings.split_mode == "none" and len(devices) > 1:
-        return _on_one(table, settings, devices, cpu_isa)
+    used = settings.used_devices(len(devices))
+    if used != tuple(range(len(devices))):
+        return _on_some(table, settings, devices, used, cpu_isa)
     placement = weights.place(table, settings, [device.free_bytes for device in devices])
     batch = context.reserved_batch(settings, table.windows)
     kinds = [device.kind for device in devices]
@@ -92,17 +93,31 @@ def _draft(
     return cache, compute.work_bytes(table, settings, batch, placement, kinds, repacked, draft=True)
 
 
-def _on_one(
-    table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory], cpu_isa: Sequence[str]
+def _on_some(
+    table: ModelTable,
+    settings: Settings,
+    devices: Sequence[DeviceMemory],
+    used: Sequence[int],
+    cpu_isa: Sequence[str],
 ) -> Buffers:
-    """`-sm none`: the model has the main device and no other (llama_prepare_model_devices, src/llama.cpp)."""
-    main = settings.main_gpu
-    overrides = tuple(
-        override._replace(device=0 if override.device == main else override.device)
-        for override in settings.overrides
-        if override.device in (HOST, main)
+    """The model has no other devices than those, in that order (llama_prepare_model_devices, src/llama.cpp, b11434):
+    the first one takes what is offloaded from the host, and one alone runs no pipeline."""
+    place_of = {index: place for place, index in enumerate(used)}
+    shares = settings.tensor_split
+    alone = replace(
+        settings,
+        devices=(),
+        split_mode="layer" if settings.split_mode == "none" else settings.split_mode,
+        main_gpu=place_of.get(settings.main_gpu, 0),
+        tensor_split=tuple(shares[i] if i < len(shares) else 0.0 for i in used) if any(shares) else (),
+        overrides=tuple(
+            override._replace(device=place_of.get(override.device, HOST))
+            for override in settings.overrides
+            if override.device == HOST or override.device in place_of
+        ),
     )
-    alone = replace(settings, main_gpu=0, overrides=overrides)
-    made = buffers(table, alone, [devices[main]], cpu_isa)
-    rest = [made.devices[0] if index == main else DeviceBytes() for index in range(len(devices))]
+    made = buffers(table, alone, [devices[index] for index in used], cpu_isa)
+    rest = [DeviceBytes()] * len(devices)
+    for index, place in place_of.items():
+        rest[index] = made.devices[place]
     return replace(made, devices=tuple(rest))

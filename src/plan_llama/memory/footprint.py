@@ -201,7 +201,7 @@ def _device(
 ) -> DeviceUse:
     gpu, part = machine.gpus[index], made.devices[index]
     # a context is made on every card that the engine is given, also where nothing is placed
-    given = part.total_bytes or settings.split_mode != "none" or settings.main_gpu == index
+    given = index in settings.used_devices(len(machine.gpus))
     projector = images.on(index) if images else 0
     overhead = (beyond.context_bytes[gpu.backend] if given or projector else 0) + projector
     return DeviceUse(

@@ -187,8 +187,4 @@ def device_of(settings: Settings, devices: int) -> int:
         return HOST
     if settings.mmproj_device is not None:
         return settings.mmproj_device
-    if settings.split_mode == "none" or not any(settings.tensor_split):
-        return 0
-    targets = {item.device for item in settings.overrides}
-    shares = settings.tensor_split
-    return next((i for i in range(devices) if i in targets or (i < len(shares) and shares[i] > 0)), 0)
+    return settings.devices[0] if settings.devices and settings.split_mode != "none" else 0

@@ -42,9 +42,12 @@ class Settings:
     kv_type_k: str = "f16"
     kv_type_v: str = "f16"
     gpu_layers: int = 0  # -ngl; more than all layers is all of them, the output layer included
+    devices: tuple[
+        int, ...
+    ] = ()  # --device: the GPUs that are used, in the engine's order; empty: all of them
     split_mode: SplitMode = "layer"
-    tensor_split: tuple[float, ...] = ()  # empty: by free memory, as the engine does
-    main_gpu: int = 0
+    tensor_split: tuple[float, ...] = ()  # by GPU of the machine; empty: by free memory, as the engine does
+    main_gpu: int = 0  # one of those used; without -mg the first of them
     overrides: tuple[Override, ...] = ()
     kv_offload: bool = True
     op_offload: bool = True
@@ -74,6 +77,12 @@ class Settings:
         """Tokens that one conversation can have."""
         tokens = self.context if self.kv_unified else self.context // self.parallel
         return tokens if self.slot_limit is None else min(tokens, self.slot_limit)
+
+    def used_devices(self, count: int) -> tuple[int, ...]:
+        """Which of the machine's `count` GPUs the model is given, in the engine's order."""
+        if self.split_mode == "none" and count:
+            return (self.main_gpu,)
+        return self.devices or tuple(range(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,7 +207,7 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
     """Places every tensor. `free_bytes` by GPU decides the split where no -ts is given, as in the engine."""
     key = (
         *(settings.gpu_layers, settings.split_mode, settings.main_gpu, settings.tensor_split),
-        *(settings.overrides, settings.draft_layers, tuple(free_bytes)),
+        *(settings.devices, settings.overrides, settings.draft_layers, tuple(free_bytes)),
     )
     if key not in table.placements:
         table.placements[key] = _place(table, settings, free_bytes)
@@ -215,9 +215,7 @@ def place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> P
 
 
 def _place(table: ModelTable, settings: Settings, free_bytes: Sequence[int]) -> Placement:
-    devices: Sequence[int] = range(len(free_bytes))
-    if settings.split_mode == "none" and free_bytes:
-        devices = (settings.main_gpu,)
+    devices = settings.used_devices(len(free_bytes))
     given = settings.tensor_split
     shares = [given[i] if i < len(given) else 0.0 for i in devices] if any(given) else []
     if not any(shares):

@@ -58,8 +58,9 @@ def resolve(
         host = host_rates(machine, settings, constants, said, engine=engine, repacked=repacked)
     offload_gpu, link = None, 0.0
     if machine.gpus and host is not None and settings.op_offload and not repacked:
-        offload_gpu = gpus.get(0) or gpu_rates(machine, 0, constants, said)
-        link = link_rate(machine, 0, settings, constants, said)
+        first = settings.used_devices(len(machine.gpus))[0]  # large batches of the host's go to no other card
+        offload_gpu = gpus.get(first) or gpu_rates(machine, first, constants, said)
+        link = link_rate(machine, first, settings, constants, said)
     ratio = on_host.expert_used_ratio if on_host is not None and engine == "ik_llama.cpp" else 1.0
     experts = constants.experts_core_prefill
     return Work(
