@@ -117,14 +117,14 @@ def test_what_the_engine_refused_is_refused(model: str) -> None:
     assert refused
     for case in refused:
         given = reading(case)
-        assert refusals(given.settings, model=spec(model), flash_attn=given.flash_attn), case.label
+        assert refusals(given.settings, table=table(model), flash_attn=given.flash_attn), case.label
 
 
 @pytest.mark.parametrize("model", DESCRIBED)
 def test_nothing_that_ran_is_refused(model: str) -> None:
     for case in measured(model):
         given = reading(case)
-        assert not refusals(given.settings, model=spec(model), flash_attn=given.flash_attn), case.label
+        assert not refusals(given.settings, table=table(model), flash_attn=given.flash_attn), case.label
 
 
 # One case for each rule: all on the card, experts on the host, large micro-batches, a quantised cache, slots with one

@@ -13,6 +13,7 @@ from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.refusals import refusals
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.patterns import EXPERTS
+from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.models.types import ModelSpec
 
@@ -189,11 +190,11 @@ def test_drafting_with_the_models_own_block() -> None:
 )
 def test_combinations_that_the_engine_refuses(arguments: str, model: ModelSpec, ident: str) -> None:
     reading = read(f"llama-server {arguments}", model=model)
-    found = refusals(reading.settings, model=model, flash_attn=reading.flash_attn)
+    found = refusals(reading.settings, table=ModelTable(model), flash_attn=reading.flash_attn)
     assert [finding.id for finding in found] == [ident]
 
 
 def test_combinations_that_the_engine_takes() -> None:
     for line, model in (("llama-server -ctk q8_0 -ctv q8_0", glm()), ("llama-server -ctk q8_0", llama())):
         reading = read(line, model=model)
-        assert refusals(reading.settings, model=model, flash_attn=reading.flash_attn) == ()
+        assert refusals(reading.settings, table=ModelTable(model), flash_attn=reading.flash_attn) == ()

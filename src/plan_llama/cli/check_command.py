@@ -145,7 +145,7 @@ def _judge(
     table = ModelTable(spec)
     task = make_task(table, machine, replace(wanted, older=reading.settings.older), beyond())
     said = [*reading.findings, *memory_rules.findings(parsed.build, spec, reading.settings)]
-    wrong = refusals.refusals(reading.settings, model=spec, flash_attn=reading.flash_attn)
+    wrong = refusals.refusals(reading.settings, table=table, flash_attn=reading.flash_attn)
     said += wrong
     if too_old := architectures.finding(parsed.build, spec):
         said.append(too_old)

@@ -305,7 +305,7 @@ def names_unknown(spec: ModelSpec) -> tuple[str, str] | None:
 
 def _refuse_invalid(task: Task, plan: Plan) -> None:
     """Wishes that llama.cpp refuses for this model are told, not planned."""
-    wrong = refusals.refusals(plan.chosen.settings, model=task.table.spec, flash_attn="on")
+    wrong = refusals.refusals(plan.chosen.settings, table=task.table, flash_attn="on")
     if wrong:
         raise UsageError(wrong[0].text, hint=wrong[0].fix)
 

@@ -156,7 +156,7 @@ def _command(
     used = footprint(task.table, reading.settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)
     said += reading.findings
     said += memory_rules.findings(parsed.build, spec, reading.settings)
-    said += refusals.refusals(reading.settings, model=spec, flash_attn=reading.flash_attn)
+    said += refusals.refusals(reading.settings, table=task.table, flash_attn=reading.flash_attn)
     if reading.fit_enabled and not {"ngl", "ts", "ot"} & reading.user_set:
         text = "--fit is on in this build: it may place layers otherwise, and the command is verified as it is written"
         said.append(

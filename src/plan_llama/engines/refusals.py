@@ -1,12 +1,19 @@
 """Combinations of settings that llama.cpp refuses for a model, after its parser has taken them.
 
-The rules are those of llama_init_from_model and llama_context's constructor (src/llama-context.cpp, b11434).
+The rules are those of llama_init_from_model and llama_context's constructor (src/llama-context.cpp, b11434), and the
+room that it makes for the graph (memory/graph_room.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from plan_llama.engines.left_out import FlashAttn
 from plan_llama.findings import Finding
+from plan_llama.memory import graph_room
+from plan_llama.memory.context import reserved_batch
+from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.models.types import ModelSpec
 
@@ -20,12 +27,13 @@ _ONE_CACHE_TYPE = frozenset({"deepseek4"})
 _WITHOUT_FLASH_ATTENTION = frozenset({"plm"})
 
 
-def refusals(settings: Settings, *, model: ModelSpec, flash_attn: FlashAttn = "auto") -> tuple[Finding, ...]:
+def refusals(settings: Settings, *, table: ModelTable, flash_attn: FlashAttn = "auto") -> tuple[Finding, ...]:
     """An error for each combination that makes the context fail. `flash_attn` is as asked.
 
     Raises ModelError where the header lacks what a rule needs.
     """
-    found = []
+    found: list[Finding] = []
+    model = table.spec
     asked = flash_attn if settings.flash_attn else "off"
     if settings.split_mode == "tensor" and asked == "off":
         text = "a split by tensor (-sm tensor) requires flash attention"
@@ -63,7 +71,34 @@ def refusals(settings: Settings, *, model: ModelSpec, flash_attn: FlashAttn = "a
         found.append(
             Finding(id="draft-layers-missing", severity="error", text=text, fix="leave --spec-type out")
         )
+    if not found:
+        found += _too_large(settings, table)
     return tuple(found)
+
+
+def _too_large(settings: Settings, table: ModelTable) -> Iterator[Finding]:
+    """A graph of more tensors than the engine makes room for, and the first change that leaves enough out."""
+    without = graph_room.missing(table, reserved_batch(settings, table.windows))
+    if without is None:
+        return
+    changes = {
+        "write -kvu: the slots then share one cache": replace(settings, kv_unified=True),
+        "write -ctk f16 -ctv f16": replace(settings, kv_type_k="f16", kv_type_v="f16"),
+    }
+    fix = next(
+        (
+            text
+            for text, changed in changes.items()
+            if graph_room.missing(table, reserved_batch(changed, table.windows)) is None
+        ),
+        "",
+    )
+    tensors, places = without
+    text = (
+        f"llama.cpp b11434 ends when it loads this: the graph of {table.spec.name} has {tensors:,} tensors with these "
+        f"cache types and slots, and there is room for {places:,}"
+    )
+    yield Finding(id="graph-too-large", severity="error", text=text, fix=fix)
 
 
 def _one_cache_type(model: ModelSpec) -> bool:
