@@ -217,9 +217,29 @@ def test_a_long_prompt_gets_a_context_that_holds_it(cli: Cli) -> None:
     assert cli(*argv).json["settings"]["context_per_slot"] == 32768
 
 
-def test_users_at_once_share_the_speed(cli: Cli) -> None:
-    text = cli("--model", "qwen3-8b", "--quant", "Q4_K_M", *ONE_CARD, "--users", "4").flat
-    assert "4 users at once: " in text
+def test_users_share_the_speed(cli: Cli) -> None:
+    argv = ("--model", "qwen3-8b", "--quant", "Q4_K_M", *ONE_CARD, "--ctx", "8192", "--users", "6")
+    for more, slots, where in (((), 6, "at once"), (("--parallel", "2"), 2, "on 2 slots")):
+        plan = cli(*argv, *more, "--json")
+        load = plan.json["speed"]["load"]
+        assert plan.json["settings"]["parallel"] == load["slots"] == slots
+        assert plan.json["speed"]["aggregate_tok_s"] == load["aggregate_tok_s"]
+        assert (load["slot_wait_s"] > 0) == (slots < 6)
+        text = cli(*argv, *more).flat
+        assert f"6 users {where}, all of them busy: together {rate(load['aggregate_tok_s'])} tok/s" in text
+        assert ("in line for a slot" in text) == (slots < 6)
+
+
+def test_a_first_token_too_late_is_said_with_what_would_help(cli: Cli) -> None:
+    argv = ("--model", "qwen3-8b", "--quant", "Q4_K_M", *ONE_CARD, "--ctx", "8192")
+    late = cli(*argv, "--ttft", "0.2", "--json")
+    assert late.code == 0  # it runs
+    assert "ttft-not-kept" in {item["id"] for item in late.json["findings"]}
+    most = next(item for item in late.json["alternatives"] if item["what"].startswith("--prompt-tokens"))
+    kept = cli(*argv, "--ttft", "0.2", *most["what"].split(), "--json").json
+    assert kept["speed"]["ttft_s"] <= 0.2
+    assert "ttft-not-kept" not in {item["id"] for item in kept["findings"]}
+    assert "What would keep the wish: --prompt-tokens" in cli(*argv, "--ttft", "0.2").flat
 
 
 def test_the_explanation_adds_up(cli: Cli) -> None:

@@ -235,7 +235,7 @@ def _correct(
                 severity="error",
                 text=f"no placement of {task.table.spec.quant} fits this machine with "
                 f"{tokens(plan.chosen.settings.context_per_slot)} tokens",
-                fix="; ".join(f"{item.what}: {item.effect}" for item in plan.alternatives[-2:]),
+                fix="; ".join(f"{item.what}: {item.effect}" for item in plan.relaxations[-2:]),
             )
         )
         return None, said
@@ -247,7 +247,7 @@ def _correct(
                 severity="error",
                 text=f"the corrected command starts, but it pages from disk too: {gib(ram.used_bytes)} are needed and "
                 f"{gib(ram.available_bytes)} available",
-                fix="; ".join(f"{item.what}: {item.effect}" for item in plan.alternatives[:2]),
+                fix="; ".join(f"{item.what}: {item.effect}" for item in plan.relaxations[:2]),
             )
         )
     if plan.chosen.settings.parallel < reading.settings.parallel:

@@ -110,6 +110,10 @@ class WishOptions:
     users: Annotated[
         int | None, typer.Option("--users", metavar="N", min=1, max=256, help="Active at once.")
     ] = None
+    ttft: Annotated[
+        float | None,
+        typer.Option("--ttft", metavar="SECONDS", min=0.001, help="First token of a new prompt by then."),
+    ] = None
     kv_type: Annotated[
         str | None, typer.Option("--kv-type", metavar="TYPE", help="KV cache type, K and V alike.")
     ] = None

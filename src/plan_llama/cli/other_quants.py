@@ -13,6 +13,7 @@ from plan_llama.models.resolve import Choice, all_choices
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
+from plan_llama.solver.serving import effect, satisfied
 from plan_llama.solver.types import Alternative, Candidate, Wishes
 from plan_llama.units import publisher_gb, rate
 
@@ -27,7 +28,7 @@ def room(machine: Machine) -> int:
 def smaller_quants(
     options: ModelOptions, spec: ModelSpec, machine: Machine, wanted: Wishes
 ) -> list[Alternative]:
-    """The largest smaller quant that fits, of the repository or the catalog, for a file that does not."""
+    """The largest smaller quant that fits and gives what was wished, of the repository or the catalog."""
     try:
         assert options.model is not None  # noqa: S101
         offered = all_choices(options.model, spec)
@@ -35,11 +36,12 @@ def smaller_quants(
             if choice.size_bytes >= spec.file_bytes or choice.size_bytes > room(machine):
                 continue
             table = ModelTable(images.with_projector(choice.load(), options))
-            plan = solve(make_task(table, machine, wanted, beyond()), ladder=False)
-            if plan is not None and plan.chosen.footprint.verdict in ("fits", "tight"):
-                speed = plan.chosen.speed.decode_tok_s.expected
-                effect = f"{publisher_gb(choice.size_bytes)} instead of {publisher_gb(spec.file_bytes)}"
-                return [Alternative(what=f"--quant {choice.quant}", effect=f"{effect}: {rate(speed)} tok/s")]
+            task = make_task(table, machine, wanted, beyond())
+            plan = solve(task, ladder=False)
+            usable = plan is not None and plan.chosen.footprint.verdict in ("fits", "tight")
+            if plan is not None and usable and satisfied(task, plan.chosen):
+                size = f"{publisher_gb(choice.size_bytes)} instead of {publisher_gb(spec.file_bytes)}"
+                return [Alternative(what=f"--quant {choice.quant}", effect=f"{size}: {effect(plan.chosen)}")]
     except ModelError:
         pass  # a server that does not answer now: the plan stands without this advice
     return []

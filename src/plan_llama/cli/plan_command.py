@@ -27,6 +27,7 @@ from plan_llama.models.types import ModelSpec
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.search import Task
+from plan_llama.solver.serving import satisfied
 from plan_llama.solver.types import Plan, Wishes
 from plan_llama.units import publisher_gb
 
@@ -113,10 +114,13 @@ def make_plan(
     wanted = own.wishes(wanted, spec, machine)
     task, plan, about_gpus = solved(make_task(ModelTable(spec), machine, wanted, beyond()))
     said += about_gpus
-    if plan is not None and plan.chosen.footprint.verdict not in ("fits", "tight"):
+    if plan is not None and not (
+        plan.chosen.footprint.verdict in ("fits", "tight")
+        and (satisfied(task, plan.chosen) or model.quant is None)  # then every quant was tried already
+    ):
         plan = replace(
             plan,
-            alternatives=(*other_quants.smaller_quants(model, spec, machine, wanted), *plan.alternatives),
+            relaxations=(*other_quants.smaller_quants(model, spec, machine, wanted), *plan.relaxations),
         )
     if plan is None:
         raise InputError(
@@ -206,6 +210,7 @@ def choose_model(
     spec: ModelSpec | None = None
     plan: Plan | None = None
     tried: list[str] = []
+    unkept: list[tuple[ModelSpec, Plan]] = []  # they fit, and are too slow or too large for all users at once
     unread: list[Finding] = []
     for choice in open_to:
         if choice.size_bytes > other_quants.room(machine) and choice is not open_to[-1]:
@@ -219,15 +224,26 @@ def choose_model(
             unread.append(Finding(id="quant-unusable", severity="note", text=error.line()))
             continue
         asking = own.wishes(wanted, spec, machine)
-        plan = solve(make_task(ModelTable(spec), machine, asking, beyond()), ladder=False)
+        task = make_task(ModelTable(spec), machine, asking, beyond())
+        plan = solve(task, ladder=False)
         if plan is not None and plan.chosen.footprint.verdict in enough:
-            break
+            if satisfied(task, plan.chosen):
+                break
+            unkept.append((spec, plan))
+            continue
         tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
     if spec is None:
         what = unread[-1].text if unread else f"{options.model}: has no quant for llama.cpp"
         raise ModelError(what, hint="give a GGUF file")
+    if unkept and (
+        plan is None or plan.chosen.footprint.verdict not in enough or len(unkept) == len(open_to)
+    ):
+        spec, plan = unkept[0]
+        unkept = []
     kept = "" if wanted.objective == "quality" else " with every margin kept"
     text = f"{spec.quant} is the largest published quant that fits{kept}"
+    if unkept:
+        text += " and gives what was wished"
     if tried:
         text += f"; too large: {', '.join(tried[-4:])}"
     if spec.quant in (item.split(" ")[0] for item in tried):

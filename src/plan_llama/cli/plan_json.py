@@ -16,7 +16,7 @@ from plan_llama.memory.types import Settings
 from plan_llama.models.spec import active_parameters
 from plan_llama.models.types import Download, ModelSpec
 from plan_llama.solver.types import Candidate, Plan, Rung
-from plan_llama.speed.types import Rate, SpeedEstimate
+from plan_llama.speed.types import Load, Rate, SpeedEstimate
 
 SCHEMA = 1
 
@@ -50,7 +50,9 @@ def plan_extras(plan: Plan) -> dict[str, Any]:
     """What only a plan has: the context ladder, the alternatives, the working."""
     return {
         "ladder": [rung(item) for item in plan.ladder],
-        "alternatives": [{"what": item.what, "effect": item.effect} for item in plan.alternatives],
+        "alternatives": [
+            {"what": item.what, "effect": item.effect} for item in (*plan.relaxations, *plan.alternatives)
+        ],
         "trace": list(plan.trace),
     }
 
@@ -194,7 +196,26 @@ def speed(item: SpeedEstimate) -> dict[str, Any]:
         "bound_by": item.bound_by,
         "parts": dict(item.parts),
         "prefill_parts": dict(item.prefill_parts),
+        "load": load(item.load) if item.load else None,
         "assumptions": list(item.assumptions),
+    }
+
+
+def load(item: Load) -> dict[str, Any]:
+    """What each of several users gets."""
+    return {
+        "users": item.users,
+        "slots": item.slots,
+        "ttft_s": item.ttft_s,
+        "follow_up_ttft_s": item.follow_up_ttft_s,
+        "burst_ttft_s": item.burst_ttft_s,
+        "slot_wait_s": item.slot_wait_s,
+        "request_s": item.request_s,
+        "decode_tok_s": item.decode_tok_s,
+        "aggregate_tok_s": item.aggregate_tok_s,
+        "prompt_tok_s": item.prompt_tok_s,
+        "requests_per_s": item.requests_per_s,
+        "kept_ratio": item.kept_ratio,
     }
 
 

@@ -14,7 +14,7 @@ from plan_llama.memory.footprint import Footprint, Pool
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.types import Alternative, Candidate, Plan, Rung
-from plan_llama.speed.types import Request, SpeedEstimate
+from plan_llama.speed.types import Load, Request, SpeedEstimate
 from plan_llama.units import gib, publisher_gb, rate, seconds, tokens
 
 _VERDICT_STYLE = {
@@ -190,23 +190,44 @@ def _bar(screen: Screen, pool: Pool, width: int, name: str) -> str:
 def speed(screen: Screen, item: SpeedEstimate, request: Request) -> Iterator[str]:
     """What a person feels."""
     decode, prefill = item.decode_tok_s, item.prefill_tok_s
-    if request.streams > 1:
-        yield (
-            f"  {request.streams} users at once: {rate(item.aggregate_tok_s)} tok/s in all; of these, each one's"
-        )
+    load = item.load
+    if load is not None and load.users > 1:
+        yield screen.style("  one request alone:", "dim")
     yield (
         f"  decode  {screen.style(rate(decode.expected), 'bold')} tok/s ({rate(decode.low)} to {rate(decode.high)})"
         f"    prefill  {screen.style(rate(prefill.expected), 'bold')} tok/s ({rate(prefill.low)} to "
         f"{rate(prefill.high)})"
     )
-    load = f", loading {seconds(item.load_s)}" if item.load_s is not None else ""
+    loading = f", loading {seconds(item.load_s)}" if item.load_s is not None else ""
     yield from screen.wrap(
         f"first token after {seconds(item.ttft_s)} (a new prompt of {request.prompt_tokens:,} tokens) or "
         f"{seconds(item.follow_up_ttft_s)} (a follow-up); {request.output_tokens:,} tokens after "
-        f"{seconds(item.request_s)}{load}",
+        f"{seconds(item.request_s)}{loading}",
         indent=2,
     )
     yield f"  bound by {item.bound_by}"
+    if load is not None and load.users > 1:
+        yield from _load(screen, load, request)
+
+
+def _load(screen: Screen, load: Load, request: Request) -> Iterator[str]:
+    """What each of several users gets."""
+    where = f"on {load.slots} slot{'s' if load.slots > 1 else ''}" if load.slots < load.users else "at once"
+    yield screen.style(f"  {load.users} users {where}, all of them busy:", "dim")
+    yield (
+        f"  together  {screen.style(rate(load.aggregate_tok_s), 'bold')} tok/s, each "
+        f"{rate(load.decode_tok_s)} while it writes; prompts {rate(load.prompt_tok_s)} tok/s; "
+        f"{load.requests_per_s * 3600:,.0f} answers an hour"
+    )
+    wait = f", {seconds(load.slot_wait_s)} of it in line for a slot" if load.slot_wait_s else ""
+    first, again = seconds(load.ttft_s), seconds(load.follow_up_ttft_s)
+    if first != again:
+        first += f" (a new prompt) or {again} (a follow-up)"
+    yield from screen.wrap(
+        f"first token after {first}{wait}; {request.output_tokens:,} tokens after {seconds(load.request_s)}; if all "
+        f"send a new prompt at once, the last one's first token comes after {seconds(load.burst_ttft_s)}",
+        indent=2,
+    )
 
 
 def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate, blocks: int) -> Iterator[str]:
@@ -329,8 +350,9 @@ def plan(
     if item.ladder:
         lines += [screen.heading("Context"), *ladder(screen, item.ladder, chosen, table.layers), ""]
     usable = chosen.footprint.verdict in ("fits", "tight")
-    if not usable and item.alternatives:
-        lines += [screen.heading("What would make it fit"), *alternatives(screen, item.alternatives), ""]
+    if item.relaxations:
+        heading = "What would keep the wish" if usable else "What would make it fit"
+        lines += [screen.heading(heading), *alternatives(screen, item.relaxations), ""]
     if made is not None:
         lines += launch(screen, made)
     missing = [part for part in (table.spec, table.spec.projector) if part and part.download]

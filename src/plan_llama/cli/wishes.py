@@ -70,6 +70,7 @@ def wishes(options: WishOptions) -> Wishes:
         context=context,
         parallel=int(parallel) if parallel else options.parallel,
         users=options.users,
+        ttft_s=options.ttft,
         prompt_tokens=options.prompt_tokens,
         output_tokens=options.output_tokens,
         reuse=options.reuse,

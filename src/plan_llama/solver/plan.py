@@ -6,7 +6,7 @@ from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.footprint import Beyond
 from plan_llama.memory.table import ModelTable
-from plan_llama.solver import said
+from plan_llama.solver import said, serving
 from plan_llama.solver.place import Filler
 from plan_llama.solver.profiles import repack_breakages
 from plan_llama.solver.search import (
@@ -24,6 +24,8 @@ from plan_llama.solver.trace import provenance, trace
 from plan_llama.solver.types import Alternative, Candidate, Plan, Wishes
 from plan_llama.speed.traffic import prepare
 from plan_llama.units import gib, rate, tokens
+
+_USABLE = ("fits", "tight")
 
 
 def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyond) -> Task:
@@ -52,13 +54,19 @@ def solve(task: Task, *, ladder: bool = True) -> Plan | None:
     if reduced:
         findings.append(said.context_reduced(task, context, chosen))
     findings += said.about(task, chosen)
+    lacking = (*serving.relaxations(task, chosen), *relaxations(task, chosen))
+    if task.users is not None:
+        task = serving.with_slots(task, chosen.settings.parallel)
     others = found[1:]
     kv_type = chosen.settings.kv_type_k
     per_slot = chosen.settings.slot_limit or chosen.settings.context_per_slot
     return Plan(
         chosen=chosen,
         ladder=rungs(task, kv_type, chosen, per_slot) if ladder else (),
-        alternatives=tuple(relaxations(task, chosen) or _ubatch_alternatives(chosen, others)),
+        relaxations=lacking,
+        alternatives=()
+        if chosen.footprint.verdict not in _USABLE
+        else tuple(_other_settings(chosen, others)),
         findings=tuple(findings),
         trace=trace(task, chosen, others),
         provenance=provenance(task),
@@ -76,7 +84,10 @@ def _search(task: Task, context: int) -> tuple[list[Candidate] | None, bool]:
     nearest: list[Candidate] | None = None
     for step in steps:
         for kv_type in kv_types(task.wishes):
-            found = sorted(candidates(task, step, kv_type), key=lambda c: score(task, c))
+            found = sorted(
+                (c for each in serving.by_slots(task) for c in candidates(each, step, kv_type)),
+                key=lambda c: score(task, c),
+            )
             if not found:
                 continue
             if found[0].footprint.verdict in ("fits", "tight"):
@@ -89,11 +100,12 @@ def _search(task: Task, context: int) -> tuple[list[Candidate] | None, bool]:
     return nearest, False
 
 
-def _ubatch_alternatives(chosen: Candidate, others: list[Candidate]) -> list[Alternative]:
-    """What each other micro-batch would have meant."""
-    made = []
+def _other_settings(chosen: Candidate, others: list[Candidate]) -> list[Alternative]:
+    """What each other micro-batch, and each other number of slots, would have meant."""
+    slots = chosen.settings.parallel
+    made = serving.other_slots(chosen, others)
     base = chosen.speed
-    for other in others:
+    for other in (item for item in others if item.settings.parallel == slots):
         speed = other.speed
         effect = (
             f"{other.footprint.verdict}: prefill {rate(speed.prefill_tok_s.expected)} instead of "
@@ -132,6 +144,7 @@ def relaxations(task: Task, chosen: Candidate) -> list[Alternative]:
                 )
             )
     if chosen.footprint.verdict == "does-not-fit":
+        made += serving.fewer_slots(task, chosen)
         context = (chosen.settings.slot_limit or chosen.settings.context_per_slot) // 2
         while context >= SMALLEST_CONTEXT:
             smaller = best_at(task, context, chosen.settings.kv_type_k)

@@ -28,6 +28,8 @@ def workloads() -> dict[str, Workload]:
             output_tokens=row.take("output_tokens", int),
             reuse=row.take("reuse", float),
             slots=row.take("slots", int),
+            users=row.take("users", int),
+            interactive=row.take("interactive", bool),
             cache_states=row.take("cache_states", int),
             cache_ram_bytes=row.take("cache_ram_mib", int) * MIB,
         )

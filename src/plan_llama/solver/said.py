@@ -8,6 +8,7 @@ from plan_llama.findings import Finding
 from plan_llama.memory.caches import kv_type
 from plan_llama.memory.compute import is_described
 from plan_llama.memory.footprint import DeviceUse
+from plan_llama.solver import serving
 from plan_llama.solver.search import Task, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate
 from plan_llama.units import MIB, gib, rate, seconds, tokens
@@ -44,6 +45,7 @@ def about(task: Task, chosen: Candidate) -> Iterator[Finding]:
 def remarks(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """What holds of settings on a machine whatever the verdict, also for a command that somebody else wrote."""
     yield from _quantised_cache(task, chosen)
+    yield from serving.findings(task, chosen)
     yield from _context(task, chosen)
     yield from _engine(task, chosen)
     yield from _unsure(task, chosen)

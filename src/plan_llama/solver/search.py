@@ -19,7 +19,7 @@ from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, LoadMode, Settings
 from plan_llama.memory.weights import place
 from plan_llama.solver.place import Filled, Filler
-from plan_llama.solver.types import Breakage, Candidate, Rung, Wishes
+from plan_llama.solver.types import Breakage, Candidate, Rung, Wishes, Workload
 from plan_llama.speed.estimate import estimate
 from plan_llama.speed.traffic import LayerTable
 from plan_llama.speed.types import Request
@@ -46,9 +46,17 @@ class Task:
     breakages: tuple[Breakage, ...] = ()
 
     @property
+    def users(self) -> int | None:
+        """Requests in flight at all times, None for one alone: asked for, or the workload's (one for each slot)."""
+        wishes, work = self.wishes, self.wishes.workload
+        if wishes.users is not None:
+            return wishes.users
+        return (wishes.parallel or work.users) if work.users > 1 else None
+
+    @property
     def slots(self) -> int:
         """Conversations kept apart."""
-        return self.wishes.parallel or self.wishes.users or self.wishes.workload.slots
+        return self.wishes.parallel or slots_for(self.wishes.workload, self.users or 1)
 
     @property
     def request(self) -> Request:
@@ -58,8 +66,13 @@ class Task:
             prompt_tokens=wishes.prompt_tokens or work.prompt_tokens,
             output_tokens=wishes.output_tokens or work.output_tokens,
             reuse_ratio=work.reuse if wishes.reuse is None else wishes.reuse,
-            streams=wishes.users or 1,
+            users=self.users,
         )
+
+
+def slots_for(work: Workload, users: int) -> int:
+    """The slots that so many users of a workload want: an agent's sub-agent would push its main prompt out of one."""
+    return max(1, users * work.slots // work.users)
 
 
 def wanted_context(task: Task) -> int:
@@ -78,9 +91,12 @@ def cache_ram_bytes(task: Task, context: int, kv_type: str) -> int:
     """The server's prompt cache: the workload's fixed size, or room for its full conversations; whole MiB."""
     work = task.wishes.workload
     size = work.cache_ram_bytes
+    users, request = task.users or 1, task.request
+    each = bytes_per_token(task.table.spec, kv_type, kv_type)
     if work.cache_states:
-        states = max(work.cache_states, task.slots)
-        size = states * context * bytes_per_token(task.table.spec, kv_type, kv_type)
+        size = max(work.cache_states, task.slots) * context * each
+    if users > task.slots:  # who has no slot comes back to a conversation that is kept there
+        size = max(size, users * min(context, request.prompt_tokens + request.output_tokens) * each)
     return -(-size // MIB) * MIB
 
 
@@ -248,12 +264,36 @@ def _filled(task: Task, base: Settings, *, whole_only: bool) -> Filled | None:
 _RANK = {"fits": 0, "tight": 1, "pages-from-disk": 2, "does-not-fit": 3, "invalid": 4}
 
 
-def score(task: Task, candidate: Candidate) -> tuple[float, float]:
-    """Less is better: first what fits, then the time of the request (or plain decode where that was asked for)."""
-    rank = _RANK[candidate.footprint.verdict]
+def first_token_s(candidate: Candidate) -> float:
+    """Seconds to the first token of a new prompt; with users, among the others."""
+    load = candidate.speed.load
+    return load.ttft_s if load else candidate.speed.ttft_s
+
+
+def misses_ttft(task: Task, candidate: Candidate) -> bool:
+    """Whether the first token comes later than was wished."""
+    return task.wishes.ttft_s is not None and first_token_s(candidate) > task.wishes.ttft_s
+
+
+def kept(task: Task, candidate: Candidate) -> bool:
+    """Whether a candidate keeps the memory and the wished first token."""
+    return candidate.footprint.verdict in ("fits", "tight") and not misses_ttft(task, candidate)
+
+
+def score(task: Task, candidate: Candidate) -> tuple[float, float, float]:
+    """Less is better: first what fits, then what keeps the wished first token, then the time.
+
+    The time of the request, or of a token where plain decode was asked for. With users it is the request's under load,
+    and where somebody waits for it the first token's as well: in a queue the whole may be as fast as in slots.
+    """
+    rank, speed = _RANK[candidate.footprint.verdict], candidate.speed
+    late = float(misses_ttft(task, candidate))
     if task.wishes.objective == "speed":
-        return rank, 1 / candidate.speed.decode_tok_s.expected
-    return rank, candidate.speed.request_s
+        return rank, late, 1 / (speed.load.decode_tok_s if speed.load else speed.decode_tok_s.expected)
+    if speed.load is None:
+        return rank, late, speed.request_s
+    wait = speed.load.follow_up_ttft_s if task.wishes.workload.interactive else 0.0
+    return rank, late, speed.load.request_s + wait
 
 
 def best_at(task: Task, context: int, kv_type: str) -> Candidate | None:

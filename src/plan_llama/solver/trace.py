@@ -66,13 +66,20 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
         f"{mib_exact(host.compute_bytes)} compute + {mib_exact(host.cache_bytes)} prompt cache and checkpoints"
     )
     yield "Micro-batches tried (prefill and decode in tok/s, the request in seconds):"
-    for candidate in sorted((chosen, *others), key=lambda c: c.settings.ubatch):
+    experts = any(table.expert_bytes)
+    several = len({c.settings.parallel for c in (chosen, *others)}) > 1
+    for candidate in sorted((chosen, *others), key=lambda c: (c.settings.parallel, c.settings.ubatch)):
         speed = candidate.speed
         mark = "  <- chosen" if candidate is chosen else ""
+        if several and speed.load:
+            mark = f", {speed.load.aggregate_tok_s:.1f} tok/s in all{mark}"
         yield (
-            f"  -ub {candidate.settings.ubatch:<5} {candidate.footprint.verdict:<16} prefill "
+            f"  {f'-np {candidate.settings.parallel:<3} ' if several else ''}"
+            f"-ub {candidate.settings.ubatch:<5} {candidate.footprint.verdict:<16} prefill "
             f"{speed.prefill_tok_s.expected:7.1f}  decode {speed.decode_tok_s.expected:6.2f}  request "
-            f"{speed.request_s:7.1f}  CPU experts in {candidate.cpu_moe_layers} layers{mark}"
+            f"{speed.request_s:7.1f}"
+            + (f"  CPU experts in {candidate.cpu_moe_layers} layers" if experts else "")
+            + mark
         )
     yield f"A decoded token takes {1000 / chosen.speed.decode_tok_s.expected:.1f} ms:"
     for name, seconds in sorted(chosen.speed.parts.items(), key=lambda item: -item[1]):

@@ -29,6 +29,8 @@ class Workload:
     output_tokens: int
     reuse: float
     slots: int
+    users: int
+    interactive: bool
     cache_states: int
     cache_ram_bytes: int
 
@@ -51,6 +53,7 @@ class Wishes:
     context: int | Literal["max"] | None = None
     parallel: int | None = None
     users: int | None = None
+    ttft_s: float | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     reuse: float | None = None
@@ -96,6 +99,7 @@ class Plan:
 
     chosen: Candidate
     ladder: tuple[Rung, ...]
+    relaxations: tuple[Alternative, ...]  # what would keep a wish that is not kept
     alternatives: tuple[Alternative, ...]
     findings: tuple[Finding, ...]
     trace: tuple[str, ...]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from plan_llama.errors import UsageError
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.types import HOST, Settings
-from plan_llama.speed import passes
+from plan_llama.speed import load, passes
 from plan_llama.speed.constants import Constants, shipped
 from plan_llama.speed.rates import Assumptions, disk_rate, widened
 from plan_llama.speed.types import Engine, Rate, Request, SpeedEstimate, Traffic
@@ -64,6 +64,8 @@ def estimate(
     """
     if request.prompt_tokens < 1 or request.output_tokens < 1 or request.streams < 1 or request.depth < 0:
         raise UsageError("a request needs at least one prompt token, one output token and one stream")
+    if request.users is not None and request.users < 1:
+        raise UsageError("a server has at least one user")
     if not 0.0 <= request.reuse_ratio <= 1.0 or not 0.0 <= resident_ratio <= 1.0:
         raise UsageError("a ratio of reuse or residence is between 0 and 1")
     k = constants or shipped()
@@ -90,10 +92,11 @@ def estimate(
     new = max(1, round(request.prompt_tokens * (1.0 - request.reuse_ratio)))
     again = passes.prompt(work, new, request.depth + request.prompt_tokens - new)
     ttft_s = prompt_s + token_s
+    served = load.serve(work, request, request.users) if request.users else None
     return SpeedEstimate(
         decode_tok_s=_rate(1 / token_s, k.spread_decode[size_class], said),
         prefill_tok_s=_rate(request.prompt_tokens / prompt_s, k.spread_prefill[size_class], said),
-        aggregate_tok_s=request.streams / token_s,
+        aggregate_tok_s=served.aggregate_tok_s if served else request.streams / token_s,
         ttft_s=ttft_s,
         follow_up_ttft_s=sum(again.values()) + token_s,
         request_s=prompt_s + request.output_tokens * token_s,
@@ -101,6 +104,7 @@ def estimate(
         bound_by=_bound_by(parts, traffic),
         parts=parts,
         prefill_parts=prefill_parts,
+        load=served,
         assumptions=tuple(said.texts),
     )
 

@@ -84,19 +84,30 @@ def touched(used_ratio: float, tokens: float) -> float:
 
 
 def decode(work: Work, depth: float, streams: int = 1) -> Parts:
-    """Named seconds of one decode step of `streams` conversations, each with `depth` tokens in the cache."""
+    """Named seconds of one decode step of `streams` conversations, each with `depth` tokens in the cache.
+
+    They share the reading of the weights; every token but the first adds its arithmetic. From `offload_from` on a step
+    is a batch like that of a prompt: the host's weights are copied to the GPU.
+    """
     k, parts = work.constants, Parts()
+    more = streams - 1
     for t in work.traffic:
         share = touched(t.expert_used_ratio, streams)
         if t.device == HOST:
-            if work.host is not None:
+            if work.host is None:
+                continue
+            if work.offload_gpu is not None and streams >= work.offload_from:
+                _streamed(parts, work, work.host, work.offload_gpu, t, streams)
+            else:
                 _host_pass(parts, work, work.host, t, share)
-                _host_attention(parts, work, work.host, t, depth, streams, streams)
+                _add(parts, "CPU compute", _core_rows(work, work.host, t, streams, share))
+            _host_attention(parts, work, work.host, t, depth, streams, streams)
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"
         _add(parts, f"{name} dense weights", _gpu_read(k, gpu, t.dense_bytes))
         _add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
+        _add(parts, f"{name} compute", more * _gpu_row(k, gpu, t))
         _add(parts, f"{name} launches", t.layers * gpu.family.layer_s + t.expert_layers * k.expert_layer_s)
         cache_s = 0.0
         for c in t.cache:
@@ -116,12 +127,8 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
         if t.device == HOST:
             if work.host is None:
                 continue
-            dense = sum(t.dense_bytes.values())
-            experts = share * sum(t.expert_bytes.values())
             if offload is not None:
-                _add(parts, work.link_name, (dense + experts) / work.link)
-                _add(parts, "GPU0 compute for the host", _gpu_flops(work, offload, t, tokens))
-                _add(parts, "disk", _disk(work, work.host, dense + experts))
+                _streamed(parts, work, work.host, offload, t, tokens)
             else:
                 _host_pass(parts, work, work.host, t, share)
                 _add(parts, "CPU compute", _core_flops(work, work.host, t, tokens))
@@ -202,6 +209,13 @@ def _gpu_flops(work: Work, gpu: GpuRates, t: Traffic, tokens: int) -> float:
     return seconds
 
 
+def _gpu_row(k: Constants, gpu: GpuRates, t: Traffic) -> float:
+    """Seconds of arithmetic that one more token adds to a decode step, whose weights are read anyway."""
+    peak = gpu.flops * gpu.family.prefill
+    dense = t.dense_flops * _mixed(k, t.dense_bytes)
+    return (dense + t.expert_flops * _mixed(k, t.expert_bytes) / k.experts_prefill) / peak
+
+
 def _mixed(k: Constants, sizes: Mapping[str, int]) -> float:
     """One over the mean prompt rate of the types, relative to 16-bit weights."""
     total = sum(sizes.values())
@@ -222,6 +236,33 @@ def _core_flops(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
             rate = k.kernels.get(name, k.other_kernel).core_flops * host.cores_prefill * factor
             seconds += tokens * flops * size / total / rate
     return seconds
+
+
+def _core_rows(work: Work, host: HostRates, t: Traffic, streams: int, share: float) -> float:
+    """Seconds of arithmetic that the tokens after the first add to a decode step on the CPU.
+
+    Matrices are multiplied as in a prompt; experts row by row as for one token, however many rows an expert has
+    (ggml_compute_forward_mul_mat_id, ggml-cpu.c, b11434), so beyond the share of them that is read.
+    """
+    k = work.constants
+    dense = sum(
+        t.dense_flops * size / sum(t.dense_bytes.values()) / k.kernels.get(name, k.other_kernel).core_flops
+        for name, size in t.dense_bytes.items()
+    )
+    experts = sum(
+        n * k.kernels.get(name, k.other_kernel).core_s_per_byte for name, n in t.expert_bytes.items()
+    )
+    rows = (streams - 1) * dense / host.cores_prefill
+    return rows + max(0.0, streams * t.expert_used_ratio - share) * experts / host.cores_decode
+
+
+def _streamed(parts: Parts, work: Work, host: HostRates, gpu: GpuRates, t: Traffic, tokens: int) -> None:
+    """A batch over the host's weights on a GPU: what it touches is copied there and computed."""
+    experts = touched(t.expert_used_ratio, tokens) * sum(t.expert_bytes.values())
+    size = sum(t.dense_bytes.values()) + experts
+    _add(parts, work.link_name, size / work.link)
+    _add(parts, "GPU0 compute for the host", _gpu_flops(work, gpu, t, tokens))
+    _add(parts, "disk", _disk(work, host, size))
 
 
 def _host_pass(parts: Parts, work: Work, host: HostRates, t: Traffic, share: float) -> None:

@@ -62,19 +62,44 @@ class Traffic:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a person sends. `depth` tokens stand in the cache before the prompt; `reuse_ratio` of the prompt
-    of a follow-up turn is cached already; `streams` conversations decode at once."""
+    of a follow-up turn is cached already; `streams` conversations decode at once; `users` such requests are in flight
+    at all times (None: the one request has the server to itself)."""
 
     prompt_tokens: int = 2048
     output_tokens: int = 256
     reuse_ratio: float = 0.0
     depth: int = 0
     streams: int = 1
+    users: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What each of `users` gets from a server of `slots` slots in a steady state, where `speed` is that of one alone.
+
+    `ttft_s` is of a new prompt among the others' follow-up turns, `burst_ttft_s` of the last one where all send a new
+    prompt at once; both hold `slot_wait_s`, the wait for a free slot. `decode_tok_s` is what one sees while its answer
+    is written, with the stops for other prompts. `kept_ratio` of the follow-ups find their conversation cached.
+    """
+
+    users: int
+    slots: int
+    kept_ratio: float
+    ttft_s: float
+    follow_up_ttft_s: float
+    burst_ttft_s: float
+    slot_wait_s: float
+    request_s: float
+    decode_tok_s: float
+    aggregate_tok_s: float
+    prompt_tok_s: float
+    requests_per_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedEstimate:
     """How fast a placement is for a request. `decode_tok_s` is one stream's, `aggregate_tok_s` that of all
-    streams.
+    streams, of all users where there are several (`load`).
 
     `parts` are named seconds per decoded token that sum to `1 / decode_tok_s.expected`; `prefill_parts` are
     seconds for the whole prompt. `load_s` is a cold start; None where the drive's rate is unknown.
@@ -90,4 +115,5 @@ class SpeedEstimate:
     bound_by: str
     parts: Mapping[str, float]
     prefill_parts: Mapping[str, float]
+    load: Load | None = None
     assumptions: tuple[str, ...] = ()
