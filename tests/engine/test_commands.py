@@ -15,6 +15,7 @@ from plan_llama.engines.arguments import Argument
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.llama_server import command
 from plan_llama.memory.types import Settings
+from tests.engine import record_commands
 from tests.property.test_command_roundtrip import plans
 from tests.unit.engine_fixtures import glm, machine
 
@@ -163,3 +164,9 @@ def test_launchers_pass_shellcheck(tmp_path: Path) -> None:
     script = launcher(tmp_path, 'it\'s a \n"model" $(id) `id`.gguf')
     done = subprocess.run([tool, str(script)], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("file", record_commands.files(), ids=lambda path: path.name)
+def test_published_commands_are_still_judged_so(engine_bin: Path, file: Path) -> None:
+    cases = json.loads((record_commands.FOLDER / "cases.json").read_text(encoding="utf-8"))
+    assert record_commands.exits(engine_bin, file) == cases[file.name]["exit"]

@@ -55,8 +55,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _refuse_bare_check(argv: Sequence[str]) -> None:
     """Without -- the arguments of the command would be read as ours."""
-    if list(argv[:1]) == ["check"] and "--" not in argv and not {"-h", "--help"} & set(argv):
-        hint = "plan-llama check -- llama-server -m FILE ..."
+    words = {word.partition("=")[0] for word in argv}
+    if list(argv[:1]) == ["check"] and not {"--", "-h", "--help", "--file"} & words:
+        hint = "plan-llama check -- llama-server -m FILE ..., or check --file PATH"
         raise UsageError("check: the command stands behind --", hint=hint)
 
 
@@ -147,6 +148,12 @@ def plan(
 def check(
     context: typer.Context,
     *,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file", metavar="PATH|-", help="Read the command from a script, unit or compose file."
+        ),
+    ] = None,
     model: ModelOptions,
     hardware: HardwareOptions,
     wishes: WishOptions,
@@ -156,7 +163,7 @@ def check(
     """Judge a command somebody already has: plan-llama check -- llama-server ARGS..."""
     from plan_llama.cli import check_command
 
-    return check_command.run(context.args, model, hardware, wishes, engine, output)
+    return check_command.run(context.args, model, hardware, wishes, engine, output, file=file)
 
 
 @app.command(context_settings={"allow_extra_args": True})

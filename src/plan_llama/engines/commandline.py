@@ -140,14 +140,20 @@ def parse(argv: Sequence[str], *, table: FlagTable, env: Mapping[str, str] | Non
     )
 
 
+def program_of(word: str, following: str | None = None) -> tuple[Program, int] | None:
+    """The program that a word names, and how many words name it: the one binary `llama` takes a second one."""
+    name = re.split(r"[/\\]", word)[-1].removesuffix(".exe")
+    if name in PROGRAMS:
+        return PROGRAMS[name], 1
+    subcommand = _SUBCOMMANDS.get(following or "")
+    return (subcommand, 2) if name == "llama" and subcommand else None
+
+
 def _program(argv: Sequence[str]) -> tuple[int, Program, int]:
     """Where the program stands, which it is, and where its arguments begin."""
     for place, word in enumerate(argv):
-        name = re.split(r"[/\\]", word)[-1].removesuffix(".exe")
-        if name in PROGRAMS:
-            return place, PROGRAMS[name], place + 1
-        if name == "llama" and place + 1 < len(argv) and argv[place + 1] in _SUBCOMMANDS:
-            return place, _SUBCOMMANDS[argv[place + 1]], place + 2
+        if found := program_of(word, argv[place + 1] if place + 1 < len(argv) else None):
+            return place, found[0], place + found[1]
     known = ", ".join(PROGRAMS)
     given = f"'{argv[0]}'" if argv else "nothing"
     raise InputError(
@@ -334,6 +340,18 @@ class _Reader:
                 reason="the parser knows no '=': a value is a word of its own",
                 fix=f"write {head} {tail}",
                 negated=normalised(head) in argument.negative,
+            )
+        first, blank, rest = word.partition(" ")
+        if blank and (argument := self.table.lookup(first, self.program)):
+            value = rest.strip().strip("\"'")
+            return ParsedArgument(
+                position=position,
+                spelling=word,
+                argument=argument if argument.values and cxx.problem(argument, (value,)) is None else None,
+                values=(value,) if argument.values else (),
+                status="unknown",
+                reason="one word with a blank in it",
+                fix=f"two words: {first} and {value}",
             )
         taken: tuple[str, ...] = ()
         if (

@@ -20,7 +20,7 @@ from plan_llama.units import MIB
 ENGINE = "llama.cpp"
 BUILD = 11434
 
-_SAMPLING = {
+SAMPLING = {
     "temperature": "--temp",
     "temp": "--temp",
     "top_p": "--top-p",
@@ -187,11 +187,11 @@ def _patterns(overrides: tuple[Override, ...], names: Sequence[str]) -> list[str
 def _sampling(sampling: Mapping[str, float]) -> list[str]:
     argv = []
     for key, value in sampling.items():
-        flag = _SAMPLING.get(key)
+        flag = SAMPLING.get(key)
         if flag is None:
             raise InputError(
                 f"llama-server has no flag for the sampling value '{key}'",
-                hint=f"it knows {', '.join(_SAMPLING)}",
+                hint=f"it knows {', '.join(SAMPLING)}",
             )
         argv += [flag, _number(value)]
     return argv

@@ -28,7 +28,7 @@ _UNCOUNTED = {
 def argument_findings(parsed: ParsedCommand) -> Iterator[Finding]:
     """One finding for each argument that is refused, has no effect, is given twice or is read oddly."""
     for item in parsed.arguments:
-        given = item.spelling if "=" in item.spelling else item.words
+        given = item.spelling if "=" in item.spelling or " " in item.spelling else item.words
         fix = item.fix
         if item.status in ("unknown", "bad-value", "removed"):
             yield Finding(id=_refusal_id(item), severity="error", text=f"{given}: {item.reason}", fix=fix)

@@ -1,0 +1,1 @@
+"""Files that start an engine, read for the commands in them. Nothing of them is executed."""

@@ -1,0 +1,1 @@
+llama-server -m GLM-5.1-UD-IQ2_M.gguf -ngl 47 -c 4096 --mmap --mlock --flash-attn --defrag-thold 0.1
