@@ -275,7 +275,10 @@ def launch(screen: Screen, item: LaunchCommand) -> Iterator[str]:
 
 
 def command(screen: Screen, item: LaunchCommand | FurtherCommand) -> Iterator[str]:
-    """The command, a flag a line, ready to paste."""
+    """The command, a flag a line, ready to paste; a short one that goes with another on one line."""
+    if isinstance(item, FurtherCommand) and len(item.line) + 2 <= screen.width:
+        yield f"  {screen.style(item.line, 'command')}"
+        return
     for name, value in item.env.items():
         yield f"  {name}={shlex.quote(value)} \\"
     words = list(item.argv)

@@ -104,12 +104,13 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
     """Everything but the placement. `context` is of one conversation; several slots share one unified pool."""
     slots = task.slots
     pool = context * slots
+    shared = slots > 1 and not task.wishes.slots_apart
     return Settings(
         context=pool,
         parallel=slots,
-        kv_unified=slots > 1,
-        slot_limit=context if slots > 1 else None,
-        batch=max(min(_BATCH, pool), min(ubatch, pool)),
+        kv_unified=shared,
+        slot_limit=context if shared else None,
+        batch=min(ubatch if task.wishes.one_batch else max(_BATCH, ubatch), pool),
         ubatch=min(ubatch, pool),
         flash_attn=True,
         kv_type_k=kv_type,
