@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from plan_llama.engines.command_settings import to_settings
+from plan_llama.engines.commandline import parse
+from plan_llama.engines.flags import FlagTable
 from plan_llama.hardware.overrides import HardwareChoice, resolve
 from plan_llama.hardware.types import Machine
+from plan_llama.memory.footprint import footprint
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.resolve import resolve_model
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond, workload
-from plan_llama.solver.search import Task
-from plan_llama.solver.types import Plan, Wishes
+from plan_llama.solver.search import Task, judged
+from plan_llama.solver.types import Candidate, Plan, Wishes
 from plan_llama.units import MIB
 
 CHOICES = Path(__file__).parent / "data" / "fit" / "choices.jsonl"
@@ -120,3 +125,15 @@ def plan(model: str, machine_name: str) -> Plan:
     made = solve(task(model, machine_name), ladder=False)
     assert made is not None
     return made
+
+
+def theirs(choice: Choice) -> Candidate:
+    """What `--fit` chose, by the plan's own models. llama-server has a micro-batch of 512 and maps the file."""
+    words = shlex.split(choice.arguments)
+    where = words.index("-ngl")
+    if words[where + 1] == "-1":
+        del words[where : where + 2]
+    argv = ["llama-server", "-m", "model.gguf", "-np", "1", *words]
+    asked, model = task(choice.model, choice.machine), table(choice.model)
+    reading = to_settings(parse(argv, table=FlagTable.load()), model=model.spec, machine=asked.machine)
+    return judged(asked, reading.settings, footprint(model, reading.settings, asked.machine, asked.beyond))

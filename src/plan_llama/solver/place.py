@@ -128,10 +128,14 @@ class Filler:
     def _kinds_of_cards(self) -> dict[object, int]:
         """The first card of each kind, as far as speed goes."""
         kinds: dict[object, int] = {}
-        for index, gpu in enumerate(self.machine.gpus):
-            kind = (gpu.name, gpu.bandwidth_bytes_per_s, gpu.fp16_flops_per_s, gpu.pcie_gen, gpu.pcie_width)
-            kinds.setdefault(kind, index)
+        for index in range(len(self.machine.gpus)):
+            kinds.setdefault(self._kind_of_card(index), index)
         return kinds
+
+    def _kind_of_card(self, index: int) -> object:
+        gpu = self.machine.gpus[index]
+        speed = (gpu.bandwidth_bytes_per_s, gpu.fp16_flops_per_s, gpu.pcie_gen, gpu.pcie_width)
+        return (gpu.name, gpu.backend, gpu.compute_capability, *speed)
 
     def _orders(self, base: Settings, goal: Goal) -> Iterator[tuple[int, ...]]:
         """The cards as they are, and with another one first where host weights are faster to work with there."""
@@ -213,8 +217,12 @@ class Filler:
         batch = reserved_batch(base, self.table.windows)
         budgets = self.budgets(base)
         cards = []
+        made: dict[object, Card] = {}
         for device in order:
             kind = self.devices[device].kind
+            if (known := made.get(self._kind_of_card(device))) is not None:
+                cards.append(replace(known, room=budgets[device]))
+                continue
             stored = self.table.stored_bytes(kind)
             sums = self.table.block_sums(kind, draft_layers=base.draft_layers)
             movable = [sum(stored[i] for i in tensors) for tensors in self.movable.tensors]
@@ -233,6 +241,7 @@ class Filler:
                     output_s=costs.output(device),
                 )
             )
+            made[self._kind_of_card(device)] = cards[-1]
         return cards
 
     def _output_bytes(self, stored: Sequence[int]) -> int:
@@ -334,7 +343,7 @@ class Filler:
         stems: dict[str, list[int]] = {}
         for index in self.movable.tensors[il]:
             stems.setdefault(self.table.suffix(index).rpartition(".")[0], []).append(index)
-        best, left = 0.0, ()
+        best, left = 0.0, tuple[str, ...]()
         for count in range(1, len(stems)):
             for chosen in combinations(sorted(stems), count):
                 tensors = [i for stem in chosen for i in stems[stem]]

@@ -17,6 +17,7 @@ from plan_llama.solver.search import (
     candidates,
     kv_types,
     rungs,
+    score,
     wanted_context,
 )
 from plan_llama.solver.trace import provenance, trace

@@ -17,7 +17,7 @@ from plan_llama.memory.footprint import (
 )
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, LoadMode, Settings
-from plan_llama.memory.weights import place
+from plan_llama.memory.weights import Placement, place
 from plan_llama.solver.costs import Goal
 from plan_llama.solver.place import Filled, Filler
 from plan_llama.solver.types import Breakage, Candidate, Rung, Wishes, Workload
@@ -218,13 +218,29 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
         for il in range(table.layers)
         if table.expert_bytes[il] and any(placed.device_of[i] == HOST for i in table.expert_indices[il])
     ]
+    apart, bare = _apart(task, placed)
     return Candidate(
         settings=settings,
         footprint=used,
         speed=speed,
         cpu_moe_layers=len(on_host),
         gpu_block_layers=sum(device != HOST for device in placed.layer_device[: table.layers]),
+        cpu_ffn_layers=len(apart - bare),
+        cpu_weight_layers=len(bare),
     )
+
+
+def _apart(task: Task, placed: Placement) -> tuple[set[int], set[int]]:
+    """Layers on GPUs with weights besides experts on the host, and of these those with weights of their attention."""
+    apart, bare = set(), set()
+    for il, moved in enumerate(placed.moves.by_block[: task.table.layers]):
+        if moved and placed.layer_device[il] != HOST:
+            there = {index for index, device in moved if device == HOST} - task.layers.routed
+            if there:
+                apart.add(il)
+            if there & task.layers.of_attention:
+                bare.add(il)
+    return apart, bare
 
 
 def candidates(task: Task, context: int, kv_type: str) -> list[Candidate]:

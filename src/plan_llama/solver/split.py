@@ -55,9 +55,10 @@ class Splitter:
     ) -> None:
         self.cards, self.blocks = cards, len(host_s)
         self.host_sum = list(accumulate(host_s, initial=0.0))
-        self.lines = [_Line(card, away_s, bare_s) for card in cards]
-        for index, line in enumerate(self.lines):  # equal cards have equal shares
-            self.lines[index] = next((other for other in self.lines[:index] if other.same(line)), line)
+        self.lines: list[_Line] = []
+        for card in cards:  # equal cards have equal shares
+            known = next((line for line in self.lines if line.card == card), None)
+            self.lines.append(known or _Line(card, away_s, bare_s))
 
     def best(self, around: Split | None = None, within: int = 0) -> Split | None:
         """The cheapest split with at least the output on the last card that is used; None where no card has room for
@@ -148,8 +149,10 @@ def _makes(sizes: Sequence[int], here: Sequence[float], away: Sequence[float]) -
             alike.setdefault((size, away[il] - here[il]), []).append(il)
     found = []
     for (size, saved), members in sorted(alike.items(), key=lambda item: -item[0][1] / item[0][0]):
-        have = set(members)
-        counts = list(accumulate((int(il in have) for il in range(len(sizes))), initial=0))
+        counts = [0] * (len(sizes) + 1)
+        for il in members:
+            counts[il + 1] = 1
+        counts = list(accumulate(counts))
         found.append(_Make(size, saved, counts, members))
     return found
 
@@ -168,9 +171,6 @@ class _Line:
         self.rest_gain = list(accumulate(gains, initial=0.0))
         self.movable = _makes(card.movable_bytes, card.movable_s, away_s)
         self.known: dict[tuple[int, int, bool], float] = {}
-
-    def same(self, other: _Line) -> bool:
-        return self.card == other.card
 
     def _room(self, start: int, end: int, *, last: bool) -> int:
         room = self.card.room - (self.bytes[end] - self.bytes[start])

@@ -76,6 +76,8 @@ class Candidate:
     speed: SpeedEstimate
     cpu_moe_layers: int
     gpu_block_layers: int
+    cpu_ffn_layers: int = 0  # of the layers on GPUs: those whose dense feed-forward weights are on the host
+    cpu_weight_layers: int = 0  # of the layers on GPUs: those that have only their cache there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
