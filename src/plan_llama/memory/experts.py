@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plan_llama.memory.blocks import Builder, UndescribedGraph
-from plan_llama.memory.ggml import Graph, Node
+from plan_llama.memory.ggml import F32, I32, Graph, Node
 
 
 def moe(
@@ -21,13 +21,17 @@ def moe(
     weighs_input: bool = False,
     scaled: bool = True,
     clamped: bool = False,
+    matrices: str = "exps",
+    ranked: Node | None = None,
+    chunk: int = 1,
 ) -> Node:
     """build_moe_ffn: router, selection, weights, the experts' three products and their sum.
 
     `gating` is softmax, sigmoid or softmax-weight; `groups` is (expert groups, groups used); `logits` are the
     router's, where it does not see `x`; `chosen` are experts that it does not choose. With `weighs_input` weights
     go in before the products (llama 4); `scaled`: scales beside experts are applied; `clamped`: gate and up are
-    clamped.
+    clamped. `matrices` is how the experts' tensors end; `ranked` is what they are chosen by, where it is not their
+    probability; `chunk` is how many of the router's experts share one of them (grovemoe).
     """
     if used < 1:
         raise UndescribedGraph("expert_used_count")
@@ -43,13 +47,15 @@ def moe(
         probs = g.like("SQRT", g.like("UNARY", logits))
     else:
         probs = logits
-    selection = logits if weighs_input else probs
+    selection = ranked or (logits if weighs_input else probs)
     bias = b.maybe(f"{prefix}.exp_probs_b.bias")
     if bias is not None:
         selection = g.like("ADD", probs, bias)
     if groups[0] > 1:
         selection = _grouped(g, selection, experts, tokens, groups)
     selected = chosen or g.argsort_top_k(selection, used)
+    if chunk > 1:
+        selected = g.cast(g.like("SCALE", g.cast(selected, F32)), I32)
     weights = g.get_rows(g.reshape(probs, 1, experts, tokens), selected)
     if gating == "softmax-weight":
         weights = g.soft_max(g.reshape(weights, used, tokens))
@@ -64,19 +70,19 @@ def moe(
     x = g.reshape(x, x.ne[0], 1, tokens)
     if weighs_input:
         x = g.like("MUL", g.repeat(x, x.ne[0], used, tokens, 1), weights)
-    up_scale = f"{prefix}.ffn_up_exps" if scaled else None
-    if b.has(f"{prefix}.ffn_gate_up_exps.weight"):
-        both = _products(b, f"{prefix}.ffn_gate_up_exps", x, selected, up_scale)
+    up_scale = f"{prefix}.ffn_up_{matrices}" if scaled else None
+    if b.has(f"{prefix}.ffn_gate_up_{matrices}.weight"):
+        both = _products(b, f"{prefix}.ffn_gate_up_{matrices}", x, selected, up_scale)
         half = (both.ne[0] // 2, both.ne[1], both.ne[2])
         hidden = g.glu(g.view(both, half, both.nb[1:3]), g.view(both, half, both.nb[1:3]))
     else:
-        up = _products(b, f"{prefix}.ffn_up_exps", x, selected, up_scale)
-        if b.has(f"{prefix}.ffn_gate_exps.weight"):
-            name = f"{prefix}.ffn_gate_exps"
+        up = _products(b, f"{prefix}.ffn_up_{matrices}", x, selected, up_scale)
+        if b.has(f"{prefix}.ffn_gate_{matrices}.weight"):
+            name = f"{prefix}.ffn_gate_{matrices}"
             hidden = b.gate(_products(b, name, x, selected, name if scaled else None), up, clamped=clamped)
         else:
             hidden = g.like("UNARY", up)
-    name = f"{prefix}.ffn_down_exps"
+    name = f"{prefix}.ffn_down_{matrices}"
     out = _products(b, name, hidden, selected, name if scaled else None)
     if not weighs_input:
         out = g.like("MUL", out, weights)

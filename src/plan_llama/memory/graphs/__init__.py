@@ -68,7 +68,7 @@ GRAPHS: dict[str, str] = {
     "granitehybrid": "mamba.GraniteHybrid",
     "granitemoe": "variants.Granite",
     "grok": "grok.Grok",
-    "grovemoe": "decoder.Decoder",
+    "grovemoe": "variants.GroveMoe",
     "hrm_text": "gated.HrmText",
     "hunyuan-dense": "hunyuan.Hunyuan",
     "hunyuan-moe": "hunyuan.Hunyuan",

@@ -102,16 +102,26 @@ class HrmText(Decoder):
 
     def _layer(self, x: Node, slot: int, block: int) -> Node:
         b, g, prefix = self.b, self.g, f"blk.{block}"
+        self.slot = slot
         normed = self.norm(x, "")
         gate = g.mul_mat(b.w(f"{prefix}.attn_gate.weight"), normed)
         q, k, v = self.qkv(normed, block)
         q, k = self.positioned(q, k, block)
         out = self.cached_attention(q, k, v, slot)
-        out = self.attention_output(g.like("MUL", out, g.like("UNARY", gate)), block)
+        out = self.project(f"{prefix}.attn_output", g.like("MUL", out, g.like("UNARY", gate)))
         x = g.like("ADD", out, x)
         normed = self.norm(x, "")
         up, gate = (g.mul_mat(b.w(f"{prefix}.ffn_{name}.weight"), normed) for name in ("up", "gate"))
         return g.like("ADD", g.mul_mat(b.w(f"{prefix}.ffn_down.weight"), g.glu(gate, up)), x)
+
+    def project(self, name: str, x: Node) -> Node:
+        """Weights and biases are shared by the turns of a stack; a scale is the turn's own."""
+        out = self.g.mul_mat(self.b.w(f"{name}.weight"), x)
+        own = f"blk.{self.slot}.{name.split('.')[2]}.scale"
+        for extra, op in ((own, "MUL"), (f"{name}.bias", "ADD")):
+            if self.b.has(extra):
+                out = self.g.like(op, out, self.b.w(extra))
+        return out
 
     def head(self, x: Node) -> None:
         """The rows that are wanted and their logits."""

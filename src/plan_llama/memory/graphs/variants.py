@@ -6,6 +6,7 @@ Mirrors the files of src/models of llama.cpp b11434 that the classes name.
 from __future__ import annotations
 
 from plan_llama.memory.blocks import Builder
+from plan_llama.memory.experts import moe
 from plan_llama.memory.ggml import Node
 from plan_llama.memory.graphs.decoder import Decoder
 
@@ -127,3 +128,33 @@ class Granite(Decoder):
     def finished(self, logits: Node) -> Node:
         """f_logit_scale."""
         return self.g.like("SCALE", logits)
+
+
+class GroveMoe(Decoder):
+    """Behind the experts smaller ones, each for a group of them (src/models/grovemoe.cpp)."""
+
+    def experts_of(self, x: Node, il: int) -> Node:
+        """Both branches; the second one works on what the first one made."""
+        b, g, spec, prefix = self.b, self.g, self.spec, f"blk.{il}"
+        used, experts = spec.int_param("expert_used_count", layer=il), spec.int_param("expert_count")
+        chunk = spec.int_param("experts_per_group")
+        logits = b.mm(f"{prefix}.ffn_gate_inp", x)
+        out = self._branch(x, prefix, logits, used, "exps", 1)
+        adjusted = self._branch(out, prefix, logits, min(used, experts // chunk), "chexps", chunk)
+        return g.like("ADD", out, g.like("SCALE", adjusted))
+
+    def _branch(self, x: Node, prefix: str, logits: Node, used: int, matrices: str, chunk: int) -> Node:
+        return moe(
+            self.b,
+            x,
+            prefix,
+            used=used,
+            gating="softmax",
+            normalise=True,
+            scale=self.spec.hparams.get("expert_weights_scale", 0.0) not in (0, 1),
+            logits=logits,
+            ranked=self.g.like("UNARY", logits),
+            scaled=False,
+            matrices=matrices,
+            chunk=chunk,
+        )
