@@ -1,4 +1,4 @@
-"""Headers of real size: the nine that were captured, models of the catalog, and published configurations.
+"""Headers of real size: the nine that were captured, models of the catalog, published configurations, made ones.
 
 The quants are those that llama-quantize makes (quant_mix); a mixture of types, so that paddings differ.
 """
@@ -13,6 +13,7 @@ from plan_llama.models import catalog_models
 from plan_llama.models.config_folder import spec_of
 from plan_llama.models.types import ModelSpec
 from plan_llama.models.unpublished import of_known
+from tests.engine.made_models import made
 from tests.gguf_builder import oracle_index
 from tests.oracle_cases import spec as captured
 
@@ -95,3 +96,4 @@ def headers() -> Iterator[tuple[str, ModelSpec]]:
                     published[repository]["config"], model, quant, where=repository, folder=Path()
                 )
                 yield f"{model}-{quant.lower()}", found
+    yield from made()

@@ -36,13 +36,6 @@ CASES = {
         program="llama-fit-params", context=2048, parallel=4, ubatch=256, gpu_layers=1, repack=False
     ),
 }
-# what is known to be too low, and why it may wait
-KNOWN_LOW = {
-    (
-        "hrm_text-dense",
-        "compute",
-    ): "biases and scales beside weights on the host, which no real file has: 3 %",
-}
 
 
 def wrong(name: str, model: ModelTable, found: Buffers, real: dict[str, Sums]) -> list[str]:
@@ -54,7 +47,7 @@ def wrong(name: str, model: ModelTable, found: Buffers, real: dict[str, Sums]) -
             ours, theirs = getattr(said, f"{part}_bytes"), getattr(real[place], f"{part}_bytes")
             slack = max(theirs // (50 if part == "compute" else 1000), SMALL)
             must_meet = described or part != "compute"
-            if ours < theirs - slack and (name, part) not in KNOWN_LOW:
+            if ours < theirs - slack:
                 lines.append(f"{name} {place}: {part} {ours:,} is below the real {theirs:,}")
             if ours > theirs + slack and must_meet:
                 lines.append(f"{name} {place}: {part} {ours:,} is above the real {theirs:,}")

@@ -185,6 +185,8 @@ def test_drafting_with_the_models_own_block() -> None:
         ("-sm tensor -fa off", llama(), "flash-attn-unsupported"),
         # measured: GGML_ASSERT(a->ne[0] == b->ne[0]) at the start, with `-fa on` and without `-fa`
         ("-ub 256", replace(llama(), architecture="plm"), "flash-attn-unsupported"),
+        # measured: GGML_ASSERT(ggml_can_repeat(b, a)) at the start
+        ("-np 2", replace(llama(), architecture="t5"), "slots-unsupported"),
         ("--spec-type draft-mtp", llama(), "draft-layers-missing"),
     ],
 )

@@ -25,6 +25,8 @@ _ONE_CACHE_TYPE = frozenset({"deepseek4"})
 # Their V is put into the cache in a shape that only the transposed cache takes: the program ends at an assertion
 # (src/models/plm.cpp, llama_kv_cache::cpy_v).
 _WITHOUT_FLASH_ATTENTION = frozenset({"plm"})
+# The bias of scores is made for one cache (build_pos_bias in src/llama-graph.cpp): ggml_can_repeat fails.
+_ONE_STREAM = frozenset({"t5"})
 
 
 def refusals(settings: Settings, *, table: ModelTable, flash_attn: FlashAttn = "auto") -> tuple[Finding, ...]:
@@ -62,6 +64,11 @@ def refusals(settings: Settings, *, table: ModelTable, flash_attn: FlashAttn = "
                 )
                 fix = f"write {'-ctk' if half == 'key' else '-ctv'} f16"
                 found.append(Finding(id="kv-type-combo-unsupported", severity="error", text=text, fix=fix))
+    if model.architecture in _ONE_STREAM and settings.parallel > 1 and not settings.kv_unified:
+        text = (
+            f"llama.cpp b11434 ends when it loads {model.architecture} with slots that do not share a cache"
+        )
+        found.append(Finding(id="slots-unsupported", severity="error", text=text, fix="write -kvu, or -np 1"))
     if settings.parallel > MOST_SEQUENCES:
         text = f"{settings.parallel} slots: llama.cpp has at most {MOST_SEQUENCES} sequences"
         fix = f"write -np {MOST_SEQUENCES} or less"

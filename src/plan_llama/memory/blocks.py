@@ -285,15 +285,16 @@ class Builder:
         sinks: Node | None = None,
         v_mla: Node | None = None,
         soft_cap: bool = False,
+        bias: Node | None = None,
     ) -> Node:
-        """build_attn_mha."""
+        """build_attn_mha. There is no flash attention with a bias of scores (T5)."""
         g = self.g
         transposed = v.nb[1] > v.nb[2]
         streams = k.ne[3]
         per_stream = q.ne[2] // streams
         q = g.view(q, (q.ne[0], q.ne[1], per_stream, streams), (q.nb[1], q.nb[2], q.nb[2] * per_stream))
         q, k, v = (g.permute(node, 0, 2, 1, 3) for node in (q, k, v))
-        if self.batch.flash_attn:
+        if self.batch.flash_attn and bias is None:
             if transposed:
                 v = g.transpose(v)
             k, v = (g.cast(node, F16) if node.type == F32 else node for node in (k, v))
@@ -308,6 +309,8 @@ class Builder:
             if soft_cap:
                 for op in ("SCALE", "UNARY", "SCALE"):
                     scores = g.like(op, scores)
+            if bias is not None:
+                scores = g.like("ADD", scores, bias)
             scores = g.soft_max(scores, mask, sinks)
             if not transposed:
                 v = g.cont(g.transpose(v))

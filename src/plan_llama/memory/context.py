@@ -20,6 +20,7 @@ from plan_llama.models.types import ModelSpec
 
 _CELLS = 256  # the context is padded to this
 # set in load_arch_hparams of these (src/models/*.cpp, b11434), whatever the header says
+_ENCODERS = frozenset({"t5", "t5encoder", "eagle3", "dflash"})  # llama_model_has_encoder, src/llama-model.cpp
 _NOT_CAUSAL = frozenset({"dream", "gemma-embedding", "llada", "llada-moe", "rnd1"})
 
 
@@ -43,8 +44,14 @@ def outputs_reserved(
     return min(tokens, most)
 
 
-def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS) -> Batch:
-    """The worst-case batch that sched_reserve builds its graph for; `behind` are the model's sliding windows.
+def encodes(spec: ModelSpec) -> bool:
+    """Whether the model encodes a text before it writes: every token of a batch may then be an output."""
+    return spec.architecture in _ENCODERS
+
+
+def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS, *, all_outputs: bool = False) -> Batch:
+    """The worst-case batch that sched_reserve builds its graph for; `behind` are the model's sliding windows, and
+    `all_outputs` is whether it encodes.
 
     Source: llama_context and llama_kv_cache_iswa, src/llama-context.cpp and src/llama-kv-cache-iswa.cpp, b11434.
     """
@@ -68,7 +75,7 @@ def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS) -> Batch:
             batch,
             sequences,
             drafts=drafts,
-            per_slot="outputs-per-token" not in settings.older,
+            per_slot="outputs-per-token" not in settings.older and not all_outputs,
         ),
         sequences=sequences,
         streams=1 if unified else sequences,

@@ -30,7 +30,7 @@ def buffers(
     if used != tuple(range(len(devices))):
         return _on_some(table, settings, devices, used, cpu_isa)
     placement = weights.place(table, settings, [device.free_bytes for device in devices])
-    batch = context.reserved_batch(settings, table.windows)
+    batch = context.reserved_batch(settings, table.windows, all_outputs=context.encodes(table.spec))
     kinds = [device.kind for device in devices]
     if gives_up(table, settings, batch, placement, kinds):
         batch = replace(batch, flash_attn=False, given_up=True)

@@ -226,7 +226,7 @@ def checkpoints_bytes(table: ModelTable, settings: Settings) -> int:
     """What the context checkpoints of all slots may grow to; only the server makes them."""
     if settings.program != "llama-server" or not settings.ctx_checkpoints:
         return 0
-    batch = context.reserved_batch(settings, table.windows)
+    batch = context.reserved_batch(settings, table.windows, all_outputs=context.encodes(table.spec))
     layers = context.table_layers(table, batch)
     return settings.parallel * settings.ctx_checkpoints * context.checkpoint_bytes(layers, batch)
 

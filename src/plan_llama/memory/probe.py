@@ -20,6 +20,9 @@ from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
 
+# Their layers' attention also reads products with a whole text, long enough to be offloaded from the host.
+_OFFLOADS = frozenset({"t5"})
+
 
 def in_question(settings: Settings, batch: Batch, placement: Placement) -> bool:
     """Whether flash attention could be given up. A quantised V cache cannot do without (llama_init_from_model)."""
@@ -30,7 +33,7 @@ def in_question(settings: Settings, batch: Batch, placement: Placement) -> bool:
         for il, tensors in enumerate(placement.moves.by_block)
         for _, device in tensors
     )
-    return moved or not settings.kv_offload
+    return moved or not settings.kv_offload or placement.table.spec.architecture in _OFFLOADS
 
 
 def gives_up(

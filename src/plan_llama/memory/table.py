@@ -115,7 +115,8 @@ class ModelTable:
 
     def suffix(self, index: int) -> str:
         """A tensor's name within its block: `attn_q.weight`."""
-        return self.spec.tensors[index].name.split(".", 2)[2]
+        stack, _, rest = self.spec.tensors[index].name.partition("blk.")
+        return stack + rest.partition(".")[2]
 
     @cached_property
     def kinds(self) -> tuple[int, ...]:

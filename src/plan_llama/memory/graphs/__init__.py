@@ -155,6 +155,8 @@ GRAPHS: dict[str, str] = {
     "starcoder": "classic.Learned",
     "starcoder2": "classic.LayerNorm",
     "step35": "windowed.Step35",
+    "t5": "t5.T5",
+    "t5encoder": "t5.T5Encoder",
     "talkie": "classic.Talkie",
     "xverse": "decoder.Decoder",
 }

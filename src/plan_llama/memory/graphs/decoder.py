@@ -68,6 +68,7 @@ class Decoder:
     each_layer_differs = False  # no layer is like another though their tensors are (HRM)
     turns = 1  # so many kinds of layers take turns though their tensors do not differ (smollm3)
     leading_layers = 0  # so many at the start differ from the rest though their tensors do not (gemma 3n)
+    score_bias: Node | None = None  # what is added to attention scores (t5)
     clamped_glu = False  # gate and up are clamped where the header says so (step35)
 
     def __init__(self, builder: Builder) -> None:
@@ -314,6 +315,7 @@ class Decoder:
             at.mask,
             sinks=sinks,
             soft_cap=self.soft_caps,
+            bias=self.score_bias,
         )
         return out if at.rotation_v is None else b.rotate(out, at.rotation_v)
 

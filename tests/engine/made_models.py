@@ -1,0 +1,123 @@
+"""Headers of real size for architectures that neither the catalog nor a published configuration here has.
+
+Shapes are those of the named models; the tensors are those that load_arch_tensors of src/models/*.cpp asks for, b11434.
+Matrices are q8_0, what llama-quantize leaves alone f32 or f16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from plan_llama.models.catalog_models import model as catalog_model
+from plan_llama.models.ggml_types import by_name
+from plan_llama.models.types import ModelSpec, Tensor
+from plan_llama.models.unpublished import of_known
+
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def _spec(
+    name: str,
+    architecture: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    hparams: Mapping[str, Any],
+    vocabulary: int,
+) -> ModelSpec:
+    kinds = {1: "f32", 2: "q8_0", 3: "q8_0"}
+    tensors = tuple(
+        Tensor(name, by_name("f16" if "rel_b" in name or shape[0] % 32 else kinds[len(shape)]), shape)
+        for name, shape in shapes.items()
+    )
+    return ModelSpec(
+        name=name,
+        architecture=architecture,
+        quant="Q8_0",
+        tensors=tensors,
+        hparams=dict(hparams),
+        vocab_size=vocabulary,
+        file_bytes=sum(tensor.nbytes for tensor in tensors),
+    )
+
+
+def _t5(
+    name: str,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    ffn: int,
+    gated: bool,
+    tied: bool = False,
+    decoder: bool = True,
+) -> ModelSpec:
+    head, vocabulary = 64, 32128
+    inner = heads * head
+    shapes: _Shapes = {"token_embd.weight": (width, vocabulary), "enc.output_norm.weight": (width,)}
+    if decoder:
+        shapes["dec.output_norm.weight"] = (width,)
+    if not tied:
+        shapes["output.weight"] = (width, vocabulary)
+    for il in range(layers):
+        for stack in ("enc", "dec") if decoder else ("enc",):
+            prefix = f"{stack}.blk.{il}"
+            if not il:
+                shapes[f"{prefix}.attn_rel_b.weight"] = (heads, 32)
+            for half in ("attn", "cross_attn") if stack == "dec" else ("attn",):
+                shapes[f"{prefix}.{half}_norm.weight"] = (width,)
+                shapes |= {f"{prefix}.{half}_{part}.weight": (width, inner) for part in "qkv"}
+                shapes[f"{prefix}.{half}_o.weight"] = (inner, width)
+            shapes[f"{prefix}.ffn_norm.weight"] = (width,)
+            for part in ("gate", "up") if gated else ("up",):
+                shapes[f"{prefix}.ffn_{part}.weight"] = (width, ffn)
+            shapes[f"{prefix}.ffn_down.weight"] = (ffn, width)
+    hparams = {
+        "block_count": layers,
+        "context_length": 512,
+        "embedding_length": width,
+        "feed_forward_length": ffn,
+        "attention.head_count": heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "attention.layer_norm_epsilon": 1e-6,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.relative_buckets_count": 32,
+        **({"decoder_start_token_id": 0} if decoder else {}),
+    }
+    return _spec(name, "t5" if decoder else "t5encoder", shapes, hparams, vocabulary)
+
+
+def _grovemoe() -> ModelSpec:
+    """GroveMoE-Inst: Qwen3-30B-A3B, and 64 small experts in every layer."""
+    base = of_known(catalog_model("qwen3-30b-a3b"), "Q4_K_M")
+    tensors: list[Tensor] = []
+    for tensor in base.tensors:
+        tensors.append(tensor)
+        if tensor.name.endswith("ffn_up_exps.weight"):
+            prefix = tensor.name.removesuffix("ffn_up_exps.weight")
+            for part, shape in (
+                ("gate", (2048, 128, 64)),
+                ("up", (2048, 128, 64)),
+                ("down", (128, 2048, 64)),
+            ):
+                kind = by_name("q4_K" if part != "down" else "q5_1")
+                tensors.append(Tensor(f"{prefix}ffn_{part}_chexps.weight", kind, shape))
+    hparams = {
+        **base.hparams,
+        "expert_chunk_feed_forward_length": 128,
+        "expert_group_scale": 0.05,
+        "experts_per_group": 2,
+    }
+    return replace(base, architecture="grovemoe", tensors=tuple(tensors), hparams=hparams)
+
+
+def made() -> Iterator[tuple[str, ModelSpec]]:
+    """Every header by the name that its measurements are stored under."""
+    yield "grovemoe-inst-q4_k_m", _grovemoe()
+    yield "t5-base-q8_0", _t5("t5-base", layers=12, width=768, heads=12, ffn=3072, gated=False, tied=True)
+    yield "flan-t5-xl-q8_0", _t5("flan-t5-xl", layers=24, width=2048, heads=32, ffn=5120, gated=True)
+    yield (
+        "t5-v1_1-xxl-encoder-q8_0",
+        _t5("t5-v1_1-xxl-encoder", layers=24, width=4096, heads=64, ffn=10240, gated=True, decoder=False),
+    )
