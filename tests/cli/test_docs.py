@@ -70,7 +70,7 @@ def test_the_first_screen_holds_what_ci_runs() -> None:
 
 def test_the_reference_has_every_option_and_no_other(cli: Cli) -> None:
     shown: set[str] = set()
-    for command in ([], ["check"], ["verify"], ["hardware"], ["models"], ["inspect"]):
+    for command in ([], ["check"], ["verify"], ["doctor"], ["hardware"], ["models"], ["inspect"]):
         for line in cli(*command, "--help").out.splitlines():
             found = re.match(r"  (?:(-\w), )?(--[a-z-]+)", line)
             if found:

@@ -202,6 +202,37 @@ def verify(
 
 
 @app.command()
+def doctor(
+    *,
+    log: Annotated[
+        list[str] | None,
+        typer.Option("--log", metavar="FILE|-", help="A log to read; - is standard input. Repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="Which model it is, if the log does not say."),
+    ] = None,
+    quant: Annotated[str | None, typer.Option("--quant", "-q", metavar="Q", help="Its quant.")] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option("--ram", metavar="SIZE", help="The machine's memory, if the log does not say."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE", help="Write a report without secrets for a bug tracker."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
+) -> int:
+    """Why it ran out of memory, fell back to the CPU, is slow, or did not load."""
+    from plan_llama.cli import doctor_command
+
+    return doctor_command.run(
+        log or (), model=model, quant=quant, ram=ram, json=json, bundle=bundle, force=force
+    )
+
+
+@app.command()
 @takes(hardware=HardwareOptions)
 def hardware(
     *,

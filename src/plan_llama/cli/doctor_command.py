@@ -1,0 +1,138 @@
+"""Why a server ran out of memory, fell back to the CPU, is slow, or did not load: from its log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from plan_llama.cli.doctor_plan import Planned, plan_of
+from plan_llama.cli.plan_command import print_json
+from plan_llama.cli.render_doctor import render
+from plan_llama.cli.screen import Screen
+from plan_llama.doctor import report, rules
+from plan_llama.doctor.evidence import Evidence, Fact
+from plan_llama.doctor.judge import diagnose
+from plan_llama.doctor.reader import Book, LogReader
+from plan_llama.doctor.redact import redacted
+from plan_llama.errors import EXIT_OK, EXIT_PROBLEM_FOUND, InputError, UsageError
+from plan_llama.files import replace_text
+
+SCHEMA = 1
+
+
+def run(
+    logs: Sequence[str],
+    *,
+    model: str | None,
+    quant: str | None,
+    ram: str | None,
+    json: bool,
+    bundle: Path | None,
+    force: bool,
+) -> int:
+    """Returns 0 where nothing is wrong, 4 where something is. Nothing but the logs is read."""
+    if not logs:
+        raise UsageError(
+            "doctor: no log is given", hint="plan-llama doctor --log FILE, or --log - for standard input"
+        )
+    if bundle is not None and bundle.exists() and not force:
+        raise InputError(f"{bundle}: is there already", hint="--force overwrites it")
+    evidence = read(logs)
+    found = report.findings(evidence, diagnose(evidence, rules.load()))
+    planned = plan_of(evidence, found, model=model, quant=quant, ram=ram)
+    found += planned.findings
+    if bundle is not None:
+        _write(bundle, evidence, found, planned)
+    if json:
+        print_json(_answer(evidence, found, planned))
+    else:
+        screen = Screen()
+        text = render(screen, evidence, found, planned)
+        screen.write(text + (f"\nwritten: {bundle}\n" if bundle is not None else ""))
+    return EXIT_PROBLEM_FOUND if any(item.severity != "note" for item in found) else EXIT_OK
+
+
+def read(logs: Sequence[str]) -> Evidence:
+    """All logs, in order. Raises InputError for one that cannot be read, or that holds nothing."""
+    reader = LogReader(Book(rules.templates()))
+    for name in logs:
+        try:
+            if name == "-":
+                reader.read(sys.stdin.buffer, "standard input")
+            else:
+                with Path(name).open("rb") as stream:
+                    reader.read(stream, name)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            hint = "give a text file, or - for standard input"
+            raise InputError(f"--log {name}: cannot be read ({why})", hint=hint) from error
+    evidence = reader.finish()
+    if evidence.lines == 0:
+        raise InputError(
+            f"--log {logs[0]}: is empty", hint="a server writes to standard error: 2>&1 | tee server.log"
+        )
+    return evidence
+
+
+def _facts(facts: dict[str, Fact]) -> dict[str, object]:
+    shown = {name: fact.value for name, fact in sorted(facts.items())}
+    return {name: redacted(value) if isinstance(value, str) else value for name, value in shown.items()}
+
+
+def _answer(evidence: Evidence, found: Sequence[report.Found], planned: Planned) -> dict[str, object]:
+    last = evidence.starts[-1]
+    return {
+        "schema": SCHEMA,
+        "engine": report.engine(evidence),
+        "build": report.build(evidence),
+        "findings": [
+            {
+                "id": item.id,
+                "severity": item.severity,
+                "confidence": item.confidence,
+                "title": item.title,
+                "evidence": [
+                    {"line": line.number, "text": line.text, "source": line.source} for line in item.evidence
+                ],
+                "cause": item.cause,
+                "fix": item.fix,
+                "commands": list(item.commands),
+                "sources": list(item.sources),
+                "count": item.count,
+            }
+            for item in found
+        ],
+        "log": {
+            "lines": evidence.lines,
+            "starts": len(evidence.starts) + evidence.dropped_starts,
+            "state": report.state(last),
+            "facts": _facts(last.facts),
+            "devices": [
+                {key: value for key, value in asdict(item).items() if key != "line"}
+                for item in last.devices.values()
+            ],
+            "buffers": [
+                {"device": item.device, "kind": item.kind, "size_bytes": item.size_bytes}
+                for item in last.buffers
+            ],
+        },
+        "plan": planned.as_json(),
+    }
+
+
+def _write(bundle: Path, evidence: Evidence, found: Sequence[report.Found], planned: Planned) -> None:
+    """A report for a bug tracker: what was found, the facts, the log's errors and its end, without secrets."""
+    screen = Screen(colour=False, unicode=False, width=100)
+    last = evidence.starts[-1]
+    title = "plan-llama doctor: a report without keys, tokens and names of people"
+    parts = [title, "", render(screen, evidence, found, planned)]
+    parts += ["", "Facts:", *(f"  {name} = {value}" for name, value in _facts(last.facts).items())]
+    for heading, lines in (("Lines that say error:", last.errors), ("End of the log:", evidence.tail)):
+        parts += ["", heading, *(f"  {item.number}: {item.text}" for item in map(report.clean, lines))]
+    try:
+        replace_text(bundle, "\n".join(parts) + "\n")
+    except OSError as error:
+        hint = "name a file in a folder that is there"
+        raise InputError(f"--bundle {bundle}: cannot be written ({error.strerror})", hint=hint) from error

@@ -1,0 +1,122 @@
+"""Lines that rules know, as templates, and a quick way to find the templates that a line may match.
+
+A template is the text of a log line with holes: `<n>` a number, `<a>` to `<e>` numbers that are kept, `<s>` any text,
+`<w>` one word, `<x>` to `<z>` texts that are kept. A space stands for one or more. Log lines repeat: a line without its
+digits and punctuation is its shape, and what a shape may match is worked out once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from plan_llama.errors import ProfileError
+
+_HOLE = re.compile(r"<([a-z])>")
+_NUMBER = r"[-+]?\d[\d.,]*(?<![.,])"
+_KEPT_NUMBERS = frozenset("abcde")
+_KEPT_TEXTS = frozenset("xyz")
+_WORD_BYTES: Final = frozenset(
+    byte
+    for byte in range(256)
+    if byte >= 0x80 or chr(byte).isalpha() or byte == ord("_") or byte == 0x01  # 0x01: a hole in a template
+)
+TABLE: Final = bytes(byte if byte in _WORD_BYTES else 0x20 for byte in range(256))
+DIGITS: Final = b"0123456789"
+_MOST_SHAPES = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A template ready for use: `words` are those that every matching line has."""
+
+    template: str
+    words: frozenset[bytes]
+    key: bytes
+
+    def search(self, text: str) -> re.Match[str] | None:
+        """Where a line matches."""
+        return _regex(self.template).search(text)
+
+
+@cache
+def compiled(template: str) -> Pattern:
+    """Raises ProfileError for one without a whole word."""
+    marked = _HOLE.sub(lambda m: "0" if m[1] in _KEPT_NUMBERS | {"n"} else "\x01", template)
+    words = frozenset(word for word in shape(marked.encode()).split() if b"\x01" not in word)
+    if not words:
+        raise ProfileError(f"pattern '{template}': has no whole word to look for")
+    return Pattern(template, words, max(sorted(words), key=len))
+
+
+@cache
+def _regex(template: str) -> re.Pattern[str]:
+    """Made when the first line asks for it: most patterns of most logs are never asked for."""
+    parts: list[str] = []
+    end = 0
+    for hole in _HOLE.finditer(template):
+        parts += [_literal(template[end : hole.start()]), _hole(hole[1], last=hole.end() == len(template))]
+        end = hole.end()
+    parts.append(_literal(template[end:]))
+    return re.compile("".join(parts))
+
+
+def _literal(text: str) -> str:
+    return re.sub(r"(\\ )+", r"\\s+", re.escape(text))
+
+
+def _hole(name: str, *, last: bool) -> str:
+    if name == "n":
+        return rf"\s*{_NUMBER}"
+    if name in _KEPT_NUMBERS:
+        return rf"\s*(?P<{name}>{_NUMBER})"
+    if name == "w":
+        return r"[^\s,;:)'\"]+"
+    text = ".*" if last else ".*?"
+    return f"(?P<{name}>{text})" if name in _KEPT_TEXTS else text
+
+
+def shape(raw: bytes) -> bytes:
+    """A line without digits, punctuation as spaces."""
+    return raw.translate(TABLE, DIGITS)
+
+
+class Index:
+    """Which of many patterns a line may match. Patterns are known by their place in the list."""
+
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self.patterns = tuple(patterns)
+        self._by_key: dict[bytes, list[int]] = {}
+        for place, pattern in enumerate(self.patterns):
+            self._by_key.setdefault(pattern.key, []).append(place)
+        self._keys = frozenset(self._by_key)
+        self.known: dict[int, tuple[int, ...]] = {}  # by the hash of a shape; empty where nothing can match
+
+    def candidates(self, outline: bytes) -> tuple[int, ...]:
+        """The patterns whose words a shape has; the caller has looked into `known` already."""
+        words = set(outline.split())
+        found = tuple(
+            sorted(
+                place
+                for key in self._keys & words
+                for place in self._by_key[key]
+                if self.patterns[place].words <= words
+            )
+        )
+        if len(self.known) >= _MOST_SHAPES:
+            self.known.clear()
+        self.known[hash(outline)] = found
+        return found
+
+
+def number(text: str) -> float:
+    """A number of a log: `24,105.5` is 24105.5."""
+    return float(text.replace(",", "") or 0)
+
+
+def distinct(templates: Iterable[str]) -> list[str]:
+    """Each template once, in order."""
+    return list(dict.fromkeys(templates))

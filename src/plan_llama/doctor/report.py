@@ -1,0 +1,177 @@
+"""What doctor answers: diagnoses in words for this build, what to ask where nothing explains the failure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from plan_llama.doctor.evidence import Evidence, Line, Start
+from plan_llama.doctor.judge import Diagnosis
+from plan_llama.doctor.redact import redacted
+from plan_llama.doctor.rules import Severity
+from plan_llama.doctor.spelling import spelled
+from plan_llama.engines.flags import FlagTable
+from plan_llama.errors import InputError
+
+_LONGEST_LINE = 300
+_LOADING = re.compile(
+    r"loading model tensors|^\s*\.{4,}\s*$|Loading safetensors checkpoint shards|loading model '"
+)
+_KERNEL = "sudo dmesg -T | tail -50"
+_ASK: Mapping[str, tuple[str, ...]] = {
+    "llama.cpp": (
+        "llama-server ... -lv 4 2>&1 | tee server.log",
+        "llama-server --list-devices",
+        "sudo dmesg -T | tail -50",
+    ),
+    "ollama": ("OLLAMA_DEBUG=1 ollama serve 2>&1 | tee ollama.log", "journalctl -u ollama --no-pager -n 500"),
+    "vllm": ("VLLM_LOGGING_LEVEL=DEBUG vllm serve ... 2>&1 | tee vllm.log", _KERNEL),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One finding as it is shown."""
+
+    id: str
+    severity: Severity
+    confidence: float
+    title: str
+    cause: str
+    fix: str
+    commands: tuple[str, ...]
+    evidence: tuple[Line, ...]
+    sources: tuple[str, ...] = ()
+    count: int = 1
+
+
+def findings(evidence: Evidence, diagnoses: Sequence[Diagnosis]) -> list[Found]:
+    """Everything to say, most likely first; the start of one that ended without a known cause is said too."""
+    table = flag_table(evidence)
+    shown = [_found(item, table) for item in diagnoses]
+    if not any(item.severity != "note" for item in shown) and evidence.starts:
+        unknown = _unknown(evidence)
+        shown = [unknown, *shown] if unknown is not None else shown
+    return shown
+
+
+def engine(evidence: Evidence) -> str | None:
+    """The engine that wrote the log."""
+    for start in reversed(evidence.starts):
+        if isinstance(name := start.get("engine"), str):
+            return name
+    return None
+
+
+def build(evidence: Evidence) -> str | None:
+    """Its build or version, as it names it."""
+    for start in reversed(evidence.starts):
+        if start.get("engine") in ("llama.cpp", "ik_llama.cpp", None) and (number := start.get("build")):
+            return f"b{number}"
+        if isinstance(version := start.get("version"), str):
+            return version
+    return None
+
+
+def flag_table(evidence: Evidence) -> FlagTable | None:
+    """The arguments of the llama.cpp that wrote the log, where its build is known."""
+    for start in reversed(evidence.starts):
+        number = start.get("build")
+        if isinstance(number, int) and start.get("engine") in ("llama.cpp", "ollama", None) and number > 1:
+            try:
+                return FlagTable.load(number)
+            except InputError:
+                return None
+    return None
+
+
+def clean(line: Line) -> Line:
+    """A line as it may be shown: without secrets and names, and not too long."""
+    text = redacted(line.text).strip()
+    short = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} ..."
+    return Line(line.number, short, redacted(line.source))
+
+
+def _found(item: Diagnosis, table: FlagTable | None) -> Found:
+    rule = item.rule
+    values = {name: redacted(value) for name, value in item.values.items()}
+    cause = _filled(rule.cause, values)
+    if item.remark:
+        cause = f"{cause} ({item.remark})"
+    return Found(
+        id=rule.id,
+        severity=item.severity,
+        confidence=round(item.confidence, 2),
+        title=rule.title,
+        cause=spelled(cause, table),
+        fix=spelled(_filled(rule.fix, values), table),
+        commands=rule.commands,
+        evidence=tuple(clean(line) for line in item.evidence),
+        sources=rule.sources,
+        count=item.count,
+    )
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """`{name}` is what the log says of it."""
+    return re.sub(r"\{([a-z_]+)\}", lambda found: values.get(found[1], found[0]), text)
+
+
+def _unknown(evidence: Evidence) -> Found | None:
+    """A start that did not come up, and no rule that says why."""
+    start = evidence.starts[-1]
+    name = engine(evidence) or "llama.cpp"
+    ask = _ASK.get("llama.cpp" if "llama" in name and name != "ollama" else name, _ASK["llama.cpp"])
+    if start.served is None and (start.ended is not None or (start.begun is None and start.errors)):
+        lines = [*start.errors[:4], *([start.ended] if start.ended else [])]
+        return _cannot_tell("cause-not-found", "fatal", 0.3, lines, ask)
+    if start.served is None and start.begun is not None and _stops_loading(evidence):
+        return Found(
+            id="log-ends-early",
+            severity="fatal",
+            confidence=0.4,
+            title="The log stops while the model is loading",
+            cause="No line says why. Most often the kernel has killed the process for want of memory, which leaves no "
+            "word in the engine's log: weights that are read instead of mapped, and caches, count in full.",
+            fix="I cannot tell from this alone. Run the commands below and give me what they print (--log takes "
+            "several files). Where it was killed: map the file, put more on the card, or take a smaller quant.",
+            commands=(
+                "sudo dmesg -T | grep -iE 'killed process|out of memory'",
+                "echo $?  (137 means killed)",
+                "free -h",
+            ),
+            evidence=tuple(clean(line) for line in evidence.tail[-2:]),
+        )
+    return None
+
+
+def _stops_loading(evidence: Evidence) -> bool:
+    last = next((line.text for line in reversed(evidence.tail) if line.text.strip()), "")
+    return bool(_LOADING.search(last))
+
+
+def _cannot_tell(
+    ident: str, severity: Severity, confidence: float, lines: Sequence[Line], ask: tuple[str, ...]
+) -> Found:
+    once = {line.number: line for line in lines}
+    return Found(
+        id=ident,
+        severity=severity,
+        confidence=confidence,
+        title="It did not come up, and no line says why in words that are known here",
+        cause="I cannot tell from this log.",
+        fix="Run the commands below and give me what they print (--log takes several files), or the log from its first "
+        "line on.",
+        commands=ask,
+        evidence=tuple(clean(line) for line in once.values()),
+    )
+
+
+def state(start: Start) -> str:
+    """How a start ended, in a word or two."""
+    if start.ended is not None and (start.served is None or start.ended.number > start.served.number):
+        return "failed"
+    if start.served is not None:
+        return "served"
+    return "did not finish" if start.begun is not None else "no load in it"

@@ -1,0 +1,126 @@
+"""Reading logs: what is in front of lines, starts, facts, long and strange files."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+
+import pytest
+
+from plan_llama.doctor import prefixes
+from plan_llama.doctor.patterns import compiled
+from plan_llama.doctor.reader import LogReader
+from plan_llama.errors import InputError, ProfileError
+from tests.unit.doctor.logs import book, found, read
+
+OOM = (
+    "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 40543.11 MiB on device 0: "
+    "cudaMalloc failed: out of memory\n"
+    "llama_model_load: error loading model: unable to allocate CUDA0 buffer\n"
+)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "0.13.127.894 E ",
+        "Mar 02 10:01:01 box ollama[812]: ",
+        "ollama-1  | ",
+        "2025-03-02T10:01:01.123456789Z ",
+        "2026-02-01 10:01:01 [DEBUG]\n",
+        "[39225] 0.13.127.894 E ",
+        "Mar 02 10:01:01 box docker[812]: llama-server-1  | 0.00.001.000 W ",
+        "2025-03-02T10:01:01.123456789Z stderr F ",
+    ],
+)
+def test_what_stands_in_front_does_not_matter(before: str) -> None:
+    text = "".join(before + line for line in OOM.splitlines(keepends=True))
+    item = found(text)[0]
+    assert item.rule.id == "gpu-oom-weights"
+    assert item.evidence[0].text.startswith(("ggml_backend", "llama_model_load"))
+
+
+def test_the_prefixes_of_vllm() -> None:
+    line = "(EngineCore_DP0 pid=71) ERROR 09-02 11:11:11 [core.py:708] ValueError: x"
+    assert prefixes.strip(line) == "ValueError: x"
+
+
+def test_a_pattern_needs_a_word() -> None:
+    with pytest.raises(ProfileError, match="no whole word"):
+        compiled("<n> (<s>")
+
+
+def test_numbers_of_a_line_are_kept_and_spaces_do_not_count() -> None:
+    match = compiled("offloaded <a>/<b> layers").search("load_tensors: offloaded   7/33   layers to GPU")
+    assert match
+    assert (match["a"], match["b"]) == ("7", "33")
+
+
+def test_facts_of_a_start() -> None:
+    text = (
+        "common_params_print_info: build 11434 (abc) with GNU 12.2.0 for Linux x86_64\n"
+        "  - CUDA0   : NVIDIA GeForce RTX 3090 (24126 MiB, 23871 MiB free)\n"
+        "  - CPU     : AMD EPYC (24105 MiB, 24000 MiB free)\n"
+        "srv load_model: loading model '/m/a.gguf'\n"
+        "load_tensors: offloaded 13/13 layers to GPU\n"
+        "load_tensors:   CPU_Mapped model buffer size =    24.90 MiB\n"
+        "load_tensors:        CUDA0 model buffer size =   101.48 MiB\n"
+        "llama_kv_cache:      CUDA0 KV buffer size =    48.00 MiB\n"
+        "srv  load_model: initializing, n_slots = 4, n_ctx_slot = 4096, kv_unified = 'true'\n"
+    )
+    start = read(text).starts[-1]
+    assert start.get("build") == 11434
+    assert (start.get("offloaded"), start.get("layers"), start.get("slots")) == (13, 13, 4)
+    assert start.get("ram_total_bytes") == 24105 * 1024**2
+    assert start.devices["CUDA0"].free_bytes == 23871 * 1024**2
+    assert [(item.device, item.kind) for item in start.buffers] == [
+        ("CPU_Mapped", "model"),
+        ("CUDA0", "model"),
+        ("CUDA0", "context"),
+    ]
+    assert start.served is not None
+
+
+def test_a_restart_is_another_start_and_a_fit_is_not() -> None:
+    load = "llama_model_loader: loaded meta data with 25 key-value pairs and 111 tensors from a.gguf (version 3)\n"
+    fit = "common_params_fit_impl: getting device memory data for initial parameters:\n"
+    begin = "srv  llama_server: initializing ...\n"
+    assert len(read(begin + fit + load + load).starts) == 1
+    evidence = read(
+        begin + load + OOM + "failed to load model\n" + begin + load + "srv  llama_server: model loaded\n"
+    )
+    assert [start.served is not None for start in evidence.starts] == [False, True]
+
+
+def test_what_a_later_start_does_not_show_is_less_sure() -> None:
+    begin = "srv  llama_server: initializing ...\nsrv load_model: loading model 'a.gguf'\n"
+    once = found(begin + OOM + "failed to load model\n")[0]
+    then = found(begin + OOM + "failed to load model\n" + begin + "srv  llama_server: model loaded\n")[0]
+    assert then.rule.id == once.rule.id == "gpu-oom-weights"
+    assert then.confidence < once.confidence
+    assert "line 8" in then.remark
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_what_a_windows_shell_writes(encoding: str) -> None:
+    reader = LogReader(book())
+    reader.read(io.BytesIO(OOM.replace("\n", "\r\n").encode(encoding)), "log")
+    assert reader.finish().starts[-1].hits
+
+
+def test_a_binary_file_is_refused() -> None:
+    with pytest.raises(InputError, match="not a text file"):
+        LogReader(book()).read(io.BytesIO(b"GGUF\x03\0\0\0"), "model.gguf")
+
+
+def test_a_line_without_an_end_and_many_lines_take_little_memory() -> None:
+    lines = b"".join(b"slot print: id %d | task %d | prompt w%x done\n" % (i, i, i) for i in range(60_000))
+    reader = LogReader(book())
+    tracemalloc.start()
+    reader.read(io.BytesIO(b"x" * 8_000_000 + b"\n" + lines + OOM.encode()), "log")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    evidence = reader.finish()
+    assert peak < 40_000_000
+    assert evidence.lines == 60_003
+    assert evidence.starts[-1].hits

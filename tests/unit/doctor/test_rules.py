@@ -1,0 +1,64 @@
+"""The rules themselves: complete, with sources, and listed in the reference."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from plan_llama.doctor.conditions import condition
+from plan_llama.doctor.evidence import Start
+from plan_llama.doctor.rules import load
+from plan_llama.doctor.spelling import spelled
+from plan_llama.engines.flags import FlagTable
+from plan_llama.errors import ProfileError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_rule_has_a_public_source_and_words() -> None:
+    for rule in load():
+        assert all(url.startswith("https://") for url in rule.sources), rule.id
+        assert rule.cause.endswith((".", ".)")), rule.id
+        assert rule.fix.endswith((".", ".)")), rule.id
+
+
+def test_the_page_is_made_from_the_rules() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "doctor_rules.py"))["page"]()
+    assert (ROOT / "docs" / "reference" / "doctor-rules.md").read_text(encoding="utf-8") == made
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("a < b", True),
+        ("a >= 0.5 b", True),
+        ("a > b", False),
+        ("nothing > 0", False),
+        ("name is llama|gemma", True),
+        ("name is not llama", False),
+        ("name has lam", True),
+        ("on", True),
+        ("not on", False),
+        ("unknown nothing", True),
+        ("known a", True),
+    ],
+)
+def test_conditions(text: str, *, holds: bool) -> None:
+    start = Start(1)
+    for name, value in (("a", 2), ("b", 4), ("name", "llama"), ("on", True)):
+        start.set(name, value)
+    assert condition(text, "rule").met(start, {}, {}) is holds
+
+
+def test_a_condition_that_is_none() -> None:
+    with pytest.raises(ProfileError, match="no condition"):
+        condition("a << b", "rule")
+
+
+@pytest.mark.parametrize(
+    ("build", "text"), [(11434, "Take --load-mode none and -fa on."), (4000, "Take --no-mmap and -fa.")]
+)
+def test_arguments_are_spelled_for_the_build(build: int, text: str) -> None:
+    assert spelled("Take `--load-mode none` and `-fa on`.", FlagTable.load(build)) == text
