@@ -32,20 +32,22 @@ from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.contradictions import contradictions
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.launch import LaunchCommand
+from plan_llama.engines.vllm.parsing import is_vllm
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import Machine
-from plan_llama.memory.footprint import footprint, projector_use
+from plan_llama.memory.footprint import Beyond, footprint, projector_use
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver import fit
+from plan_llama.solver.place import Filler
 from plan_llama.solver.plan import make_task
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.said import memory_findings, remarks
-from plan_llama.solver.search import judged
+from plan_llama.solver.search import Task, judged
 from plan_llama.solver.types import Wishes
 
 
@@ -65,6 +67,10 @@ def run(
         raise UsageError("there is no command to check", hint=hint)
     if argv and file is not None:
         raise UsageError("check: --file and a command behind -- exclude each other", hint="give one of them")
+    if argv and is_vllm(argv):
+        from plan_llama.cli import vllm_check
+
+        return vllm_check.run(argv, model, hardware, wish_options, engine, output)
     wanted = wishes(wish_options)
     build = engine_build(engine)
     machine = measured(resolve(hardware_choice(hardware), engine_path=engine.engine_path))
@@ -175,7 +181,8 @@ def _judge(
         targets = _fit_targets(reading, table, settings, machine)
         fitted = fit.apply(
             table,
-            machine,
+            # what is kept free for the projector is in the targets
+            Filler(ModelTable(replace(spec, projector=None)), machine, _bare(task), max(targets)),
             settings,
             user_set=reading.user_set,
             targets_bytes=targets,
@@ -218,6 +225,11 @@ def _fit_targets(
     targets = [given[min(i, len(given) - 1)] for i in range(len(machine.gpus))]
     targets[use.device] += use.weights_bytes + (use.warmup.device_bytes if reading.warmup else 0)
     return tuple(targets)
+
+
+def _bare(task: Task) -> Beyond:
+    """The engine's own fit knows nothing of driver overhead: it reads free memory and keeps a target."""
+    return replace(task.beyond, context_bytes=dict.fromkeys(task.beyond.context_bytes, 0))
 
 
 def _unknown_model(

@@ -135,12 +135,22 @@ class WishOptions:
 class EngineOptions:
     """Which engine the command is for."""
 
-    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="llama.cpp.")] = "llama.cpp"
+    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="llama.cpp or vllm.")] = "llama.cpp"
     engine_build: Annotated[
         str | None, typer.Option("--engine-build", metavar="b11434", help="Build, if not the installed one.")
     ] = None
     engine_path: Annotated[
         str | None, typer.Option("--engine-path", metavar="FILE", help="llama-server, if not on PATH.")
+    ] = None
+    nodes: Annotated[
+        int,
+        typer.Option("--nodes", metavar="N", min=1, max=64, help="Machines of this kind that work together."),
+    ] = 1
+    node_address: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--node-address", metavar="IP", help="Their addresses, the first one's first. Repeatable."
+        ),
     ] = None
 
 

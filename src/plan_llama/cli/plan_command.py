@@ -43,25 +43,26 @@ def run(
     force: bool,
 ) -> int:
     """Plans, prints, writes. Returns 0 for a plan that fits, 3 for one that does not."""
+    if engine.engine == "vllm":
+        from plan_llama.cli import vllm_plan
+
+        return vllm_plan.run(model, hardware, wish_options, engine, output, write=write, force=force)
     wanted = wishes(wish_options)
     made = make_plan(model, hardware, wanted, engine)
     task, plan, machine, launch, findings = made.task, made.plan, made.machine, made.launch, made.findings
     table = task.table
     usable = plan.chosen.footprint.verdict in ("fits", "tight")
     accepted = plan.chosen.footprint.verdict == "pages-from-disk" and wanted.allow_paging
-    written: list[Path] = []
+    written: Path | None = None
     if write is not None:
         if not usable and not accepted:
             raise InputError(
                 f"--write: there is nothing to launch, the verdict is {plan.chosen.footprint.verdict}",
                 hint="see what would make it fit",
             )
-        from plan_llama.cli.launcher import write_files, write_launcher
+        from plan_llama.cli.launcher import write_launcher
 
-        if launch.files:
-            written = write_files(write, launch, force=force)
-        else:
-            written = [write_launcher(write, task, plan, launch, force=force)]
+        written = write_launcher(write, task, plan, launch, force=force)
     if output.json:
         answer = plan_json.answer(
             table=table,
@@ -73,16 +74,16 @@ def run(
             provenance=plan.provenance,
         )
         answer |= plan_json.plan_extras(plan)
-        if written:
-            answer["written"] = [str(path) for path in written]
+        if written is not None:
+            answer["written"] = [str(written)]
         print_json(answer)
     else:
         screen = Screen()
         text = render_plan.plan(
             screen, table, machine, plan, launch, task.request, explain=output.explain, said=findings
         )
-        for path in written:
-            text += f"\nwritten: {path}\n"
+        if written is not None:
+            text += f"\nwritten: {written}\n"
         screen.write(text)
     return EXIT_OK if usable or accepted else EXIT_NO_FIT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from plan_llama.cli.options import EngineOptions, HardwareOptions, WishOptions
@@ -53,13 +54,18 @@ def hardware_choice(options: HardwareOptions) -> HardwareChoice:
     )
 
 
-def wishes(options: WishOptions) -> Wishes:
-    """The request. Raises UsageError for a value that cannot be meant."""
-    pins = dict(_pin(text) for text in options.pin or ())
+def wishes(
+    options: WishOptions, *, kv_types: Collection[str] = KV_TYPES, takes: Mapping[str, str] | None = None
+) -> Wishes:
+    """The request. `kv_types` are those of the engine, `takes` what it lets pin instead of llama.cpp's settings.
+
+    Raises UsageError for a value that cannot be meant.
+    """
+    pins = dict(_pin(text, _PINS if takes is None else takes) for text in options.pin or ())
     context = _context(pins.pop("context", None) or options.ctx)
     kv_type = pins.pop("kv_type", None) or options.kv_type
-    if kv_type is not None and kv_type not in KV_TYPES:
-        raise UsageError(f"--kv-type {kv_type!r} is not known", hint=f"it is one of {', '.join(KV_TYPES)}")
+    if kv_type is not None and kv_type not in kv_types:
+        raise UsageError(f"--kv-type {kv_type!r} is not known", hint=f"it is one of {', '.join(kv_types)}")
     parallel = pins.pop("parallel", None)
     if options.objective not in _OBJECTIVES:
         raise UsageError(
@@ -131,13 +137,13 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
-def _pin(text: str) -> tuple[str, str]:
+def _pin(text: str, pins: Mapping[str, str]) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     key = key.strip().replace("-", "_")
-    if not equals or key not in _PINS:
-        names = ", ".join(name.replace("_", "-") for name in _PINS)
+    if not equals or key not in pins:
+        names = ", ".join(name.replace("_", "-") for name in pins)
         raise UsageError(f"--pin {text!r}: expected KEY=VALUE with a KEY of {names}")
-    takes = _PINS[key]
+    takes = pins[key]
     ok = True
     if takes in ("a number", "MiB"):
         ok = _is_number(value) and int(value) <= _MOST_TOKENS and (takes == "MiB" or int(value) > 0)

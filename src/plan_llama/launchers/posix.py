@@ -86,9 +86,7 @@ def shell_launcher(command: LaunchCommand, needs: LaunchNeeds, *, title: str = "
     return re.sub(r"@([A-Z]+)@", lambda match: filled[match[1]], template)
 
 
-def write(
-    directory: Path, text: str, *, name: str = FILE_NAME, force: bool = False, mode: int = 0o755
-) -> Path:
+def write(directory: Path, text: str, *, name: str = FILE_NAME, force: bool = False) -> Path:
     """Write the launcher, executable, in one step. Raises InputError where the name is taken or unusable."""
     target = directory / name
     try:
@@ -97,7 +95,7 @@ def write(
         try:
             with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
                 file.write(text)
-            Path(temporary).chmod(mode)
+            Path(temporary).chmod(0o755)
             if force:
                 Path(temporary).replace(target)
             else:

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote as quoted
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -247,12 +248,16 @@ def _from_quant(found: Repository, item: HubQuant, download_dir: Path | None) ->
     return replace(spec, quant=item.quant, download=download, origin_note=note)
 
 
-def _from_config(
-    found: Repository, config: HubFile, quant: str | None, download_dir: Path | None
-) -> ModelSpec:
-    """The GGUF that would be made of a repository's unconverted weights, from its config.json."""
-    from plan_llama.models.config_folder import spec_of
+def hub_config(text: str) -> tuple[Repository, dict[str, Any]]:
+    """The repository of an `hf:` name and its config.json. Raises ModelError where it holds none."""
+    found = hub_repository(text)
+    if found.config is None:
+        raise ModelError(f"{found.repo}: holds no config.json", hint="vLLM needs the unconverted weights")
+    return found, _config(found, found.config)
 
+
+def _config(found: Repository, config: HubFile) -> dict[str, Any]:
+    """The config.json of a repository, from the cache where it was read before."""
     url, where = hub.file_url(found.repo, config.path, found.revision), f"hf:{found.full}/config.json"
     kept = remote_cache.get("config", f"{url}\n{config.oid}")
     value = kept.value if kept and isinstance(kept.value, dict) else None
@@ -271,6 +276,17 @@ def _from_config(
         if not isinstance(value, dict):
             raise ModelError(f"{where}: is not a JSON object")
         remote_cache.put("config", f"{url}\n{config.oid}", value)
+    return value
+
+
+def _from_config(
+    found: Repository, config: HubFile, quant: str | None, download_dir: Path | None
+) -> ModelSpec:
+    """The GGUF that would be made of a repository's unconverted weights, from its config.json."""
+    from plan_llama.models.config_folder import spec_of
+
+    where = f"hf:{found.full}/config.json"
+    value = _config(found, config)
     folder = download_dir or _folder(found)
     spec = spec_of(value, found.repo.partition("/")[2], quant, where=where, folder=folder)
     download = Download(

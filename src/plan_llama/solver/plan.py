@@ -32,20 +32,13 @@ def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyon
     """Everything the search needs, prepared once per model and machine."""
     behind = table.windows
     lengths = [behind.cells if il in behind.layers else None for il in range(table.layers)]
-    layers = prepare(table.spec, windows=lengths if behind.cells else None)
     return Task(
         table=table,
-        layers=layers,
+        layers=prepare(table.spec, windows=lengths if behind.cells else None),
         machine=machine,
         wishes=wishes,
         beyond=beyond,
-        filler=Filler(
-            table,
-            machine,
-            beyond,
-            wishes.margin_bytes,
-            layers=layers,
-        ),
+        filler=Filler(table, machine, beyond, wishes.margin_bytes),
         breakages=repack_breakages(),
     )
 
