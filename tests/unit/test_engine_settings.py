@@ -187,6 +187,8 @@ def test_drafting_with_the_models_own_block() -> None:
         ("-ub 256", replace(llama(), architecture="plm"), "flash-attn-unsupported"),
         # measured: GGML_ASSERT(ggml_can_repeat(b, a)) at the start
         ("-np 2", replace(llama(), architecture="t5"), "slots-unsupported"),
+        # llama_context's constructor, src/llama-context.cpp: "requires ctx_other to be set"
+        ("", replace(llama(), architecture="gemma4-assistant"), "draft-model-alone"),
         ("--spec-type draft-mtp", llama(), "draft-layers-missing"),
     ],
 )

@@ -27,6 +27,12 @@ _ONE_CACHE_TYPE = frozenset({"deepseek4"})
 _WITHOUT_FLASH_ATTENTION = frozenset({"plm"})
 # The bias of scores is made for one cache (build_pos_bias in src/llama-graph.cpp): ggml_can_repeat fails.
 _ONE_STREAM = frozenset({"t5"})
+# Made to draft for one other model, whose token table and head they use unless they have these of their own.
+_DRAFTERS = {
+    "dflash": frozenset({"token_embd.weight"}),  # the head may be tied to it
+    "eagle3": frozenset({"token_embd.weight", "output.weight"}),
+    "gemma4-assistant": frozenset(),  # it reads the other model's cache as well
+}
 
 
 def refusals(settings: Settings, *, table: ModelTable, flash_attn: FlashAttn = "auto") -> tuple[Finding, ...]:
@@ -64,6 +70,10 @@ def refusals(settings: Settings, *, table: ModelTable, flash_attn: FlashAttn = "
                 )
                 fix = f"write {'-ctk' if half == 'key' else '-ctv'} f16"
                 found.append(Finding(id="kv-type-combo-unsupported", severity="error", text=text, fix=fix))
+    if _only_drafts(table):
+        text = f"{model.name} ({model.architecture}) only drafts for another model: llama.cpp does not run it alone"
+        fix = "give the model that it was made for with -m, and this one with -md"
+        found.append(Finding(id="draft-model-alone", severity="error", text=text, fix=fix))
     if model.architecture in _ONE_STREAM and settings.parallel > 1 and not settings.kv_unified:
         text = (
             f"llama.cpp b11434 ends when it loads {model.architecture} with slots that do not share a cache"
@@ -106,6 +116,12 @@ def _too_large(settings: Settings, table: ModelTable) -> Iterator[Finding]:
         f"cache types and slots, and there is room for {places:,}"
     )
     yield Finding(id="graph-too-large", severity="error", text=text, fix=fix)
+
+
+def _only_drafts(table: ModelTable) -> bool:
+    """llama_context's constructor: these read from another model's context what they lack themselves."""
+    needed = _DRAFTERS.get(table.spec.architecture)
+    return needed is not None and (not needed or not needed <= table.by_name.keys())
 
 
 def _one_cache_type(model: ModelSpec) -> bool:

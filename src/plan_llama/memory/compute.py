@@ -48,23 +48,37 @@ def is_described(spec: ModelSpec) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Bytes of the compute buffer of each GPU and, last, of the host; and of each GPU's pool of temporary buffers."""
+    """Bytes of the compute buffer of each GPU and, last, of the host; of each GPU's pool of temporary buffers; and what
+    the host's buffer grows by while the engine runs."""
 
     buffers: tuple[int, ...]
     pools: tuple[int, ...]
+    host_growth: int = 0
 
     def growing(self, later: Work) -> Work:
         """With what the buffers grow by while the engine runs counted with the pools."""
         more = _each(lambda b, a: max(0, b - a), later.buffers[:-1], self.buffers[:-1])
-        return Work(self.buffers, _each(add, self.pools, more))
+        return Work(
+            self.buffers,
+            _each(add, self.pools, more),
+            self.host_growth + max(0, later.buffers[-1] - self.buffers[-1]),
+        )
 
     def largest(self, other: Work) -> Work:
         """Enough for either of two graphs of one context."""
-        return Work(_each(max, self.buffers, other.buffers), _each(max, self.pools, other.pools))
+        return Work(
+            _each(max, self.buffers, other.buffers),
+            _each(max, self.pools, other.pools),
+            max(self.host_growth, other.host_growth),
+        )
 
     def beside(self, other: Work) -> Work:
         """Two contexts at once."""
-        return Work(_each(add, self.buffers, other.buffers), _each(add, self.pools, other.pools))
+        return Work(
+            _each(add, self.buffers, other.buffers),
+            _each(add, self.pools, other.pools),
+            self.host_growth + other.host_growth,
+        )
 
 
 def _each(

@@ -62,7 +62,10 @@ def buffers(
             for i in range(len(devices))
         ),
         host=DeviceBytes(
-            weights_bytes=weight[HOST], context_bytes=cache[HOST], compute_bytes=work.buffers[-1]
+            weights_bytes=weight[HOST],
+            context_bytes=cache[HOST],
+            compute_bytes=work.buffers[-1],
+            pool_bytes=work.host_growth,
         ),
         repacked_bytes=repacked.inside_bytes,
     )

@@ -83,6 +83,7 @@ class HostUse:
     available_bytes: int
     peak_bytes: int
     projector_bytes: int = 0
+    growth_bytes: int = 0  # of the compute buffer, with the positions in the cache
 
     @property
     def total_bytes(self) -> int:
@@ -254,8 +255,10 @@ def _host(
         lazy_bytes=lazy,
         repacked_bytes=made.repacked_bytes,
         available_bytes=machine.ram.available_bytes,
-        peak_bytes=total - lazy + staging_bytes(table, settings, machine, beyond),
+        # the loader's buffers are gone when the first prompt comes
+        peak_bytes=total - lazy + max(part.pool_bytes, staging_bytes(table, settings, machine, beyond)),
         projector_bytes=projector,
+        growth_bytes=part.pool_bytes,
     )
 
 
@@ -318,7 +321,7 @@ def _judge(
     mapped = settings.load_mode in ("mmap", "auto")
     # a repacked weight is no page of the file: it lies in memory of its own
     pageable = host.weights_bytes - host.lazy_bytes - host.repacked_bytes if mapped else 0
-    unmovable = ram.used_bytes - pageable
+    unmovable = ram.used_bytes + host.growth_bytes - pageable
     if over_card or unmovable > ram.available_bytes:
         return "does-not-fit", 1.0
     room = ram.available_bytes - unmovable

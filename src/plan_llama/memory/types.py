@@ -89,7 +89,8 @@ class Settings:
 class DeviceBytes:
     """One device's buffers, as llama.cpp's memory breakdown counts them.
 
-    `pool_bytes` is no part of it: what the backend's pool of temporary buffers grows to on a long prompt.
+    `pool_bytes` is no part of it: what the backend's pool of temporary buffers grows to on a long prompt, and what
+    the compute buffer itself grows by.
     """
 
     weights_bytes: int = 0
