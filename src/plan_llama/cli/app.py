@@ -233,6 +233,28 @@ def doctor(
 
 
 @app.command()
+@takes(
+    model=ModelOptions,
+    hardware=HardwareOptions,
+    wishes=WishOptions,
+    engine=EngineOptions,
+    output=OutputOptions,
+)
+def fits(
+    *,
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wishes: WishOptions,
+    engine: EngineOptions,
+    output: OutputOptions,
+) -> int:
+    """Rank machines and single cards for a model: which run it, at which quant and context, how fast."""
+    from plan_llama.cli import fits_command
+
+    return fits_command.run(model, hardware, wishes, engine, output)
+
+
+@app.command()
 @takes(hardware=HardwareOptions)
 def hardware(
     *,

@@ -201,9 +201,24 @@ def _parameters(group: type[Any]) -> tuple[inspect.Parameter, ...]:
 
 
 def given(group: Any) -> list[str]:
-    """The options of a group that differ from their defaults, as one writes them."""
+    """The names of a group's options that differ from their defaults."""
+    return [name for name, _ in _changed(group)]
+
+
+def words(group: Any) -> list[str]:
+    """The options of a group that differ from their defaults, as one writes them with their values."""
+    written = []
+    for name, value in _changed(group):
+        for item in value if isinstance(value, list) else [value]:
+            written += (
+                [name] if item is True else [name, f"{item:g}" if isinstance(item, float) else str(item)]
+            )
+    return written
+
+
+def _changed(group: Any) -> list[tuple[str, Any]]:
     hints = get_type_hints(type(group), include_extras=True)
-    names = []
+    found: list[tuple[str, Any]] = []
     for item in fields(group):
         if getattr(group, item.name) in (item.default, []):
             continue
@@ -211,5 +226,5 @@ def given(group: Any) -> list[str]:
         if get_origin(hints[item.name]) is Annotated:
             # typer keeps the first name of an annotated option where a default would stand
             spelled = str(get_args(hints[item.name])[1].default)
-        names.append(spelled)
-    return names
+        found.append((spelled, getattr(group, item.name)))
+    return found
