@@ -70,7 +70,8 @@ def test_the_first_screen_holds_what_ci_runs() -> None:
 
 def test_the_reference_has_every_option_and_no_other(cli: Cli) -> None:
     shown: set[str] = set()
-    for command in ([], ["check"], ["verify"], ["doctor"], ["hardware"], ["models"], ["inspect"]):
+    commands = ("check", "verify", "doctor", "fits", "calibrate", "hardware", "models", "inspect")
+    for command in ([], *([name] for name in commands)):
         for line in cli(*command, "--help").out.splitlines():
             found = re.match(r"  (?:(-\w), )?(--[a-z-]+)", line)
             if found:

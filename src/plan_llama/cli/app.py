@@ -284,6 +284,22 @@ def hardware(
 
 
 @app.command()
+def calibrate(
+    *,
+    path: Annotated[
+        str | None,
+        typer.Option("--path", metavar="DIR|FILE", help="Where models lie: the drive that is read."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Show what was measured; measure nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
+) -> int:
+    """Measure this machine in under a minute: memory by threads, PCIe to each GPU, the models' drive."""
+    from plan_llama.cli import calibrate_command
+
+    return calibrate_command.run(path, show=show, json=json)
+
+
+@app.command()
 def models(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[WORDS]", help="Search words, or hf:OWNER/REPO.")

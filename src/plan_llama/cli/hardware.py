@@ -49,6 +49,8 @@ def _gpu(index: int, gpu: Gpu) -> Iterator[str]:
         if gpu.pcie_gen_now and gpu.pcie_gen_now != gpu.pcie_gen:
             now = f" (idle now: {gpu.pcie_gen_now}.0)"
         yield _row("PCIe", f"{gpu.pcie_gen or '?'}.0 ×{gpu.pcie_width or '?'}{now}", known("pcie_width"))
+    if gpu.link_bytes_per_s:
+        yield _row("from memory", _rate(gpu.link_bytes_per_s), known("link_bytes_per_s"))
     target = gpu.compute_capability or gpu.gfx_target
     if target:
         key = "compute_capability" if gpu.compute_capability else "gfx_target"
@@ -106,6 +108,8 @@ def _disk(disk: Disk) -> Iterator[str]:
     yield _row("free", free, disk.sources.get("free_bytes"))
     kind = f"{disk.kind} ({disk.filesystem})" if disk.filesystem else disk.kind
     yield _row("kind", kind, disk.sources.get("kind"))
+    if disk.read_bytes_per_s:
+        yield _row("read", _rate(disk.read_bytes_per_s), disk.sources.get("read_bytes_per_s"))
 
 
 def render(machine: Machine) -> str:

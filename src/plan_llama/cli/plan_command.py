@@ -346,6 +346,11 @@ def machine_notes(machine: Machine) -> list[Finding]:
                 fix="--cpu-cores, --cpu and --cpu-isa describe another",
             )
         )
+    if machine.calibrated:
+        text = f"measured on this machine: {machine.calibrated}"
+        said.append(
+            Finding(id="calibration", severity="note", text=text, fix="plan-llama calibrate measures again")
+        )
     return said + [
         Finding(
             id="hardware-unknown",

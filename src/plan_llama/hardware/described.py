@@ -111,6 +111,7 @@ def _gpu(table: Table, ram: Ram) -> tuple[Gpu, int]:
         "pcie_width": _count(table, "pcie_width", 1, 32),
         "pcie_gen_now": _count(table, "pcie_gen_now", 1, 8),
         "pcie_width_now": _count(table, "pcie_width_now", 1, 32),
+        "link_bytes_per_s": _rate(table, "link_bytes_per_s"),
         "driver": table.get("driver", str),
         "display": table.get("display", bool),
     }
@@ -305,9 +306,16 @@ def portable(machine: Machine) -> Machine:
     Left out are serial numbers, processes, installed engines, notes and paths of the disk.
     """
     gpus = tuple(replace(gpu, uuid=None, processes=()) for gpu in machine.gpus)
-    disk = replace(machine.disk, path="") if machine.disk else None
+    disk = replace(machine.disk, path="", mount=None) if machine.disk else None
     return replace(
-        machine, simulated=True, gpus=gpus, disk=disk, engines=(), notes=(), sources={"name": "file"}
+        machine,
+        simulated=True,
+        gpus=gpus,
+        disk=disk,
+        engines=(),
+        calibrated=None,
+        notes=(),
+        sources={"name": "file"},
     )
 
 

@@ -119,6 +119,7 @@ def probe(
         total_bytes=total_bytes,
         kind=kind,
         filesystem=mount.filesystem if mount else None,
+        mount=mount.point if mount else None,
         sources=sources,
     )
     return disk, notes

@@ -406,6 +406,7 @@ def resolve(
         ram=ram,
         cpu=_cpu(choice, base.cpu, notes),
         rocm_version=None if replaced else base.rocm_version,
+        calibrated=None if choice.simulates else base.calibrated,
         **changes,
     )
     machine = replace(

@@ -11,7 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from plan_llama.errors import PlanLlamaError
-from plan_llama.hardware import amd, bandwidth, engines, host, limits, nvml, other_gpus, ram_speed
+from plan_llama.hardware import (
+    amd,
+    bandwidth,
+    calibration,
+    engines,
+    host,
+    limits,
+    nvml,
+    other_gpus,
+    ram_speed,
+)
 from plan_llama.hardware import disk as disk_probe
 from plan_llama.hardware.sysfs import text, under
 from plan_llama.hardware.types import Cpu, Disk, Gpu, InstalledEngine, Machine, ProbeNote, Ram, Source
@@ -64,10 +74,10 @@ def _with_bandwidth(
     if sysroot == _ROOT:
         if measure:
             try:
-                return _measured_ram(ram, bandwidth.cached_or_measure(cpu, ram, again=True, budget_s=3.0))
+                return _measured_ram(ram, bandwidth.kept_or_measure(cpu, ram, again=True, budget_s=3.0))
             except PlanLlamaError as error:
                 notes.append(ProbeNote(probe="memory bandwidth", reason=error.message, unlock=error.hint))
-        elif known := bandwidth.cached(bandwidth.machine_key(cpu, ram)):
+        elif known := calibration.load(calibration.machine_key(cpu, ram)).memory:
             return _measured_ram(ram, known)
     shared = next((gpu.bandwidth_bytes_per_s for gpu in gpus if gpu.integrated), None)
     if ram.bandwidth_bytes_per_s is not None:
@@ -78,14 +88,14 @@ def _with_bandwidth(
         )
     assumed = ram_speed.assumed_bytes_per_s()
     reason = f"unknown; {ram_speed.assumption()} is assumed ({assumed / 1e9:.1f} GB/s)"
-    unlock = "plan-llama hardware --measure (3 s, kept), or --ram-type and --ram-channels, or --ram-bandwidth"
+    unlock = "plan-llama calibrate (kept), or --ram-type and --ram-channels, or --ram-bandwidth"
     notes.append(ProbeNote(probe="memory bandwidth", reason=reason, unlock=unlock))
     return replace(
         ram, bandwidth_bytes_per_s=assumed, sources={**ram.sources, "bandwidth_bytes_per_s": "assumed"}
     )
 
 
-def _measured_ram(ram: Ram, found: bandwidth.Bandwidth) -> Ram:
+def _measured_ram(ram: Ram, found: calibration.Bandwidth) -> Ram:
     sources: dict[str, Source] = {**ram.sources, "bandwidth_bytes_per_s": "measured"}
     return replace(ram, bandwidth_bytes_per_s=found.bytes_per_s, sources=sources)
 
@@ -99,7 +109,7 @@ def measured(machine: Machine, *, budget_s: float = 1.0) -> Machine:
     if machine.simulated or machine.ram.sources.get("bandwidth_bytes_per_s") != "assumed":
         return machine
     try:
-        found = bandwidth.cached_or_measure(machine.cpu, machine.ram, budget_s=budget_s)
+        found = bandwidth.kept_or_measure(machine.cpu, machine.ram, budget_s=budget_s)
     except PlanLlamaError as error:
         note = ProbeNote(probe="memory bandwidth", reason=error.message, unlock=error.hint)
         return replace(machine, notes=(*machine.notes, note))
@@ -194,7 +204,7 @@ def probe(
         notes.append(
             ProbeNote(probe="wsl", reason=reason, unlock="[wsl2] memory= in %UserProfile%\\.wslconfig")
         )
-    return Machine(
+    machine = Machine(
         name=_name(cpu, gpus, sysroot),
         os=system,
         wsl=wsl,
@@ -208,6 +218,37 @@ def probe(
         rocm_version=amd.rocm_version(sysroot),
         notes=tuple(dict.fromkeys(notes)),
         sources={"name": "probe"},
+    )
+    return calibrated(machine) if sysroot == _ROOT else machine
+
+
+def calibrated(machine: Machine) -> Machine:
+    """This machine with what was measured of its links and its drive, and a word on all that was measured."""
+    known = calibration.load(calibration.machine_key(machine.cpu, machine.ram))
+    said: dict[str, str] = {}
+    if known.memory and machine.ram.sources.get("bandwidth_bytes_per_s") == "measured":
+        said[f"memory {known.memory.bytes_per_s / 1e9:.1f} GB/s"] = known.memory.date
+    gpus = []
+    for index, gpu in enumerate(machine.gpus):
+        link = known.link(gpu.pci_bus_id)
+        if link is not None and not gpu.integrated:
+            rate = link.to_gpu_bytes_per_s
+            said[f"PCIe to gpu{index} {rate / 1e9:.1f} GB/s"] = link.date
+            gpu = replace(gpu, link_bytes_per_s=rate, sources={**gpu.sources, "link_bytes_per_s": "measured"})
+        gpus.append(gpu)
+    disk = machine.disk
+    read = known.disk(disk.mount) if disk else None
+    if disk is not None and read is not None:
+        said[f"disk {read.read_bytes_per_s / 1e9:.1f} GB/s"] = read.date
+        sources: dict[str, Source] = {**disk.sources, "read_bytes_per_s": "measured"}
+        disk = replace(disk, read_bytes_per_s=read.read_bytes_per_s, sources=sources)
+    if not said:
+        return machine
+    dates = sorted(set(said.values()))
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    notes = tuple(note for note in machine.notes if read is None or note.probe != "disk")
+    return replace(
+        machine, gpus=tuple(gpus), disk=disk, notes=notes, calibrated=f"{', '.join(said)} ({when})"
     )
 
 

@@ -49,6 +49,7 @@ class Gpu:
     pcie_width: int | None = None
     pcie_gen_now: int | None = None
     pcie_width_now: int | None = None
+    link_bytes_per_s: float | None = None  # measured: what the card gets from pinned host memory
     driver: str | None = None
     display: bool | None = None  # a monitor hangs on it
     processes: tuple[GpuProcess, ...] = ()
@@ -108,6 +109,7 @@ class Disk:
     total_bytes: int | None = None
     kind: Literal["nvme", "ssd", "hdd", "network", "unknown"] = "unknown"
     filesystem: str | None = None
+    mount: str | None = None
     read_bytes_per_s: float | None = None
     sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)
 
@@ -155,5 +157,6 @@ class Machine:
     disk: Disk | None = None
     engines: tuple[InstalledEngine, ...] = ()
     rocm_version: str | None = None
+    calibrated: str | None = None  # what of it was measured and when, in words
     notes: tuple[ProbeNote, ...] = ()
     sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)

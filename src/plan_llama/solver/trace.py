@@ -113,6 +113,11 @@ def provenance(task: Task) -> dict[str, Source]:
     for index, gpu in enumerate(machine.gpus):
         found[f"machine.gpus[{index}].total_bytes"] = gpu.sources.get("total_bytes", "probe")
         found[f"machine.gpus[{index}].bandwidth"] = gpu.sources.get("bandwidth_bytes_per_s", "assumed")
+        found[f"machine.gpus[{index}].link"] = gpu.sources.get(
+            "link_bytes_per_s", gpu.sources.get("pcie_width", "assumed")
+        )
+    if machine.disk and machine.disk.read_bytes_per_s:
+        found["machine.disk.read"] = machine.disk.sources.get("read_bytes_per_s", "file")
     for key in wishes.pins:
         found[f"settings.{key}"] = "user"
     return found

@@ -14,6 +14,7 @@ import pytest
 from plan_llama.cli.hardware import as_json, render
 from plan_llama.errors import InputError
 from plan_llama.hardware import bandwidth, cache, disk, engines, memread, nvml
+from plan_llama.hardware.calibration import Bandwidth
 from plan_llama.hardware.probe import measured, probe, without_idle_integrated
 from plan_llama.hardware.types import Cpu, Disk, Gpu, Machine, ProbeNote, Ram
 from tests.unit.hardware.support import CAPTURES, GIB, MIB, FakeNvml, nvidia_card
@@ -175,31 +176,19 @@ def test_measuring_keeps_to_its_time() -> None:
         bandwidth.measure(CPU, Ram(total_bytes=GIB, available_bytes=MIB))
 
 
-def test_a_measurement_is_taken_once_for_a_machine(tmp_path: Path) -> None:
+def test_a_measurement_is_taken_once_for_a_machine() -> None:
     counts = []
 
-    def measurer(cpu: Cpu, ram: Ram, *, budget_s: float) -> bandwidth.Bandwidth:
+    def measurer(cpu: Cpu, ram: Ram, *, budget_s: float) -> Bandwidth:
         counts.append(budget_s)
-        return bandwidth.Bandwidth(bytes_per_s=70e9 + len(counts), threads=2, date="2026-01-01")
+        return Bandwidth(bytes_per_s=70e9 + len(counts), threads=2, date="2026-01-01")
 
-    first = bandwidth.cached_or_measure(CPU, RAM, measurer=measurer)
-    assert bandwidth.cached_or_measure(CPU, RAM, measurer=measurer) == first
-    assert bandwidth.cached_or_measure(CPU, RAM, again=True, measurer=measurer) != first
+    first = bandwidth.kept_or_measure(CPU, RAM, measurer=measurer)
+    assert bandwidth.kept_or_measure(CPU, RAM, measurer=measurer) == first
+    assert bandwidth.kept_or_measure(CPU, RAM, again=True, measurer=measurer) != first
     other = Cpu(name="Another", physical_cores=2, logical_cores=2)
-    bandwidth.cached_or_measure(other, RAM, measurer=measurer)
+    bandwidth.kept_or_measure(other, RAM, measurer=measurer)
     assert len(counts) == 3
-    (tmp_path / "cache/bandwidth.toml").write_text("damaged [")
-    assert bandwidth.cached(bandwidth.machine_key(CPU, RAM)) is None
-
-
-@pytest.mark.parametrize(
-    "entry", ["x = 1", "[KEY]\nbytes_per_s = -1.0\nthreads = 1\ndate = ''", "[KEY]", "KEY = 3"]
-)
-def test_a_senseless_cache_entry_is_not_used(tmp_path: Path, entry: str) -> None:
-    key = bandwidth.machine_key(CPU, RAM)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/bandwidth.toml").write_text(entry.replace("KEY", f'"{key}"' if "=" in entry else key))
-    assert bandwidth.cached(key) is None
 
 
 def test_the_cache_keeps_the_latest_and_survives_a_closed_folder(
@@ -254,8 +243,8 @@ def test_an_assumed_bandwidth_is_marked() -> None:
 
 def test_an_assumed_bandwidth_is_replaced_by_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     found = probe(sysroot=CAPTURES / "i7-13700k-hybrid")
-    kept = bandwidth.Bandwidth(bytes_per_s=71.5e9, threads=8, date="2026-01-01")
-    monkeypatch.setattr(bandwidth, "cached_or_measure", lambda *_, **__: kept)
+    kept = Bandwidth(bytes_per_s=71.5e9, threads=8, date="2026-01-01")
+    monkeypatch.setattr(bandwidth, "kept_or_measure", lambda *_, **__: kept)
     known = measured(found)
     assert known.ram.bandwidth_bytes_per_s == 71.5e9
     assert known.ram.sources["bandwidth_bytes_per_s"] == "measured"
