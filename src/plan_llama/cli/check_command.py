@@ -38,16 +38,15 @@ from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import Machine
-from plan_llama.memory.footprint import Beyond, footprint, projector_use
+from plan_llama.memory.footprint import footprint, projector_use
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver import fit
-from plan_llama.solver.place import Filler
 from plan_llama.solver.plan import make_task
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.said import memory_findings, remarks
-from plan_llama.solver.search import Task, judged
+from plan_llama.solver.search import judged
 from plan_llama.solver.types import Wishes
 
 
@@ -181,8 +180,7 @@ def _judge(
         targets = _fit_targets(reading, table, settings, machine)
         fitted = fit.apply(
             table,
-            # what is kept free for the projector is in the targets
-            Filler(ModelTable(replace(spec, projector=None)), machine, _bare(task), max(targets)),
+            machine,
             settings,
             user_set=reading.user_set,
             targets_bytes=targets,
@@ -225,11 +223,6 @@ def _fit_targets(
     targets = [given[min(i, len(given) - 1)] for i in range(len(machine.gpus))]
     targets[use.device] += use.weights_bytes + (use.warmup.device_bytes if reading.warmup else 0)
     return tuple(targets)
-
-
-def _bare(task: Task) -> Beyond:
-    """The engine's own fit knows nothing of driver overhead: it reads free memory and keeps a target."""
-    return replace(task.beyond, context_bytes=dict.fromkeys(task.beyond.context_bytes, 0))
 
 
 def _unknown_model(

@@ -145,6 +145,12 @@ def _faster(checked: Checked, aim: Wishes) -> list[Finding]:
     left = [f"the experts of {plan.chosen.cpu_moe_layers} layers"] if plan.chosen.cpu_moe_layers else []
     if plan.chosen.gpu_block_layers < blocks:
         left.append(f"{blocks - plan.chosen.gpu_block_layers} whole layers")
+    for count, what in (
+        (plan.chosen.cpu_ffn_layers, "the feed-forward weights"),
+        (plan.chosen.cpu_weight_layers, "the weights"),
+    ):
+        if count:
+            left.append(f"{what} of {count} layers")
     free = ", ".join(
         f"{gib(pool.available_bytes - pool.used_bytes)} of {pool.name}" for pool in given.footprint.pools[1:]
     )

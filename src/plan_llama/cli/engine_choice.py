@@ -48,8 +48,19 @@ def writer(options: EngineOptions, installed: InstalledEngine | None = None) -> 
         raise UsageError("--nodes: more than one machine is planned for with --engine vllm only")
     if options.engine == "llama.cpp":
         return LlamaServer(engine_build(options), installed)
+    if options.engine == "ollama":
+        if options.engine_build is not None:
+            from plan_llama.engines.ollama_facts import facts
+
+            raise UsageError(
+                f"--engine-build {options.engine_build}: Ollama comes with a llama-server of its own",
+                hint=f"leave it out; Ollama {facts().version} has b{facts().llama_cpp}",
+            )
+        from plan_llama.cli.ollama_command import Ollama
+
+        return Ollama()
     reason = "cannot be planned for by this version" if options.engine in ENGINES else "is not known"
-    raise UsageError(f"--engine {options.engine}: {reason}", hint="llama.cpp is the engine it knows")
+    raise UsageError(f"--engine {options.engine}: {reason}", hint="it knows llama.cpp, ollama and vllm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ def write_launcher(folder: Path, task: Task, plan: Plan, command: LaunchCommand,
     return posix.write(folder, posix.shell_launcher(command, needs, title=title), force=force)
 
 
+def write_files(folder: Path, command: LaunchCommand, *, force: bool) -> list[Path]:
+    """The files that go with a command of an engine for which no launcher is made (a Modelfile)."""
+    return [posix.write(folder, item.text, name=item.name, force=force, mode=0o644) for item in command.files]
+
+
 def launcher_files(spec: ModelSpec) -> tuple[ModelFile, ...]:
     """The files that must be there in full when the launcher runs; 0 bytes where the size is not known.
 

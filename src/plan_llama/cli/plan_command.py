@@ -53,16 +53,19 @@ def run(
     table = task.table
     usable = plan.chosen.footprint.verdict in ("fits", "tight")
     accepted = plan.chosen.footprint.verdict == "pages-from-disk" and wanted.allow_paging
-    written: Path | None = None
+    written: list[Path] = []
     if write is not None:
         if not usable and not accepted:
             raise InputError(
                 f"--write: there is nothing to launch, the verdict is {plan.chosen.footprint.verdict}",
                 hint="see what would make it fit",
             )
-        from plan_llama.cli.launcher import write_launcher
+        from plan_llama.cli.launcher import write_files, write_launcher
 
-        written = write_launcher(write, task, plan, launch, force=force)
+        if launch.files:
+            written = write_files(write, launch, force=force)
+        else:
+            written = [write_launcher(write, task, plan, launch, force=force)]
     if output.json:
         answer = plan_json.answer(
             table=table,
@@ -74,16 +77,16 @@ def run(
             provenance=plan.provenance,
         )
         answer |= plan_json.plan_extras(plan)
-        if written is not None:
-            answer["written"] = [str(written)]
+        if written:
+            answer["written"] = [str(path) for path in written]
         print_json(answer)
     else:
         screen = Screen()
         text = render_plan.plan(
             screen, table, machine, plan, launch, task.request, explain=output.explain, said=findings
         )
-        if written is not None:
-            text += f"\nwritten: {written}\n"
+        for path in written:
+            text += f"\nwritten: {path}\n"
         screen.write(text)
     return EXIT_OK if usable or accepted else EXIT_NO_FIT
 

@@ -108,6 +108,8 @@ def settings(table: ModelTable, chosen: Candidate) -> dict[str, Any]:
         "gpu_layers": min(item.gpu_layers, table.blocks + 1),
         "layers_on_gpu": chosen.gpu_block_layers,
         "cpu_moe_layers": chosen.cpu_moe_layers,
+        "cpu_ffn_layers": chosen.cpu_ffn_layers,
+        "cpu_weight_layers": chosen.cpu_weight_layers,
         "devices": list(item.devices),
         "split_mode": item.split_mode,
         "tensor_split": list(item.tensor_split),

@@ -88,21 +88,22 @@ def _placement(table: ModelTable, chosen: Candidate) -> str:
     on_cpu = table.layers - on_gpu  # llama.cpp fills the GPUs from the last layer on
     experts = sum(1 for size in table.expert_bytes[on_cpu : table.layers] if size)
     host = min(experts, chosen.cpu_moe_layers - sum(1 for size in table.expert_bytes[:on_cpu] if size))
-    if not on_cpu:
-        where = f"all {on_gpu} layers on the {gpus}"
-        if host <= 0:
-            return where
-        return where + (
-            ", all experts on the CPU"
-            if host == experts
-            else f", experts of {host} of {experts} layers on the CPU"
-        )
-    where = f"{on_gpu} of {table.layers} layers on the {gpus}"
+    where = (
+        f"all {on_gpu} layers on the {gpus}"
+        if not on_cpu
+        else f"{on_gpu} of {table.layers} layers on the {gpus}"
+    )
     if host > 0:
-        where += (
-            " (their experts on the CPU)" if host == on_gpu else f" (experts of {host} of them on the CPU)"
-        )
-    return where + f", the other {on_cpu} on the CPU"
+        of = f"of {host} of {experts} layers" if not on_cpu else f"of {host} of them"
+        if host == experts:
+            where += ", all experts on the CPU" if not on_cpu else " (their experts on the CPU)"
+        else:
+            where += f", experts {of} on the CPU" if not on_cpu else f" (experts {of} on the CPU)"
+    if chosen.cpu_ffn_layers:
+        where += f", feed-forward weights of {chosen.cpu_ffn_layers} of them on the CPU"
+    if chosen.cpu_weight_layers:
+        where += f", of {chosen.cpu_weight_layers} only the context (all their weights on the CPU)"
+    return where + (f", the other {on_cpu} on the CPU" if on_cpu else "")
 
 
 def memory(screen: Screen, used: Footprint) -> Iterator[str]:
@@ -234,7 +235,7 @@ def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate, blocks: int
     """Context against micro-batch and speed."""
     found = [rung.candidate for rung in rungs if rung.candidate and chosen.footprint.devices]
     experts = any(c.cpu_moe_layers for c in found)
-    layers = not experts and any(c.gpu_block_layers < blocks for c in found)
+    layers = not experts and any(_on_cpu(c, blocks) for c in found)
     heading = "    context  verdict          ubatch   prefill    decode"
     if experts:
         long = "   layers with experts on the CPU"
@@ -255,7 +256,7 @@ def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate, blocks: int
             continue
         line += f"{item.settings.ubatch:>6}  {rate(item.speed.prefill_tok_s.expected):>8}  "
         line += f"{rate(item.speed.decode_tok_s.expected):>8}"
-        on_cpu = item.cpu_moe_layers if experts else blocks - item.gpu_block_layers
+        on_cpu = item.cpu_moe_layers if experts else _on_cpu(item, blocks)
         yield line + (f"   {on_cpu:>6}" if experts or layers else "") + mark
 
 
@@ -274,8 +275,16 @@ def launch(screen: Screen, item: LaunchCommand) -> Iterator[str]:
         yield ""
 
 
+def _on_cpu(item: Candidate, blocks: int) -> int:
+    """Layers that are not wholly on a GPU."""
+    return blocks - item.gpu_block_layers + item.cpu_ffn_layers + item.cpu_weight_layers
+
+
 def command(screen: Screen, item: LaunchCommand | FurtherCommand) -> Iterator[str]:
-    """The command, a flag a line, ready to paste."""
+    """The command, a flag a line, ready to paste; a short one that goes with another on one line."""
+    if isinstance(item, FurtherCommand) and len(item.line) + 2 <= screen.width:
+        yield f"  {screen.style(item.line, 'command')}"
+        return
     for name, value in item.env.items():
         yield f"  {name}={shlex.quote(value)} \\"
     words = list(item.argv)

@@ -86,7 +86,9 @@ def shell_launcher(command: LaunchCommand, needs: LaunchNeeds, *, title: str = "
     return re.sub(r"@([A-Z]+)@", lambda match: filled[match[1]], template)
 
 
-def write(directory: Path, text: str, *, name: str = FILE_NAME, force: bool = False) -> Path:
+def write(
+    directory: Path, text: str, *, name: str = FILE_NAME, force: bool = False, mode: int = 0o755
+) -> Path:
     """Write the launcher, executable, in one step. Raises InputError where the name is taken or unusable."""
     target = directory / name
     try:
@@ -95,7 +97,7 @@ def write(directory: Path, text: str, *, name: str = FILE_NAME, force: bool = Fa
         try:
             with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
                 file.write(text)
-            Path(temporary).chmod(0o755)
+            Path(temporary).chmod(mode)
             if force:
                 Path(temporary).replace(target)
             else:

@@ -148,6 +148,16 @@ def context_bytes(
     return total
 
 
+def layer_bytes(table: ModelTable, batch: Batch, kind: BackendKind) -> list[int]:
+    """Bytes of each block's caches on a device of this kind."""
+    sizes = [0] * table.blocks
+    for layer, members in _alike(table, batch):
+        size = _layer_bytes(layer, batch, kind)
+        for il in members:
+            sizes[il] += size
+    return sizes
+
+
 def draft_bytes(
     table: ModelTable, batch: Batch, placement: Placement, kinds: Mapping[int, BackendKind]
 ) -> dict[int, int]:

@@ -6,12 +6,14 @@ Patterns are those of common/common.h (LLM_FFN_EXPS_REGEX, LLM_FFN_DENSE_REGEX, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from plan_llama.errors import InputError
 from plan_llama.memory.types import HOST, Override
 
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 DENSE_FFN = r"\.ffn_(up|down|gate)\."
+MovableKind = Literal["experts", "dense"]
 # `-ncmoe 4000` makes 4,000 patterns; llama_max_tensor_buft_overrides() is 4,096.
 MOST_OVERRIDES = 4096
 
@@ -34,6 +36,30 @@ def n_cpu_ffn(layers: int) -> tuple[Override, ...]:
 def expert_layers(layers: Iterable[int], device: int) -> Override:
     """One override that puts the experts of exactly these layers on a device (or HOST)."""
     return Override(pattern=rf"blk\.{regex_for_layers(layers)}{EXPERTS}", device=device)
+
+
+def movable_layers(
+    kind: MovableKind, named: Sequence[int], away: Sequence[int], every: Sequence[int]
+) -> tuple[Override, ...]:
+    """What keeps the experts, or the dense feed-forward weights, of the layers `away` on the host, as short as it can
+    be said: with a flag where `named`, which may hold more, are the first of `every` layer that has some."""
+    if kind == "experts" and list(named) == list(every):
+        return (cpu_moe(),)
+    if list(named) == list(every[: len(named)]):
+        return n_cpu_moe(named[-1] + 1) if kind == "experts" else n_cpu_ffn(named[-1] + 1)
+    pattern = EXPERTS if kind == "experts" else DENSE_FFN
+    return (Override(pattern=rf"blk\.{regex_for_layers(away)}{pattern}", device=HOST),)
+
+
+def whole_blocks(layers: Sequence[int]) -> Override:
+    """All weights of these layers on the host; their cache stays where the layer is."""
+    return Override(pattern=rf"blk\.{regex_for_layers(layers)}\.", device=HOST)
+
+
+def movable_part(layer: int, stems: Sequence[str]) -> Override:
+    """Some tensors of one layer on the host: `ffn_down_exps`, `ffn_up_exps`."""
+    names = stems[0] if len(stems) == 1 else f"({'|'.join(stems)})"
+    return Override(pattern=rf"blk\.{layer}\.{names}\.", device=HOST)
 
 
 def regex_for_layers(layers: Iterable[int]) -> str:

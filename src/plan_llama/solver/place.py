@@ -1,15 +1,18 @@
-"""Fills a machine with a model: as many layers, and of their experts as many, on the GPUs as the budgets allow.
+"""Fills a machine with a model: the split of its layers, and of their movable weights, that serves a request fastest.
 
-A placement is judged by the exact memory model. Between two exact answers the bytes of the experts decide, since one
-layer's experts on or off a card changes nothing else.
+A split is found by arithmetic (solver.split) with the room that the exact memory model leaves beside a graph; its own
+graph is then measured, and the room corrected until both agree. Every placement that is handed on keeps every margin
+by the exact model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, combinations
 
 from plan_llama.hardware.types import Machine
+from plan_llama.memory.context import layer_bytes, reserved_batch
 from plan_llama.memory.estimate import buffers
 from plan_llama.memory.footprint import (
     Beyond,
@@ -19,12 +22,19 @@ from plan_llama.memory.footprint import (
     projector_use,
     server_cache_bytes,
 )
-from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
+from plan_llama.memory.patterns import MovableKind, movable_layers, movable_part, whole_blocks
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, Override, Settings
-from plan_llama.memory.weights import place
+from plan_llama.solver.costs import Costs, Goal, Movable
+from plan_llama.solver.split import Card, Split, Splitter
+from plan_llama.speed.traffic import LayerTable, prepare
 
-_MOST_STEPS = 64
+_MOST_STEPS = 8
+_WITHIN = 4  # blocks by which a boundary moves when the room of a card turns out otherwise
+_SLACK_BYTES = 32 << 20  # room found beyond what was reckoned with that is worth another look
+_WORTH = 0.003  # share of a request's time that splitting one layer's experts has to save
+_ANY = Goal()
+_FASTER_FIRST = 0.99  # another card goes first where that makes host work so much cheaper
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +43,35 @@ class Filled:
 
     settings: Settings
     made: Buffers
+    split: Split | None = None  # None: nothing was split
+    order: tuple[int, ...] = ()  # the cards that the split is over
 
 
 class Filler:
-    """Places one model on one machine for given context, micro-batch and cache type."""
+    """Places one model on one machine for given context, micro-batch and cache type, for one kind of request."""
 
-    def __init__(self, table: ModelTable, machine: Machine, beyond: Beyond, margin_bytes: int | None) -> None:
+    def __init__(
+        self,
+        table: ModelTable,
+        machine: Machine,
+        beyond: Beyond,
+        margin_bytes: int | None,
+        *,
+        layers: LayerTable | None = None,
+    ) -> None:
         self.table = table
         self.machine = machine
         self.beyond = beyond
+        self.layers = layers or prepare(table.spec)
         self.devices = device_memory(machine)
         self.isa = machine.cpu.isa
         self.margins = [
             0 if machine.unified else gpu_margin_bytes(machine, gpu, beyond, margin_bytes)
             for gpu in machine.gpus
         ]
-        self.has_experts = any(table.expert_bytes)
+        self.movable = Movable.of(table)
         self.everything = table.blocks + 1
+        self._around: dict[tuple[int, ...], Split] = {}  # by order: what was best for other settings
 
     def budgets(self, settings: Settings) -> list[int]:
         """Bytes of buffers and pool that each card may hold: free, less margin, driver and projector."""
@@ -62,26 +84,32 @@ class Filler:
             for index, (gpu, margin) in enumerate(zip(self.machine.gpus, self.margins, strict=True))
         ]
 
-    def best(self, base: Settings, *, whole_only: bool = False) -> Filled | None:
-        """The placement with the most on the GPUs, or None where not even one layer's worth fits.
+    def best(self, base: Settings, goal: Goal = _ANY) -> Filled | None:
+        """The first of the options."""
+        return next(self.options(base, goal), None)
 
-        `base` has everything but the placement. `whole_only` gives up where not all layers fit (experts aside). On one
-        pool of memory nothing is gained by leaving experts to the CPU.
-        """
+    def options(self, base: Settings, goal: Goal = _ANY) -> Iterator[Filled]:
+        """Placements worth comparing, none where not even one layer's worth fits. `base` has all but the placement."""
         if not self.machine.gpus:
-            return self._made(replace(base, gpu_layers=0))
-        everything = replace(base, gpu_layers=self.everything)
-        if self.machine.unified:
-            return self._unified(base, self._made(everything))
+            yield self._made(replace(base, gpu_layers=0))
+            return
+        found = False
         if self.table.loaded_bytes <= sum(max(0, budget) for budget in self.budgets(base)):
-            full = self._made(everything)
+            full = self._made(replace(base, gpu_layers=self.everything))
             if not self._over(full):
-                return full
-        if self.has_experts:
-            found = self._experts(base)
-            if found is not None:
-                return found
-        return None if whole_only else self._layers(base)
+                yield full
+                found = True
+                if self.machine.unified or len(self._kinds_of_cards()) == 1:
+                    return
+        for order in self._orders(base, goal):
+            split = self._split(base, order, goal)
+            if split is not None:
+                yield split
+                found = True
+        if not found:
+            bare = self._made(replace(base, gpu_layers=0))
+            if not self._over(bare) or self.machine.unified:
+                yield bare
 
     def _made(self, settings: Settings) -> Filled:
         return Filled(settings, buffers(self.table, settings, self.devices, self.isa))
@@ -95,114 +123,236 @@ class Filler:
             if part.total_bytes and part.peak_bytes > budgets[i]
         ]
 
-    def _excess_bytes(self, filled: Filled) -> int:
-        """By how much the cards' budgets are exceeded in all; 0 or less where they are kept."""
-        parts = zip(filled.made.devices, self.budgets(filled.settings), strict=True)
-        return sum(max(0, part.peak_bytes - budget) for part, budget in parts)
+    # -- cards and their order ----------------------------------------------------------------------------------------
 
-    def _unified(self, base: Settings, full: Filled) -> Filled:
-        """One pool: all on the GPU where its share of the pool allows it, else as much as it may hold."""
-        images = projector_use(self.table, base, self.machine)
-        limit = self.machine.gpus[0].free_bytes - self.beyond.context_bytes[self.machine.gpus[0].backend]
-        limit -= images.on(0) + images.pool_on(0) if images else 0
-        if full.made.devices[0].peak_bytes <= limit:
-            return full
-        return self._layers(base) or self._made(replace(base, gpu_layers=0))
+    def _kinds_of_cards(self) -> dict[object, int]:
+        """The first card of each kind, as far as speed goes."""
+        kinds: dict[object, int] = {}
+        for index in range(len(self.machine.gpus)):
+            kinds.setdefault(self._kind_of_card(index), index)
+        return kinds
 
-    # -- experts ------------------------------------------------------------------------------------------------------
+    def _kind_of_card(self, index: int) -> object:
+        gpu = self.machine.gpus[index]
+        speed = (gpu.bandwidth_bytes_per_s, gpu.fp16_flops_per_s, gpu.pcie_gen, gpu.pcie_width)
+        return (gpu.name, gpu.backend, gpu.compute_capability, *speed)
 
-    def _experts(self, base: Settings) -> Filled | None:
-        """All layers on the cards, the experts of as few as possible on the host."""
-        table = self.table
-        layers = [il for il in range(table.layers) if table.expert_bytes[il]]
-        all_on_host = self._with_host_experts(base, layers)
-        if self._over(all_on_host):
-            return None
-        home = place(table, all_on_host.settings, [d.free_bytes for d in self.devices]).layer_device
-        # one layer's experts on every card that has any: the graph is then the one of the final mix
-        first_guess = self._choose(all_on_host, layers, home)
-        return self._settle(base, layers, home, first_guess)
+    def _orders(self, base: Settings, goal: Goal) -> Iterator[tuple[int, ...]]:
+        """The cards as they are, and with another one first where host weights are faster to work with there."""
+        every = tuple(range(len(self.machine.gpus)))
+        yield every
+        firsts = list(self._kinds_of_cards().values())
+        if len(firsts) < 2 or not base.op_offload:
+            return
+        prices = {}
+        for first in firsts:
+            order = (first, *(i for i in every if i != first))
+            prices[order] = sum(self._costs(base, order, goal).away().movable)
+        fastest = min(prices, key=lambda order: prices[order])
+        if fastest != every and prices[fastest] < prices[every] * _FASTER_FIRST:
+            yield fastest
 
-    def _with_host_experts(self, base: Settings, host_layers: Sequence[int]) -> Filled:
-        overrides = self._overrides(host_layers)
-        return self._made(replace(base, gpu_layers=self.everything, overrides=overrides))
+    def _costs(self, base: Settings, order: tuple[int, ...], goal: Goal) -> Costs:
+        mode = base.load_mode if self.machine.unified else "none"
+        return Costs(
+            self.table,
+            self.layers,
+            self.movable,
+            self.machine,
+            self._ordered(replace(base, load_mode=mode), order),
+            goal,
+        )
 
-    def _overrides(self, host_layers: Sequence[int]) -> tuple[Override, ...]:
-        if not host_layers:
-            return ()
-        layers = [il for il in range(self.table.layers) if self.table.expert_bytes[il]]
-        if list(host_layers) == layers:
-            return (cpu_moe(),)
-        if list(host_layers) == layers[: len(host_layers)]:
-            return n_cpu_moe(host_layers[-1] + 1)
-        return (expert_layers(host_layers, HOST),)
+    def _ordered(self, settings: Settings, used: tuple[int, ...]) -> Settings:
+        if used == tuple(range(len(self.machine.gpus))):
+            return replace(settings, devices=(), main_gpu=0)
+        return replace(settings, devices=used, main_gpu=used[0])
 
-    def _choose(self, start: Filled, layers: Sequence[int], home: Sequence[int]) -> list[int]:
-        """The layers whose experts stay on the host, by what is left on each card: the first ones of each card."""
-        room = [
-            b - d.peak_bytes for b, d in zip(self.budgets(start.settings), start.made.devices, strict=True)
-        ]
-        host = []
-        for il in reversed(layers):
-            card, size = home[il], self.table.expert_bytes[il]
-            if room[card] >= size:
-                room[card] -= size
-            else:
-                host.append(il)
-        return sorted(host)
+    # -- splitting ----------------------------------------------------------------------------------------------------
 
-    def _settle(
-        self, base: Settings, layers: Sequence[int], home: Sequence[int], host: list[int]
-    ) -> Filled | None:
-        """Checks a choice with the exact model and moves one layer's experts at a time until every card agrees."""
+    def _split(self, base: Settings, order: tuple[int, ...], goal: Goal) -> Filled | None:
+        """The cheapest split over these cards that the exact model agrees with."""
+        costs = self._costs(base, order, goal)
+        cards = self._cards(base, order, costs)
+        overrides = self._overrides(self._all_movable(), (), 0)
+        everything = replace(base, gpu_layers=self.everything, overrides=overrides)
+        start = self._made(self._ordered(everything, order))
+        beside = [start.made.devices[i].compute_bytes + start.made.devices[i].pool_bytes for i in order]
+        least = [0] * len(order)
+        host_s, away = costs.on(HOST).whole, costs.away()
         best: Filled | None = None
-        tried: set[tuple[int, ...]] = set()
+        tried: set[Settings] = set()
+        around = self._around.get(order)
         for _ in range(_MOST_STEPS):
-            if tuple(host) in tried:
+            roomy = [replace(card, room=card.room - beside[i]) for i, card in enumerate(cards)]
+            splitter = Splitter(roomy, host_s, away.movable, away.rest)
+            split = splitter.best(around, _WITHIN) if around is not None else None
+            split = split or splitter.best()
+            if split is None:
                 break
-            tried.add(tuple(host))
-            filled = self._with_host_experts(base, host)
-            over = self._over(filled)
-            if not over:
+            around = split
+            settings = self._settings(base, order, split)
+            if settings in tried:
+                break
+            tried.add(settings)
+            filled = replace(self._made(settings), split=split, order=order)
+            over = set(self._over(filled))
+            seen = self._beside(filled, order, cards)
+            if not over and (best is None or best.split is None or split.seconds < best.split.seconds):
                 best = filled
-                budgets = self.budgets(filled.settings)
-                room = [b - d.peak_bytes for b, d in zip(budgets, filled.made.devices, strict=True)]
-                back = [il for il in host if self.table.expert_bytes[il] <= room[home[il]]]
-                if not back:
-                    break
-                host = [il for il in host if il != back[-1]]
-                continue
-            for card in over:
-                move = next((il for il in layers if home[il] == card and il not in host), None)
-                if move is None:
-                    return best
-                host = sorted([*host, move])
+            if not over and all(
+                seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n
+            ):
+                break
+            for i, device in enumerate(order):
+                if split.per_card[i]:
+                    if device in over:
+                        least[i] = max(least[i], seen[i], beside[i] + 1)
+                    beside[i] = max(least[i], seen[i])
+        if best is not None and best.split is not None:
+            self._around[order] = best.split
         return best
 
-    # -- whole layers ----------------------------------------------------------------------------------------------
+    def _cards(self, base: Settings, order: Sequence[int], costs: Costs) -> list[Card]:
+        batch = reserved_batch(base, self.table.windows)
+        budgets = self.budgets(base)
+        cards = []
+        made: dict[object, Card] = {}
+        for device in order:
+            kind = self.devices[device].kind
+            if (known := made.get(self._kind_of_card(device))) is not None:
+                cards.append(replace(known, room=budgets[device]))
+                continue
+            stored = self.table.stored_bytes(kind)
+            sums = self.table.block_sums(kind, draft_layers=base.draft_layers)
+            movable = [sum(stored[i] for i in tensors) for tensors in self.movable.tensors]
+            cache = layer_bytes(self.table, batch, kind) if base.kv_offload else [0] * self.table.blocks
+            prices = costs.on(device)
+            cards.append(
+                Card(
+                    room=budgets[device],
+                    cache_bytes=cache,
+                    rest_bytes=[sums[il + 1] - sums[il] - movable[il] for il in range(self.table.blocks)],
+                    movable_bytes=movable,
+                    cache_s=prices.cache,
+                    rest_s=prices.rest,
+                    movable_s=prices.movable,
+                    output_bytes=self._output_bytes(stored),
+                    output_s=costs.output(device),
+                )
+            )
+            made[self._kind_of_card(device)] = cards[-1]
+        return cards
 
-    def _layers(self, base: Settings) -> Filled | None:
-        """The most whole layers on the cards (experts, if any, on the host), by a search between bounds."""
-        overrides = (cpu_moe(),) if self.has_experts else ()
-        low, high = 0, self.everything
-        best: Filled | None = None
-        guess = high
-        while low < high:
-            filled = self._made(replace(base, gpu_layers=guess, overrides=overrides))
-            excess = self._excess_bytes(filled)
-            if excess > 0:
-                high = guess - 1
-            else:
-                low, best = guess, filled
-            # a layer's share of what the cards hold says about how many layers the excess is
-            held = sum(part.weights_bytes + part.context_bytes for part in filled.made.devices)
-            step = max(1, excess * guess // held) if excess > 0 and held and guess else 0
-            guess = guess - step if step else (low + high + 1) // 2
-            guess = min(high, max(low + 1, guess))
-        if best is not None:
-            return best
-        bare = self._made(replace(base, gpu_layers=0))
-        return None if self._over(bare) else bare
+    def _output_bytes(self, stored: Sequence[int]) -> int:
+        """What lies outside the blocks and not on the host; a tied head is a second copy of the token table."""
+        table = self.table
+        names = [table.spec.tensors[index].name for index in table.loose]
+        size = sum(stored[i] for i, name in zip(table.loose, names, strict=True) if name.startswith("output"))
+        if not table.has_output and (embedding := table.by_name.get("token_embd.weight")) is not None:
+            size += stored[embedding]
+        return size
+
+    def _beside(self, filled: Filled, order: Sequence[int], cards: Sequence[Card]) -> list[int]:
+        """What each card holds besides what the split put there: the graph, the pool, and what lies outside blocks."""
+        split = filled.split
+        assert split is not None  # noqa: S101 - made by _split
+        bounds = list(accumulate(split.per_card, initial=split.host_blocks))
+        away, bare = set(split.away), set(split.bare)
+        last = max(i for i, count in enumerate(split.per_card) if count or i == len(cards) - 1)
+        found = []
+        for i, device in enumerate(order):
+            run = range(bounds[i], bounds[i + 1])
+            placed = sum(cards[i].cache_bytes[il] for il in run)
+            placed += sum(cards[i].rest_bytes[il] for il in run if il not in bare)
+            placed += sum(cards[i].movable_bytes[il] for il in run if il not in away)
+            placed += cards[i].output_bytes if i == last else 0
+            found.append(filled.made.devices[device].peak_bytes - placed)
+        return found
+
+    def _settings(self, base: Settings, order: tuple[int, ...], split: Split) -> Settings:
+        """The split as llama.cpp is told it: -ngl, -ts in layers, and what of them stays on the host."""
+        used = tuple(device for device, count in zip(order, split.per_card, strict=True) if count)
+        used = used or order[:1]
+        shares = [0.0] * len(self.machine.gpus)
+        for device, count in zip(order, split.per_card, strict=True):
+            shares[device] = float(count)
+        shares[used[-1]] += 1  # the output layer
+        return self._ordered(
+            replace(
+                base,
+                gpu_layers=self.everything - split.host_blocks,
+                tensor_split=tuple(shares) if len(used) > 1 else (),
+                overrides=self._overrides(split.away, split.bare, split.host_blocks),
+            ),
+            used,
+        )
+
+    # -- what stays on the host --------------------------------------------------------------------------------------
+
+    @property
+    def _kind(self) -> MovableKind:
+        return "experts" if self.movable.experts else "dense"
+
+    def _all_movable(self) -> list[int]:
+        return [il for il, tensors in enumerate(self.movable.tensors) if tensors]
+
+    def _overrides(
+        self, away: Sequence[int], bare: Sequence[int], host_blocks: int, parts: Sequence[Override] = ()
+    ) -> tuple[Override, ...]:
+        """The shortest patterns for these blocks; those that are wholly on the host may be named with them."""
+        every = self._all_movable()
+        found = [*parts, *([whole_blocks(bare)] if bare else [])]
+        left = [il for il in away if il not in bare]
+        if left:
+            below = [il for il in every if il < host_blocks]
+            found += movable_layers(self._kind, sorted({*away, *below}), left, every)
+        return tuple(found)
+
+    def refined(self, filled: Filled, base: Settings, goal: Goal) -> Filled | None:
+        """With some tensors of one more layer per card on it, where a card's room is left for them and the request
+        gains enough; None where not."""
+        split = filled.split
+        if split is None or not split.away or not filled.settings.gpu_layers:
+            return None
+        budgets, costs = self.budgets(filled.settings), self._costs(base, filled.order, goal)
+        bounds = list(accumulate(split.per_card, initial=split.host_blocks))
+        parts: dict[int, tuple[str, ...]] = {}
+        gained = 0.0
+        for i, device in enumerate(filled.order):
+            mine = [il for il in split.away if bounds[i] <= il < bounds[i + 1] and not split.bare]
+            if mine:
+                room = budgets[device] - filled.made.devices[device].peak_bytes
+                saved, stems = self._part(mine[-1], device, room, costs)
+                if stems:
+                    gained += saved
+                    parts[mine[-1]] = stems
+        if gained < _WORTH * split.seconds:
+            return None
+        whole = [il for il in split.away if il not in parts]
+        overrides = self._overrides(
+            whole, (), split.host_blocks, [movable_part(il, stems) for il, stems in parts.items()]
+        )
+        made = self._made(replace(filled.settings, overrides=overrides))
+        return None if self._over(made) else made
+
+    def _part(self, il: int, device: int, room: int, costs: Costs) -> tuple[float, tuple[str, ...]]:
+        """The seconds saved by the best set of a layer's tensors that goes into the room, and the names of those that
+        stay on the host."""
+        stored = self.table.stored_bytes(self.devices[device].kind)
+        stems: dict[str, list[int]] = {}
+        for index in self.movable.tensors[il]:
+            stems.setdefault(self.table.suffix(index).rpartition(".")[0], []).append(index)
+        best, left = 0.0, tuple[str, ...]()
+        for count in range(1, len(stems)):
+            for chosen in combinations(sorted(stems), count):
+                tensors = [i for stem in chosen for i in stems[stem]]
+                if sum(stored[i] for i in tensors) > room:
+                    continue
+                saved = costs.tensors(tensors, HOST) - costs.tensors(tensors, device)
+                if saved > best:
+                    best, left = saved, tuple(sorted(set(stems) - set(chosen)))
+        return best, left
 
     def host_spare_bytes(self, filled: Filled) -> int:
         """What is left of the host's budget; negative where it does not fit."""

@@ -32,13 +32,20 @@ def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyon
     """Everything the search needs, prepared once per model and machine."""
     behind = table.windows
     lengths = [behind.cells if il in behind.layers else None for il in range(table.layers)]
+    layers = prepare(table.spec, windows=lengths if behind.cells else None)
     return Task(
         table=table,
-        layers=prepare(table.spec, windows=lengths if behind.cells else None),
+        layers=layers,
         machine=machine,
         wishes=wishes,
         beyond=beyond,
-        filler=Filler(table, machine, beyond, wishes.margin_bytes),
+        filler=Filler(
+            table,
+            machine,
+            beyond,
+            wishes.margin_bytes,
+            layers=layers,
+        ),
         breakages=repack_breakages(),
     )
 

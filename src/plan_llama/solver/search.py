@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
@@ -17,7 +17,8 @@ from plan_llama.memory.footprint import (
 )
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, LoadMode, Settings
-from plan_llama.memory.weights import place
+from plan_llama.memory.weights import Placement, place
+from plan_llama.solver.costs import Goal
 from plan_llama.solver.place import Filled, Filler
 from plan_llama.solver.types import Breakage, Candidate, Rung, Wishes, Workload
 from plan_llama.speed.estimate import estimate
@@ -29,6 +30,7 @@ LADDER = (8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576)
 UBATCHES = (512, 1024, 2048, 4096)
 SMALLEST_CONTEXT = 4096
 _BATCH = 2048
+_NEAR = 1.03  # a micro-batch that is behind by no more may be the best once layers are split
 _FEW_BYTES = 4 * 1024 * MIB  # host weights below this stay mapped
 _CHECKPOINTS = 32  # llama-server's default; kept only by models with a sliding window or recurrent state
 
@@ -57,6 +59,11 @@ class Task:
     def slots(self) -> int:
         """Conversations kept apart."""
         return self.wishes.parallel or slots_for(self.wishes.workload, self.users or 1)
+
+    @property
+    def goal(self) -> Goal:
+        """What a placement is filled for."""
+        return Goal(self.request, decode_only=self.wishes.objective == "speed")
 
     @property
     def request(self) -> Request:
@@ -104,12 +111,13 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
     """Everything but the placement. `context` is of one conversation; several slots share one unified pool."""
     slots = task.slots
     pool = context * slots
+    shared = slots > 1 and not task.wishes.slots_apart
     return Settings(
         context=pool,
         parallel=slots,
-        kv_unified=slots > 1,
-        slot_limit=context if slots > 1 else None,
-        batch=max(min(_BATCH, pool), min(ubatch, pool)),
+        kv_unified=shared,
+        slot_limit=context if shared else None,
+        batch=min(ubatch if task.wishes.one_batch else max(_BATCH, ubatch), pool),
         ubatch=min(ubatch, pool),
         flash_attn=True,
         kv_type_k=kv_type,
@@ -210,54 +218,81 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
         for il in range(table.layers)
         if table.expert_bytes[il] and any(placed.device_of[i] == HOST for i in table.expert_indices[il])
     ]
+    apart, bare = _apart(task, placed)
     return Candidate(
         settings=settings,
         footprint=used,
         speed=speed,
         cpu_moe_layers=len(on_host),
         gpu_block_layers=sum(device != HOST for device in placed.layer_device[: table.layers]),
+        cpu_ffn_layers=len(apart - bare),
+        cpu_weight_layers=len(bare),
     )
 
 
-def candidates(task: Task, context: int, kv_type: str) -> Iterator[Candidate]:
-    """One filled placement per micro-batch."""
-    seen: set[int] = set()
+def _apart(task: Task, placed: Placement) -> tuple[set[int], set[int]]:
+    """Layers on GPUs with weights besides experts on the host, and of these those with weights of their attention."""
+    apart, bare = set(), set()
+    for il, moved in enumerate(placed.moves.by_block[: task.table.layers]):
+        if moved and placed.layer_device[il] != HOST:
+            there = {index for index, device in moved if device == HOST} - task.layers.routed
+            if there:
+                apart.add(il)
+            if there & task.layers.of_attention:
+                bare.add(il)
+    return apart, bare
+
+
+def candidates(task: Task, context: int, kv_type: str) -> list[Candidate]:
+    """The best filled placement for each micro-batch, best first."""
     pins = task.wishes.pins
     pinned = pins.get("ubatch")
-    whole = False  # a smaller micro-batch left all layers on the cards: a larger one that cannot is no better
+    found: list[tuple[Candidate, Filled, Settings]] = []
     for ubatch in (int(pinned),) if pinned else UBATCHES:
-        if seen and ubatch // 2 >= task.request.prompt_tokens:
+        if found and ubatch // 2 >= task.request.prompt_tokens:
             break  # it would never be filled
         base = pinned_settings(task, base_settings(task, context, ubatch, kv_type))
         base = replace(base, ctx_checkpoints=checkpoints(task.table, base))
-        if base.ubatch in seen:
+        if any(base.ubatch == other.ubatch for _, _, other in found):
             continue
-        seen.add(base.ubatch)
-        filled = _filled(task, base, whole_only=whole)
-        if filled is None:
+        options = [(evaluate(task, filled), filled, base) for filled in _options(task, base)]
+        if not options:
             break
-        whole = whole or filled.settings.gpu_layers >= task.filler.everything
-        yield evaluate(task, filled)
+        found.append(min(options, key=lambda item: score(task, item[0])))
+    if not found:
+        return []
+    best = min(score(task, candidate) for candidate, _, _ in found)
+    return sorted(
+        (_refined(task, *item, best) for item in found), key=lambda candidate: score(task, candidate)
+    )
 
 
-def _filled(task: Task, base: Settings, *, whole_only: bool) -> Filled | None:
-    """The best filling; the projector goes to the first GPU, or where that leaves more of the model on GPUs to another
-    one, or to the CPU where no GPU has room beside a share of the model."""
-    found = task.filler.best(base, whole_only=whole_only)
+def _refined(
+    task: Task, candidate: Candidate, filled: Filled, base: Settings, best: tuple[float, ...]
+) -> Candidate:
+    """With parts of a layer's experts on a card, for candidates that might then be the best."""
+    mine = score(task, candidate)
+    if mine[:-1] > best[:-1] or mine[-1] > best[-1] * _NEAR:
+        return candidate
+    split = task.filler.refined(filled, base, task.goal)
+    if split is None:
+        return candidate
+    return min(candidate, evaluate(task, split), key=lambda c: score(task, c))
+
+
+def _options(task: Task, base: Settings) -> list[Filled]:
+    """Fillings; the projector goes to the first GPU, or where that leaves more of the model on GPUs to another one, or
+    to the CPU, which then reads images, where no GPU has room beside a share of the model."""
+    found = list(task.filler.options(base, task.goal))
     if not base.mmproj or not base.mmproj_offload:
         return found
-    gpus = range(1, 0 if task.machine.unified else len(task.machine.gpus))
     least = task.table.lookup_bytes
-    for device in gpus:
-        if found is not None and found.made.host.weights_bytes <= least:
+    for device in range(1, 0 if task.machine.unified else len(task.machine.gpus)):
+        if any(filled.made.host.weights_bytes <= least for filled in found):
             break
-        other = task.filler.best(replace(base, mmproj_device=device), whole_only=whole_only)
-        if other is not None and (
-            found is None or other.made.host.weights_bytes < found.made.host.weights_bytes
-        ):
-            found = other
-    if found is None and not whole_only and "mmproj_offload" not in task.wishes.pins:
-        found = task.filler.best(replace(base, mmproj_offload=False))  # images are then read by the CPU
+        found += task.filler.options(replace(base, mmproj_device=device), task.goal)
+    if not found and "mmproj_offload" not in task.wishes.pins:
+        found = list(task.filler.options(replace(base, mmproj_offload=False), task.goal))
     return found
 
 
@@ -298,7 +333,7 @@ def score(task: Task, candidate: Candidate) -> tuple[float, float, float]:
 
 def best_at(task: Task, context: int, kv_type: str) -> Candidate | None:
     """The best placement for a context, or None where nothing can be placed at all."""
-    return min(candidates(task, context, kv_type), key=lambda c: score(task, c), default=None)
+    return next(iter(candidates(task, context, kv_type)), None)
 
 
 def rungs(task: Task, kv_type: str, chosen: Candidate, context: int) -> tuple[Rung, ...]:

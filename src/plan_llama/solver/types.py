@@ -62,6 +62,8 @@ class Wishes:
     margin_bytes: int | None = None
     allow_paging: bool = False
     older: frozenset[OlderRule] = frozenset()  # what the engine's build does otherwise with memory
+    slots_apart: bool = False  # the engine gives each slot a cache of its own
+    one_batch: bool = False  # the engine has one number for batch and micro-batch
     pins: Mapping[str, str] = field(default_factory=lambda: _NO_PINS)
 
 
@@ -74,6 +76,8 @@ class Candidate:
     speed: SpeedEstimate
     cpu_moe_layers: int
     gpu_block_layers: int
+    cpu_ffn_layers: int = 0  # of the layers on GPUs: those whose dense feed-forward weights are on the host
+    cpu_weight_layers: int = 0  # of the layers on GPUs: those that have only their cache there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ with MLA.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from plan_llama.errors import ModelError, UsageError
 from plan_llama.memory.types import HOST, Settings
@@ -111,7 +112,7 @@ class _Tally:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LayerTable:
     """A model's tensors summed by layer, and each tensor's own share for placements that split a layer."""
 
@@ -124,6 +125,7 @@ class LayerTable:
         tuple[int, int, str, int, float], ...
     ]  # (index, layer or -1, type, bytes, flops) of what is read
     routed: frozenset[int]  # indices of routed-expert tensors
+    of_attention: frozenset[int]  # indices of what stands before and after attention
     tied: _Part | None  # the embedding where it is the output projection as well
 
     def of_layers(
@@ -159,6 +161,7 @@ class LayerTable:
         """The traffic of any placement: `device_of[i]` holds tensor i (None is not loaded)."""
         tallies: dict[int, _Tally] = {}
         expert_homes: set[tuple[int, int]] = set()
+        apart: set[tuple[int, int, bool]] = set()  # layers with weights elsewhere; of their attention?
         for index, layer, name, size, flops in self.tensors:
             device = device_of[index]
             if device is None:
@@ -171,10 +174,14 @@ class LayerTable:
             else:
                 tally.dense[name] = tally.dense.get(name, 0) + size
                 tally.dense_flops += flops
+                if 0 <= layer < len(layer_device) and layer_device[layer] != device:
+                    apart.add((layer, device, index in self.of_attention))
         for layer, device in expert_homes:
-            tally = tallies[device]
-            tally.expert_layers += 1
-            tally.crossings += layer < len(layer_device) and layer_device[layer] != device
+            tallies[device].expert_layers += 1
+            if layer < len(layer_device) and layer_device[layer] != device:
+                apart.add((layer, device, False))
+        for _, device, _ in apart:  # to the feed-forward part and back; to what is before and after attention
+            tallies[device].crossings += 1
         last = layer_device[-1] if layer_device else HOST
         self._finish(
             tallies,
@@ -184,6 +191,48 @@ class LayerTable:
             with_output=False,
         )
         return self._result(tallies)
+
+    def of_part(
+        self,
+        indices: Iterable[int],
+        device: int,
+        *,
+        layer: int | None = None,
+        settings: Settings | None = None,
+        crossings: int = 0,
+    ) -> Traffic:
+        """Some tensors of one layer on one device; with the layer's number its attention and cache, too."""
+        tally, routed = _Tally(), False
+        for index in indices:
+            if (row := self.rows.get(index)) is None:
+                continue
+            _, _, name, size, flops = row
+            if index in self.routed:
+                routed = True
+                tally.experts[name] = tally.experts.get(name, 0) + size
+                tally.expert_flops += flops
+            else:
+                tally.dense[name] = tally.dense.get(name, 0) + size
+                tally.dense_flops += flops
+        tally.expert_layers, tally.crossings = int(routed), crossings
+        if layer is not None and settings is not None and layer < len(self.attention):
+            k_bytes, v_bytes = cache_bytes(settings.kv_type_k), cache_bytes(settings.kv_type_v)
+            if settings.kv_offload or device == HOST:
+                tally.add_attention(self.attention[layer], k_bytes, v_bytes)
+        return tally.traffic(device, self.used_ratio)
+
+    def of_output(self, device: int) -> Traffic:
+        """The output projection and everything outside the blocks, on one device."""
+        tally = _Tally()
+        tally.add_dense(self.output)
+        if self.tied:
+            tally.add_dense(self.tied)
+        return tally.traffic(device, self.used_ratio)
+
+    @cached_property
+    def rows(self) -> dict[int, tuple[int, int, str, int, float]]:
+        """The rows of `tensors` by index."""
+        return {row[0]: row for row in self.tensors}
 
     def _finish(
         self,
@@ -285,6 +334,7 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
         ),
         tensors=tuple(rows),
         routed=frozenset(routed),
+        of_attention=frozenset(row[0] for row in rows if ".attn_" in spec.tensors[row[0]].name),
         tied=tied,
     )
 

@@ -45,8 +45,8 @@ def one_card(mib: int, ram_gib: int = 512) -> Machine:
 
 @pytest.mark.parametrize("prompt", [64, 3000, 30000])
 @pytest.mark.parametrize("mib", [2900, 3600])
-def test_the_choice_is_the_best_of_all(mib: int, prompt: int) -> None:
-    """Against every micro-batch with every number of host layers."""
+def test_no_number_of_host_experts_is_better(mib: int, prompt: int) -> None:
+    """Against every micro-batch with every -ncmoe; what else there is to choose is in test_exact."""
     task = task_of(SMALL, one_card(mib), context=32768, prompt_tokens=prompt)
     plan = solve(task, ladder=False)
     assert plan is not None
@@ -59,7 +59,7 @@ def test_the_choice_is_the_best_of_all(mib: int, prompt: int) -> None:
             made = buffers(SMALL, settings, task.filler.devices)
             if made.devices[0].peak_bytes <= limit:
                 scores.append(score(task, evaluate(task, Filled(settings, made))))
-    assert score(task, plan.chosen) == pytest.approx(min(scores), rel=1e-9)
+    assert score(task, plan.chosen) <= min(scores)
 
 
 def test_more_ram_is_never_a_worse_verdict() -> None:

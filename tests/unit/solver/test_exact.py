@@ -1,0 +1,152 @@
+"""The choice against every placement of a small model: no other is faster by the same models."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate, product
+
+import pytest
+
+from plan_llama.hardware.types import Machine
+from plan_llama.memory.estimate import buffers
+from plan_llama.memory.patterns import DENSE_FFN, EXPERTS, whole_blocks
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import HOST, Override, Settings
+from plan_llama.solver.place import Filled, Filler
+from plan_llama.solver.plan import make_task, solve
+from plan_llama.solver.profiles import beyond, workload
+from plan_llama.solver.search import Task, base_settings, evaluate, score
+from plan_llama.solver.split import Card, Splitter
+from plan_llama.solver.types import Wishes
+from tests import fit_cases
+from tests.oracle_cases import machine_with
+from tests.small_models import llama_like, qwen3moe_like
+
+CONTEXT = 16384
+MOE = ModelTable(qwen3moe_like(layers=4, width=1024, experts=32, used=4, hidden=1024))
+DENSE = ModelTable(llama_like(layers=4, width=1024))
+
+
+def every_placement(model: ModelTable, base: Settings, cards: int) -> Iterator[Settings]:
+    """Every run of layers on every card; in each the weights on the card, the movable ones on the host, or all."""
+    pattern = EXPERTS if any(model.expert_bytes) else DENSE_FFN
+    yield replace(base, gpu_layers=0)
+    orders = [(0,)] if cards == 1 else [(0, 1), (1, 0)]
+    for order in orders:
+        for counts in product(range(model.blocks + 1), repeat=cards):
+            on_cards = sum(counts)
+            if not 0 < on_cards <= model.blocks:
+                continue
+            used = [(device, count) for device, count in zip(order, counts, strict=True) if count]
+            shares = [0.0] * cards
+            for device, count in used:
+                shares[device] = float(count)
+            shares[used[-1][0]] += 1
+            devices = tuple(device for device, _ in used)
+            for levels in product("gmb", repeat=on_cards):
+                first = model.blocks - on_cards
+                bare = [first + i for i, level in enumerate(levels) if level == "b"]
+                moved = [first + i for i, level in enumerate(levels) if level == "m"]
+                overrides = [whole_blocks(bare)] if bare else []
+                overrides += [Override(rf"blk\.{il}{pattern}", HOST) for il in moved]
+                yield replace(
+                    base,
+                    gpu_layers=on_cards + 1,
+                    devices=() if devices == tuple(range(cards)) else devices,
+                    main_gpu=devices[0],
+                    tensor_split=tuple(shares) if len(used) > 1 else (),
+                    overrides=tuple(overrides),
+                )
+
+
+def best_of_all(task: Task, ubatch: int) -> float:
+    """The shortest request among the placements that keep every card's margin."""
+    base = base_settings(task, CONTEXT, ubatch, "f16")
+    best = float("inf")
+    for settings in every_placement(task.table, base, len(task.machine.gpus)):
+        made = buffers(task.table, settings, task.filler.devices)
+        limits = task.filler.budgets(settings)
+        if all(
+            not part.total_bytes or part.peak_bytes <= limit
+            for part, limit in zip(made.devices, limits, strict=True)
+        ):
+            best = min(best, score(task, evaluate(task, Filled(settings, made)))[-1])
+    return best
+
+
+def task_of(model: ModelTable, machine: Machine) -> Task:
+    """Chat with a long prompt, one micro-batch."""
+    wishes = Wishes(workload=workload("chat"), context=CONTEXT, prompt_tokens=4000, pins={"ubatch": "512"})
+    return make_task(model, machine, wishes, beyond())
+
+
+@pytest.mark.parametrize(
+    ("model", "cards_mib"),
+    [
+        *((MOE, (mib,)) for mib in (1900, 2000, 2150, 2300)),
+        *((DENSE, (mib,)) for mib in (1760, 1800, 1850, 1900)),
+        (MOE, (1950, 1850)),
+    ],
+)
+def test_no_placement_is_faster(model: ModelTable, cards_mib: tuple[int, ...]) -> None:
+    task = task_of(model, machine_with(tuple((mib, 0) for mib in cards_mib), ram_bytes=256 << 30))
+    plan = solve(task, ladder=False)
+    best = best_of_all(task, 512)
+    assert plan is not None
+    assert score(task, plan.chosen)[-1] <= best * (1 + 1e-9)
+
+
+def test_many_cards_are_split_as_well_as_without_limits() -> None:
+    """The lengths that are left out for many cards, against all of them."""
+    draw = random.Random(11434)  # noqa: S311 - not for secrets
+    blocks = 48
+    for _ in range(6):
+        rest = [draw.choice([90, 100]) for _ in range(blocks)]
+        movable = [draw.choice([0, 900, 1000]) for _ in range(blocks)]
+        away = [size / 40 for size in movable]
+        cards = [
+            Card(
+                room=draw.choice([6000, 12000, 20000]),
+                cache_bytes=[40] * blocks,
+                rest_bytes=rest,
+                movable_bytes=movable,
+                cache_s=[0.1] * blocks,
+                rest_s=[size / speed for size in rest],
+                movable_s=[size / speed / 10 for size in movable],
+                output_bytes=500,
+                output_s=1.0,
+            )
+            for speed in (draw.choice([300, 900]) for _ in range(8))
+        ]
+        splitter = Splitter(cards, [9.0] * blocks, away, [size / 30 for size in rest])
+        found = splitter.best()
+        splitter._longest = lambda: [blocks] * 8  # type: ignore[method-assign]
+        best = splitter.best()
+        assert found is not None
+        assert best is not None
+        assert sum(found.per_card) + found.host_blocks == blocks
+        assert found.seconds <= best.seconds * 1.02
+        bounds = list(accumulate(found.per_card, initial=found.host_blocks))
+        for card, start, end in zip(cards, bounds, bounds[1:], strict=False):
+            held = sum(card.cache_bytes[il] for il in range(start, end))
+            held += sum(card.rest_bytes[il] for il in range(start, end) if il not in found.bare)
+            held += sum(card.movable_bytes[il] for il in range(start, end) if il not in found.away)
+            assert held <= card.room
+
+
+def test_94_layers_on_8_cards_take_a_tenth_of_a_second() -> None:
+    """Beside the memory model's preparation, which is done the first time."""
+    model = fit_cases.table("qwen3-235b-a22b")
+    machine = machine_with(((16384, 0),) * 8)
+    wishes = Wishes(workload=workload("chat"), context=32768, pins={"ubatch": "2048"})
+    task = make_task(model, machine, wishes, beyond())
+    took = []
+    for _ in range(3):
+        filler = Filler(model, machine, task.beyond, None, layers=task.layers)
+        start = time.process_time()
+        assert solve(replace(task, filler=filler), ladder=False) is not None
+        took.append(time.process_time() - start)
+    assert min(took[1:]) <= 0.1
