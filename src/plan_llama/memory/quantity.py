@@ -54,44 +54,65 @@ def evaluate(terms: Polynomial, values: Sequence[int]) -> int:
 
 
 class Quantity:
-    """A polynomial of the variables with its value for the batch at hand. Behaves as an int."""
+    """A polynomial of the variables with its value for the batch at hand. Behaves as an int.
 
-    __slots__ = ("guards", "terms", "value")
+    It remembers what came of it: every layer of a graph asks for the same sums and products, and gets the same objects.
+    """
+
+    __slots__ = (
+        *("guards", "terms", "value", "polynomial"),
+        *("_negative", "_plus", "_plus_size", "_signs", "_size_signs", "_times", "_times_size", "_wholes"),
+    )
     __hash__ = None  # type: ignore[assignment]  # a key would hide which values it stands for
 
     def __init__(self, terms: Terms, value: int, guards: Guards) -> None:
         self.terms = terms
         self.value = value
         self.guards = guards
+        self.polynomial: Polynomial | None = None  # the terms in order, once somebody asked
+        self._negative: Quantity | None = None
+        # by number, and by the identity of another quantity, which is kept: so none other comes to have it
+        self._plus: dict[int, Quantity | int] = {}
+        self._times: dict[int, Quantity | int] = {}
+        self._wholes: dict[int, Quantity | int] = {}
+        self._signs: dict[int, int] = {}
+        self._plus_size: dict[int, tuple[Quantity, Quantity | int]] = {}
+        self._times_size: dict[int, tuple[Quantity, Quantity | int]] = {}
+        self._size_signs: dict[int, tuple[Quantity, int]] = {}
 
     # -- arithmetic -------------------------------------------------------------------------------------------------
 
     def __add__(self, other: int | Quantity) -> Quantity | int:
         if isinstance(other, Quantity):
-            terms = dict(self.terms)
-            for monomial, factor in other.terms.items():
-                total = terms.get(monomial, 0) + factor
-                if total:
-                    terms[monomial] = total
-                else:
-                    del terms[monomial]
-            return self._made(terms, self.value + other.value)
+            known = self._plus_size.get(id(other))
+            if known is None:
+                made = self._sum(other.terms, self.value + other.value)
+                known = self._plus_size[id(other)] = other, made
+            return known[1]
         if not other:
             return self
+        if other not in self._plus:
+            self._plus[other] = self._sum({(): other}, self.value + other)
+        return self._plus[other]
+
+    def _sum(self, more: Terms, value: int) -> Quantity | int:
         terms = dict(self.terms)
-        total = terms.get((), 0) + other
-        if total:
-            terms[()] = total
-        else:
-            del terms[()]
-        return self._made(terms, self.value + other)
+        for monomial, factor in more.items():
+            total = terms.get(monomial, 0) + factor
+            if total:
+                terms[monomial] = total
+            else:
+                del terms[monomial]
+        return self._made(terms, value)
 
     __radd__ = __add__
 
     def __neg__(self) -> Quantity:
-        return Quantity(
-            {monomial: -factor for monomial, factor in self.terms.items()}, -self.value, self.guards
-        )
+        if self._negative is None:
+            terms = {monomial: -factor for monomial, factor in self.terms.items()}
+            self._negative = Quantity(terms, -self.value, self.guards)
+            self._negative._negative = self
+        return self._negative
 
     def __sub__(self, other: int | Quantity) -> Quantity | int:
         return self + -other
@@ -101,18 +122,26 @@ class Quantity:
 
     def __mul__(self, other: int | Quantity) -> Quantity | int:
         if isinstance(other, Quantity):
-            terms: Terms = {}
-            for mine, factor in self.terms.items():
-                for theirs, by in other.terms.items():
-                    monomial = tuple(sorted(mine + theirs)) if mine and theirs else mine or theirs
-                    total = terms.get(monomial, 0) + factor * by
-                    terms[monomial] = total
-            return self._made({m: f for m, f in terms.items() if f}, self.value * other.value)
+            known = self._times_size.get(id(other))
+            if known is None:
+                known = self._times_size[id(other)] = other, self._product(other)
+            return known[1]
         if other == 1:
             return self
         if not other:
             return 0
-        return Quantity({m: f * other for m, f in self.terms.items()}, self.value * other, self.guards)
+        if other not in self._times:
+            terms = {monomial: factor * other for monomial, factor in self.terms.items()}
+            self._times[other] = Quantity(terms, self.value * other, self.guards)
+        return self._times[other]
+
+    def _product(self, other: Quantity) -> Quantity | int:
+        terms: Terms = {}
+        for mine, factor in self.terms.items():
+            for theirs, by in other.terms.items():
+                monomial = tuple(sorted(mine + theirs)) if mine and theirs else mine or theirs
+                terms[monomial] = terms.get(monomial, 0) + factor * by
+        return self._made({m: f for m, f in terms.items() if f}, self.value * other.value)
 
     __rmul__ = __mul__
 
@@ -146,6 +175,12 @@ class Quantity:
             return self.fixed() // divisor.fixed()
         if divisor == 1:
             return self
+        if divisor not in self._wholes:
+            self._wholes[divisor] = self._whole(divisor)
+        return self._wholes[divisor]
+
+    def _whole(self, divisor: int) -> Quantity | int:
+        """Divided by a number."""
         rest = self % divisor
         whole = self - rest if rest else self
         if not isinstance(whole, Quantity):
@@ -166,10 +201,20 @@ class Quantity:
 
     def _compare(self, other: object) -> int:
         """The sign of the difference, kept as a guard unless it is the same for all values."""
-        if isinstance(other, Quantity) and self.terms == other.terms:
+        if self is other:
             return 0
-        if not isinstance(other, int | Quantity):
+        if isinstance(other, Quantity):
+            known = self._size_signs.get(id(other))
+            if known is None:
+                known = self._size_signs[id(other)] = other, self._sign_beside(other)
+            return known[1]
+        if not isinstance(other, int):
             raise TypeError(f"a size is compared with {other!r}")
+        if other not in self._signs:
+            self._signs[other] = self._sign_beside(other)
+        return self._signs[other]
+
+    def _sign_beside(self, other: int | Quantity) -> int:
         difference = self - other
         if not isinstance(difference, Quantity):
             return _sign(difference)
@@ -226,4 +271,8 @@ def value_of(size: Size) -> int:
 
 def terms_of(size: Size) -> Polynomial:
     """A size as a polynomial."""
-    return tuple(sorted(size.terms.items())) if isinstance(size, Quantity) else (((), size),)
+    if not isinstance(size, Quantity):
+        return (((), size),)
+    if size.polynomial is None:
+        size.polynomial = tuple(sorted(size.terms.items()))
+    return size.polynomial

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from plan_llama.memory.cuda_pool import Chip, Need, pool_bytes
 from plan_llama.memory.quantity import Guards, Polynomial, Quantity, Size, evaluate, terms_of
@@ -17,6 +18,8 @@ _ENDLESS = 1 << 62
 TOKENS, CELLS, WINDOW = 0, 1, 2  # the batch's variables, by number
 _MOST_ROUNDS = 6  # of equal layers; what their allocations come to repeats itself after one or two
 BATCH = 3  # from here on: how many layers are left out in one place
+
+_FAR = 8  # steps that a line goes on where nothing ends it
 
 _NEAR = 9  # tenths of the peak that count as near it
 
@@ -178,6 +181,7 @@ class Tape:
             for s in self.sizes
         ]
         empty = 0 in sizes
+        endless = 2 * _ENDLESS
         # the free blocks by address; the last has no end, and is taken where no other fits
         offsets, lengths = [0], [_ENDLESS]
         peak, peak_step, near = 0, -1, 0
@@ -185,6 +189,7 @@ class Tape:
         where = [0] * (2 * self._blocks)
         held = [0] * (2 * self._blocks)
         decisions: list[int] = []
+        decide = decisions.append
         for first, steps, loop in self._segments():
             rounds = 1 if loop is None else _few(values[loop.variable])
             states: list[object] = [] if loop is None else [loop.state(offsets, lengths, where)]
@@ -197,14 +202,13 @@ class Tape:
                 for step, (block, number) in enumerate(steps, first):
                     if block >= 0 and number >= 0:
                         size = sizes[number]
-                        best, best_length, fits = -1, 2 * _ENDLESS, 1
+                        best, best_length, fits = 0, endless, 1
                         for i, have in enumerate(lengths):
+                            fits += fits
                             if have >= size:
-                                fits += fits + 1
+                                fits += 1
                                 if have <= best_length:
                                     best, best_length = i, have
-                            else:
-                                fits += fits
                         offset = offsets[best]
                         if best_length == size:
                             del offsets[best], lengths[best]
@@ -213,7 +217,7 @@ class Tape:
                             offsets[best] = offset + size
                             lengths[best] = best_length - size
                         where[block], held[block] = offset, size
-                        decisions.append(fits << 8 | best)
+                        decide(fits << 8 | best)
                         top = offset + size
                         if top > near:
                             late.append((step, top, len(decisions)))
@@ -229,10 +233,10 @@ class Tape:
                         offset, size = where[block] + kept, held[block] - kept
                         held[block] = kept
                         if not size:
-                            decisions.append(0)
+                            decide(0)
                             continue
                     if empty:
-                        decisions.append(_give_back_unsorted(offsets, lengths, offset, size))
+                        decide(_give_back_unsorted(offsets, lengths, offset, size))
                         continue
                     at = bisect_left(offsets, offset)
                     before = at - 1
@@ -244,14 +248,14 @@ class Tape:
                         else:
                             offsets[at] = offset
                             lengths[at] += size
-                        decisions.append(at << 2 | joins << 1 | 1)
+                        decide(at << 2 | joins << 1 | 1)
                         continue
                     if joins:
                         lengths[before] += size
                     else:
                         offsets.insert(at, offset)
                         lengths.insert(at, size)
-                    decisions.append(at << 2 | joins << 1)
+                    decide(at << 2 | joins << 1)
                 if loop is not None:
                     state = loop.state(offsets, lengths, where)
                     if states[-1] == state:
@@ -320,7 +324,7 @@ class Recording:
 
     def __init__(self, guards: Guards, tapes: Sequence[Tape], pools: Sequence[Pool]) -> None:
         self.guards = guards
-        self.lines = tuple(_Line(tape) for tape in tapes)
+        self.lines = tuple(_Line(tape, guards) for tape in tapes)
         self.pools = tuple(pools)
         self._pools: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._admitted: dict[tuple[int, ...], bool] = {}
@@ -351,8 +355,10 @@ class _Line:
     run may differ.
     """
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, guards: Guards) -> None:
         self.tape = tape
+        self.guards = guards
+        self._runs: dict[tuple[int, ...], dict[tuple[int, ...], Passed]] = {}
         self._known: dict[tuple[int, ...], tuple[list[int], list[Passed]]] = {}
 
     def size(self, values: tuple[int, ...]) -> int:
@@ -361,12 +367,31 @@ class _Line:
         few = values[:BATCH] + tuple(map(_few, values[BATCH:]))
         passed = self._passed(few)
         held = self.tape.held
-        if not held:
+        if not held or few == values:
             return passed.size_bytes
         if passed.near_step < held[0][0]:
             more = (evaluate(terms_of(s), values) - evaluate(terms_of(s), few) for _, s in held)
             return passed.size_bytes + sum(more)
-        return self._passed(values).size_bytes
+        return self._held(values, few)
+
+    def _held(self, values: tuple[int, ...], few: tuple[int, ...]) -> int:
+        """Bytes where it matters to what is decided how much the layers that are left out hold. That is linear in their
+        numbers: as along the cells, runs that decided alike tell of those on the line between them."""
+        known = self._runs.setdefault(few, {})
+        if values in known:
+            return known[values].size_bytes
+        for (low, a), (high, b) in combinations(known.items(), 2):
+            if a.decisions == b.decisions and a.peak_step == b.peak_step:
+                share = _between(low, high, values)
+                if share is not None:
+                    return a.size_bytes + round((b.size_bytes - a.size_bytes) * share)
+        if known:
+            # the end of the line from the last one helps with those that are asked for next
+            end = _end(next(reversed(known)), values)
+            if end != values and end not in known and self.guards.hold(end):
+                known[end] = self.tape.run(end)
+        known[values] = self.tape.run(values)
+        return known[values].size_bytes
 
     def _passed(self, values: tuple[int, ...]) -> Passed:
         cells = values[CELLS]
@@ -384,3 +409,23 @@ class _Line:
         places.insert(at, cells)
         passed.insert(at, made)
         return made
+
+
+def _between(low: tuple[int, ...], high: tuple[int, ...], values: tuple[int, ...]) -> float | None:
+    """Where values lie on the line between two others: from 0 to 1; None where they do not."""
+    whole, part = max(
+        ((b - a, v - a) for a, b, v in zip(low, high, values, strict=True)), key=lambda p: abs(p[0])
+    )
+    share = part / whole
+    if not 0 <= share <= 1:
+        return None
+    on = all((v - a) * whole == part * (b - a) for a, b, v in zip(low, high, values, strict=True))
+    return share if on else None
+
+
+def _end(first: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...]:
+    """The last values on the line from `first` on which enough layers are left out everywhere."""
+    steps = [v - f for f, v in zip(first, values, strict=True)]
+    room = [(v - 1 - _MOST_ROUNDS) // -step for v, step in zip(values, steps, strict=True) if step < 0]
+    far = max(0, min(room, default=_FAR))
+    return tuple(v + far * step for v, step in zip(values, steps, strict=True))

@@ -63,6 +63,7 @@ class ModelTable:
         self.placements: dict[object, Placement] = {}
         self.batches: dict[Batch, int] = {}  # what of a batch decides its graph, numbered
         self.batch_kinds: dict[object, int] = {}
+        self.layer_kinds: dict[object, int] = {}  # what makes placed layers alike, numbered
         self.shapes: dict[object, int] = {}  # what decides a placement's graph, numbered
         self.moves: dict[tuple[Override, ...], Moves] = {}
         self._loaded: dict[bool, tuple[bool, ...]] = {}
@@ -113,10 +114,11 @@ class ModelTable:
             self._block_sums[key] = tuple(accumulate(sizes, initial=0))
         return self._block_sums[key]
 
-    def suffix(self, index: int) -> str:
-        """A tensor's name within its block: `attn_q.weight`."""
-        stack, _, rest = self.spec.tensors[index].name.partition("blk.")
-        return stack + rest.partition(".")[2]
+    @cached_property
+    def suffixes(self) -> tuple[str, ...]:
+        """Each tensor's name within its block: `attn_q.weight`."""
+        parts = (tensor.name.partition("blk.") for tensor in self.spec.tensors)
+        return tuple(stack + rest.partition(".")[2] for stack, _, rest in parts)
 
     @cached_property
     def kinds(self) -> tuple[int, ...]:
@@ -139,7 +141,9 @@ class ModelTable:
         for il, items in enumerate(self.block_tensors):
             tensors = [self.spec.tensors[i] for i in items]
             key = (
-                frozenset((self.suffix(i), t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)),
+                frozenset(
+                    (self.suffixes[i], t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)
+                ),
                 tuple(bool(v[il]) if isinstance(v[il], float) else v[il] for v in lists),
                 (il if each else il < leading, il % turns, il < cached),
             )

@@ -133,16 +133,19 @@ class Placement:
         return ("draft", self.layer_device[il], self.moves.by_block[il])
 
     @cached_property
-    def kinds_of_layers(self) -> tuple[tuple[object, ...], ...]:
-        """What makes layers alike: tensors, types and shapes, the devices of the layer and of its tensors, a window."""
+    def kinds_of_layers(self) -> tuple[int, ...]:
+        """A number per layer, equal where layers are alike: tensors, types and shapes, the devices of the layer and of
+        its tensors, a window."""
         table, windowed = self.table, self.table.windows.layers
-        found: list[tuple[object, ...]] = []
+        kinds, suffixes, numbers = table.kinds, table.suffixes, table.layer_kinds
+        found = []
         for il in range(table.layers):
             home = self.layer_device[il]
             moved = tuple(
-                (table.suffix(index), device) for index, device in self.moves.by_block[il] if device != home
+                (suffixes[index], device) for index, device in self.moves.by_block[il] if device != home
             )
-            found.append((table.kinds[il], home, moved, il in windowed))
+            key = kinds[il], home, moved, il in windowed
+            found.append(numbers.setdefault(key, len(numbers)))
         return tuple(found)
 
     @cached_property

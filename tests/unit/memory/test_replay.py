@@ -14,6 +14,7 @@ from plan_llama.memory.types import Settings
 from plan_llama.units import GIB
 from tests.oracle_cases import spec
 
+CARD = [DeviceMemory(free_bytes=24 * GIB)]
 CARDS = [DeviceMemory(free_bytes=24 * GIB), DeviceMemory(free_bytes=12 * GIB)]
 BASE = Settings(context=4096, gpu_layers=999)
 
@@ -37,3 +38,14 @@ def test_a_table_that_remembers_says_what_a_new_one_says(model: str) -> None:
         asked.append((chosen, cards, buffers(remembering, chosen, cards)))
     for chosen, cards, found in drawn.sample(asked, 12):
         assert buffers(ModelTable(header), chosen, cards) == found, chosen
+
+
+def test_experts_that_move_from_host_to_card_one_by_one() -> None:
+    # with so much context what comes last is nearly as large as what layers that are left out hold
+    header = spec("glm-5.1-ud-iq2")
+    remembering = ModelTable(header)
+    for layers in (*range(20, 70), *range(20, 70, 7)):
+        chosen = replace(BASE, context=131072, ubatch=2048, overrides=n_cpu_moe(layers))
+        found = buffers(remembering, chosen, CARD)
+        if layers % 7 == 6:
+            assert buffers(ModelTable(header), chosen, CARD) == found, layers
