@@ -116,10 +116,11 @@ def make_plan(
     """
     assert model.model is not None  # noqa: S101 - the command checked it
     own = writer(engine, installed)
-    spec, machine, said = choose_model(model, hardware, wanted, engine, own)
+    table, machine, said = choose_model(model, hardware, wanted, engine, own)
+    spec = table.spec
     check_against_model(wanted, spec)
     wanted = own.wishes(wanted, spec, machine)
-    task, plan, about_gpus = solved(make_task(ModelTable(spec), machine, wanted, beyond()))
+    task, plan, about_gpus = solved(make_task(table, machine, wanted, beyond()))
     said += about_gpus
     if plan is not None and not (
         plan.chosen.footprint.verdict in ("fits", "tight")
@@ -201,52 +202,58 @@ def choose_model(
     wanted: Wishes,
     engine: EngineOptions,
     own: Writer,
-) -> tuple[ModelSpec, Machine, list[Finding]]:
-    """The model and the machine; where --model leaves the quant open, the largest file that fits."""
+) -> tuple[ModelTable, Machine, list[Finding]]:
+    """The model and the machine; where --model leaves the quant open, the largest file that fits.
+
+    The table remembers what was worked out on the way.
+    """
     assert options.model is not None  # noqa: S101
     open_to = choices(options.model) if options.quant is None else ()
     if not open_to:
         named = images.with_projector(resolve_model(options.model, options.quant), options)
         asked = hardware_choice(hardware)
         machine = measured(resolve(asked, model_path=named.path, engine_path=engine.engine_path))
-        return named, machine, about_file(named)
+        return ModelTable(named), machine, about_file(named)
     folder = str(download_folder(open_to[0].repo))
     asked = hardware_choice(hardware)
     machine = measured(resolve(asked, model_path=folder, engine_path=engine.engine_path))
     enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
-    spec: ModelSpec | None = None
+    table: ModelTable | None = None
     plan: Plan | None = None
     tried: list[str] = []
-    unkept: list[tuple[ModelSpec, Plan]] = []  # they fit, and are too slow or too large for all users at once
+    unkept: list[
+        tuple[ModelTable, Plan]
+    ] = []  # they fit, and are too slow or too large for all users at once
     unread: list[Finding] = []
     for choice in open_to:
         if choice.size_bytes > other_quants.room(machine) and choice is not open_to[-1]:
             tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
             continue
         try:
-            spec = images.with_projector(choice.load(), options)
+            table = ModelTable(images.with_projector(choice.load(), options))
         except RemoteError:
             raise
         except ModelError as error:  # a file for another engine, or one that is damaged
             unread.append(Finding(id="quant-unusable", severity="note", text=error.line()))
             continue
-        asking = own.wishes(wanted, spec, machine)
-        task = make_task(ModelTable(spec), machine, asking, beyond())
+        asking = own.wishes(wanted, table.spec, machine)
+        task = make_task(table, machine, asking, beyond())
         plan = solve(task, ladder=False)
         if plan is not None and plan.chosen.footprint.verdict in enough:
             if satisfied(task, plan.chosen):
                 break
-            unkept.append((spec, plan))
+            unkept.append((table, plan))
             continue
         tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
-    if spec is None:
+    if table is None:
         what = unread[-1].text if unread else f"{options.model}: has no quant for llama.cpp"
         raise ModelError(what, hint="give a GGUF file")
     if unkept and (
         plan is None or plan.chosen.footprint.verdict not in enough or len(unkept) == len(open_to)
     ):
-        spec, plan = unkept[0]
+        table, plan = unkept[0]
         unkept = []
+    spec = table.spec
     kept = "" if wanted.objective == "quality" else " with every margin kept"
     text = f"{spec.quant} is the largest published quant that fits{kept}"
     if unkept:
@@ -264,7 +271,7 @@ def choose_model(
         if faster is not None:
             text, fix = f"{text}; {faster[0]}", f"{faster[1]}, or another"
     chosen = Finding(id="quant-chosen", severity="note", text=text, fix=fix)
-    return spec, machine, [chosen, *unread[:3], *about_file(spec)]
+    return table, machine, [chosen, *unread[:3], *about_file(spec)]
 
 
 def about_file(spec: ModelSpec) -> list[Finding]:

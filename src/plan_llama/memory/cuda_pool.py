@@ -108,10 +108,23 @@ _AMD_FAMILIES = (
 )
 
 
+_WITH_NEEDS = frozenset({"MUL_MAT", "MUL_MAT_ID", "TOP_K", "ARGSORT"})
+
+
 def needs(nodes: Iterable[Node], chip: Chip) -> tuple[Need, ...]:
     """What each operation holds of the pool, in the order of the graph, without those that repeat."""
     found: dict[object, Need] = {}
+    seen: set[object] = set()
     for node in nodes:
+        if node.op not in _WITH_NEEDS:
+            continue
+        # most layers have the same products: their sizes are the same objects
+        shapes = (node.ne, *(source.ne for source in node.src))
+        kinds = (source.type.id for source in node.src)
+        same = node.op, node.precise, *kinds, *(id(size) for ne in shapes for size in ne)
+        if same in seen:
+            continue
+        seen.add(same)
         need = tuple(part for part in _need(node, chip) if value_of(part.size))
         if need:
             found.setdefault(tuple(part.key for part in need), need)

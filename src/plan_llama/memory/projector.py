@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from plan_llama.memory.cuda_pool import needs
 from plan_llama.memory.replay import Pool
@@ -19,11 +20,12 @@ from plan_llama.memory.scheduler import (
     compute_sizes,
     padded_bytes,
 )
-from plan_llama.memory.towers.families import FAMILIES
-from plan_llama.memory.towers.vit import Shape
 from plan_llama.memory.types import HOST, Settings
 from plan_llama.models.images import Image, Limits, kind, limits
 from plan_llama.models.types import ModelSpec
+
+if TYPE_CHECKING:  # the graphs of towers are imported where one is built
+    from plan_llama.memory.towers.vit import Shape
 
 # ggml_cuda_get_best_fattn_kernel (ggml/src/ggml-cuda/fattn.cu): other heads get plain attention scores
 _CUDA_HEADS = frozenset((40, 64, 72, 80, 96, 112, 128, 256))
@@ -87,6 +89,8 @@ class Projector:
 
     def use(self, settings: Settings, kinds: Sequence[BackendKind]) -> ProjectorUse:
         """What it takes under these settings; `kinds` are the backends of the machine's GPUs."""
+        from plan_llama.memory.towers.families import FAMILIES
+
         device = device_of(settings, len(kinds))
         backend = CPU_KIND if device == HOST else kinds[device]
         images = limits(
@@ -143,6 +147,8 @@ class Projector:
         return self._compute[key]
 
     def _walk(self, image: Image, backend: BackendKind, *, flash_attn: bool) -> Compute:
+        from plan_llama.memory.towers.families import FAMILIES
+
         found = limits(self.spec.hparams)
         graph = FAMILIES[self.kind](
             self.spec,
@@ -172,6 +178,8 @@ class Projector:
         return Compute(pixels // patch**2 * row, 4 * 3 * pixels, 2 * pixels // patch**2 * (embd + ffn))
 
     def _shape(self, merge: int) -> Shape:
+        from plan_llama.memory.towers.vit import Shape
+
         return Shape(
             embd=self.spec.int_param("vision.embedding_length"),
             heads=max(1, self.spec.int_param("vision.attention.head_count")),

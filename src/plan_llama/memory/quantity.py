@@ -9,8 +9,10 @@ alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:  # seldom needed, and it brings decimal
+    from fractions import Fraction
 
 Monomial = tuple[int, ...]  # the variables that are multiplied, by number, ascending; () is the constant
 Terms = dict[Monomial, "int | Fraction"]
@@ -257,6 +259,8 @@ def _without(monomial: Monomial, number: int) -> Monomial:
 
 
 def _ratio(factor: int | Fraction, divisor: int) -> int | Fraction:
+    from fractions import Fraction
+
     made = Fraction(factor) / divisor
     return int(made) if made.denominator == 1 else made
 

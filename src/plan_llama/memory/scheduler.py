@@ -267,7 +267,7 @@ class _Allocator:
     def __init__(self, options: SchedulerOptions) -> None:
         self.kinds = options.kinds
         self.tapes = tuple(Tape(kind.alignment) for kind in options.kinds)
-        self._plain: dict[tuple[int, int], int] = {}  # sizes by shape and type: many nodes share theirs
+        self._plain: dict[tuple[int, ...], int] = {}  # sizes by type and shape: many nodes share theirs
 
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
         # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
@@ -328,7 +328,14 @@ class _Allocator:
     def _size(self, node: Node, backend: int) -> int:
         if node.type.quantised or node.op == "FLASH_ATTN_EXT" or not node.fresh:
             return alloc_size(node, self.kinds[backend])
-        key = id(node.ne), id(node.type)
+        a, b, c, d = node.ne
+        key = (
+            node.type.id,
+            id(a),
+            id(b),
+            id(c),
+            id(d),
+        )  # a size that depends on the batch is no key, but is its own
         if key not in self._plain:
             self._plain[key] = node.nbytes
         return self._plain[key]

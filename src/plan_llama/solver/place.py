@@ -342,7 +342,7 @@ class Filler:
         stored = self.table.stored_bytes(self.devices[device].kind)
         stems: dict[str, list[int]] = {}
         for index in self.movable.tensors[il]:
-            stems.setdefault(self.table.suffix(index).rpartition(".")[0], []).append(index)
+            stems.setdefault(self.table.suffixes[index].rpartition(".")[0], []).append(index)
         best, left = 0.0, tuple[str, ...]()
         for count in range(1, len(stems)):
             for chosen in combinations(sorted(stems), count):
