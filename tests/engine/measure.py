@@ -64,7 +64,7 @@ def host_sum(sums: Mapping[str, Sums]) -> Sums:
     return sum((found for place, found in sums.items() if not place.startswith("GPU")), Sums())
 
 
-_BUFFER = re.compile(r": +(\S+) (model|KV|RS|compute) buffer size = +([0-9.]+) MiB")
+_BUFFER = re.compile(r": +(\S+) (model|KV|RS|compute|DSV4 \w+ state) buffer size = +([0-9.]+) MiB")
 _KINDS = {"model": "weights_bytes", "KV": "context_bytes", "RS": "context_bytes", "compute": "compute_bytes"}
 
 
@@ -75,5 +75,5 @@ def log_buffers(log: str) -> Sums:
     """
     total = dict.fromkeys(_KINDS.values(), 0)
     for _, kind, size_mib in _BUFFER.findall(log):
-        total[_KINDS[kind]] += round(float(size_mib) * MIB)
+        total[_KINDS.get(kind, "context_bytes")] += round(float(size_mib) * MIB)
     return Sums(**total)

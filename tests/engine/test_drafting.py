@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from plan_llama.memory.estimate import buffers
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.models.config_folder import spec_of
+from plan_llama.models.ggml_types import by_name
+from plan_llama.models.types import ModelSpec, Tensor
 from plan_llama.models.writer import write_header
 from tests.engine import processes
 from tests.engine.measure import MIB, Sums, log_buffers
@@ -19,6 +22,7 @@ from tests.engine.measure import MIB, Sums, log_buffers
 pytestmark = pytest.mark.engine
 
 CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
+DEEPSEEK_V4 = "deepseek-ai/DeepSeek-V4-Flash"
 SMALLER = {
     "num_hidden_layers": 4,
     "hidden_size": 512,
@@ -42,6 +46,35 @@ def smaller(config: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def with_draft_block(spec: ModelSpec) -> ModelSpec:
+    """DeepSeek-V4 with a block for drafting, which our reading of its config leaves out: as the last layer, without
+    what compresses (load_arch_tensors, src/models/deepseek4.cpp, b11434)."""
+    block, width = spec.layers, spec.int_param("embedding_length")
+    last = f"blk.{block - 1}."
+    like = [
+        replace(tensor, name=tensor.name.replace(last, f"blk.{block}."))
+        for tensor in spec.tensors
+        if tensor.name.startswith(last) and "compressor" not in tensor.name and "indexer" not in tensor.name
+    ]
+    more = {"eh_proj": (2 * width, width), "enorm": (width,), "hnorm": (width,), "shared_head_norm": (width,)}
+    own = [
+        Tensor(f"blk.{block}.nextn.{name}.weight", by_name("f16" if len(shape) > 1 else "f32"), shape)
+        for name, shape in more.items()
+    ]
+    hparams = {
+        key: (*value, value[-1]) if isinstance(value, tuple) and len(value) == block else value
+        for key, value in spec.hparams.items()
+    }
+    ratios = spec.hparams["attention.compress_ratios"]
+    assert isinstance(ratios, tuple)
+    hparams |= {
+        "attention.compress_ratios": (*ratios[:block], 0),
+        "block_count": block + 1,
+        "nextn_predict_layers": 1,
+    }
+    return replace(spec, tensors=(*spec.tensors, *like, *own), hparams=hparams)
+
+
 def last_reserved(log: str) -> Sums:
     """The buffers of all contexts; the one that drafts reserves a second time, with its sampling on the device."""
     found = Sums()
@@ -52,17 +85,29 @@ def last_reserved(log: str) -> Sums:
 
 
 @pytest.mark.parametrize(
-    ("file", "name"),
-    [("configs", "zai-org/GLM-4.5"), ("hybrid", "zai-org/GLM-5.1"), ("hybrid", "Qwen/Qwen3.6-27B")],
+    ("file", "name", "slots"),
+    [
+        ("configs", "zai-org/GLM-4.5", "-np 2"),
+        ("hybrid", "zai-org/GLM-5.1", "-np 2"),
+        ("hybrid", "Qwen/Qwen3.6-27B", "-np 2"),
+        ("hybrid", DEEPSEEK_V4, "-np 2"),
+        ("hybrid", DEEPSEEK_V4, "-np 4 -kvu"),
+    ],
 )
-def test_both_contexts_are_counted(file: str, name: str, engine_bin: Path, tmp_path: Path) -> None:
-    config = json.loads((CONFIGS / f"{file}.json").read_text(encoding="utf-8"))[name]["config"]
-    spec = spec_of(smaller(config), "small", "F16", where=name, folder=tmp_path)
+def test_both_contexts_are_counted(
+    file: str, name: str, slots: str, engine_bin: Path, tmp_path: Path
+) -> None:
+    config = smaller(json.loads((CONFIGS / f"{file}.json").read_text(encoding="utf-8"))[name]["config"])
+    heads = {"num_key_value_heads": 1} if name == DEEPSEEK_V4 else {}
+    spec = spec_of({**config, **heads}, "small", "F16", where=name, folder=tmp_path)
+    if name == DEEPSEEK_V4:
+        spec = with_draft_block(spec)
     path, log, port = tmp_path / "small.gguf", tmp_path / "server.log", processes.free_port()
     write_header(spec, path)  # all weights are zero: enough to start with
     settings = Settings(
         context=4096,
-        parallel=2,
+        parallel=int(slots.split()[1]),
+        kv_unified="-kvu" in slots,
         ubatch=256,
         draft_layers=True,
         draft_tokens=5,
@@ -71,7 +116,7 @@ def test_both_contexts_are_counted(file: str, name: str, engine_bin: Path, tmp_p
         repack=False,
     )
     words = (
-        "-c 4096 -np 2 -ub 256 -fa on -nr --spec-type draft-mtp --spec-draft-n-max 5 -ctkd q8_0 -ctvd q8_0"
+        f"-c 4096 {slots} -ub 256 -fa on -nr --spec-type draft-mtp --spec-draft-n-max 5 -ctkd q8_0 -ctvd q8_0"
     )
     argv: list[str | Path] = [
         engine_bin / "llama-server",

@@ -91,7 +91,8 @@ def _draft(
         kv_type_v=settings.draft_kv_type_v,
         draft_layers=False,
     )
-    batch = context.reserved_batch(own, table.windows)
+    # a plain cache, also where the model's own one gives every sequence its cells (DeepSeek-V4)
+    batch = context.reserved_batch(own, replace(table.windows, own_streams=False))
     cache = context.draft_bytes(table, batch, placement, dict(enumerate(kinds)))
     return cache, compute.work_bytes(table, settings, batch, placement, kinds, repacked, draft=True)
 

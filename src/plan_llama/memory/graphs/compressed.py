@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plan_llama.memory.batch import padded
-from plan_llama.memory.blocks import Builder, UndescribedGraph, hadamard_size
+from plan_llama.memory.blocks import Builder, hadamard_size
 from plan_llama.memory.ggml import F16, F32, I32, I64, Node
-from plan_llama.memory.graphs.decoder import Decoder
+from plan_llama.memory.graphs.drafting import own_or
 from plan_llama.memory.graphs.streams import HyperConnected
 from plan_llama.memory.recurrent import states_kept
 from plan_llama.models.types import TensorType
@@ -55,9 +55,25 @@ class DeepSeek4(HyperConnected):
         self.head_size = self.spec.int_param("attention.key_length")
         self.index_size = self.spec.int_param("attention.indexer.key_length")
 
-    def drafting(self) -> type[Decoder]:
-        """Its block for drafting attends to a window only; an upper bound is taken."""
-        raise UndescribedGraph("the block for drafting of DeepSeek-V4")
+    def draft(self, il: int) -> bool:
+        """graph_mtp: all streams of the state, beside the token's row; attention to a window of a plain cache."""
+        b, g, batch, prefix, n = self.b, self.g, self.batch, f"blk.{il}.nextn", self.streams
+        width, tokens = self.spec.int_param("embedding_length"), batch.tokens
+        self.sequences = batch.streams  # the cache is no compressed one: slots may share it
+        rows = g.get_rows(b.w(own_or(b, f"{prefix}.embed_tokens", "token_embd")), g.input(I32, tokens))
+        state = g.reshape(g.input(F32, width * n, tokens), width, n, tokens)
+        self._window_inputs()
+        rows = g.reshape(b.norm(rows, f"{prefix}.enorm"), width, 1, tokens)
+        both = g.concat(g.repeat(rows, width, n, tokens, 1), b.norm(state, f"{prefix}.hnorm"), 0)
+        x = self.between(b.mm(f"{prefix}.eh_proj", both), f"blk.{il}", "attn", il)
+        x = self.between(x, f"blk.{il}", "ffn", il)
+        rows = g.get_rows(g.reshape(x, width * n, tokens), self.out_ids)
+        rows.is_output = True
+        x = self.narrowed_rows(rows, own_or(b, f"{prefix}.shared_head_norm", "output_norm"))
+        logits = g.mul_mat(b.output_weight(own_or(b, f"{prefix}.shared_head_head", "output")), x)
+        logits.is_output = True
+        g.expand(logits)
+        return True
 
     # -- inputs -------------------------------------------------------------------------------------------------
 
@@ -68,20 +84,25 @@ class DeepSeek4(HyperConnected):
         table = self.b.w("token_embd.weight")
         rows = g.get_rows(table, self.tokens)
         g.expand(rows, g.input(F32, table.ne[0], batch.tokens))
-        self.positions = g.input(I32, batch.tokens)
-        self.out_ids = g.input(I32, batch.outputs)
-        self.rows_k = g.input(I64, batch.tokens)
-        mask_type = F16 if batch.flash_attn else F32
-        self.mask = self._mask(batch.window_cells, mask_type)
-        quantised = batch.kv_type_k.quantised and self.head_size % 64 == 0
-        size = hadamard_size(self.head_size)
-        self.rotation = g.input(F32, size, size) if quantised else None
-        self.sparse = self._compressor(_SPARSE, mask_type, size if quantised else 0)
-        self.heavy = self._compressor(_HEAVY, mask_type, size if quantised else 0)
+        self._window_inputs()
+        mask_type, size = self.mask.type, self.rotation.ne[0] if self.rotation is not None else 0
+        self.sparse = self._compressor(_SPARSE, mask_type, size)
+        self.heavy = self._compressor(_HEAVY, mask_type, size)
         self.index = self._compressor(_SPARSE, F16, hadamard_size(self.index_size))
         g.expand(self.mask)
         x = g.reshape(rows, table.ne[0], 1, batch.tokens)
         return g.repeat(x, table.ne[0], self.streams, batch.tokens, 1)
+
+    def _window_inputs(self) -> None:
+        """Positions, wanted rows, and the inputs of the cache behind the window."""
+        g, batch = self.g, self.batch
+        self.positions = g.input(I32, batch.tokens)
+        self.out_ids = g.input(I32, batch.outputs)
+        self.rows_k = g.input(I64, batch.tokens)
+        self.mask = self._mask(batch.window_cells, F16 if batch.flash_attn else F32)
+        size = hadamard_size(self.head_size)
+        quantised = batch.kv_type_k.quantised and self.head_size % 64 == 0
+        self.rotation = g.input(F32, size, size) if quantised else None
 
     def _mask(self, cells: int, kind: TensorType) -> Node:
         return self.g.input(kind, cells, self.batch.tokens // self.sequences, 1, self.sequences)
@@ -116,13 +137,15 @@ class DeepSeek4(HyperConnected):
 
     def block(self, x: Node, il: int, *, last: bool) -> Node:  # noqa: ARG002 - rows are picked in the head
         """Attention and experts, each between narrowing and spreading."""
-        b, g, prefix = self.b, self.g, f"blk.{il}"
-        cur, post, comb = self.narrowed(x, f"{prefix}.hc_attn")
-        cur = self.attention_of(b.norm(cur, f"{prefix}.attn_norm"), il)
-        x = self.spread(cur, x, post, comb)
-        cur, post, comb = self.narrowed(x, f"{prefix}.hc_ffn")
-        g.expand(x, post, comb)
-        cur = self.feed_forward(b.norm(cur, f"{prefix}.ffn_norm"), il)
+        return self.between(self.between(x, f"blk.{il}", "attn", il), f"blk.{il}", "ffn", il, expands=True)
+
+    def between(self, x: Node, prefix: str, branch: str, il: int, *, expands: bool = False) -> Node:
+        """A branch between narrowing and spreading; before experts the layers of the model expand what they have."""
+        cur, post, comb = self.narrowed(x, f"{prefix}.hc_{branch}")
+        if expands:
+            self.g.expand(x, post, comb)
+        cur = self.b.norm(cur, f"{prefix}.{branch}_norm")
+        cur = self.attention_of(cur, il) if branch == "attn" else self.feed_forward(cur, il)
         return self.spread(cur, x, post, comb)
 
     def chosen_experts(self, il: int) -> Node | None:
@@ -288,9 +311,13 @@ class DeepSeek4(HyperConnected):
 
     def head(self, x: Node) -> None:
         """The wanted rows of all streams, narrowed by weights of their own."""
+        rows = self.g.get_rows(self.g.reshape(x, x.ne[0] * self.streams, x.ne[2]), self.out_ids)
+        self.logits(self.narrowed_rows(rows, "output_norm.weight"))
+
+    def narrowed_rows(self, rows: Node, norm: str) -> Node:
+        """build_hc_head and the norm before the head."""
         b, g, n = self.b, self.g, self.streams
-        width = x.ne[0]
-        rows = g.get_rows(g.reshape(x, width * n, x.ne[2]), self.out_ids)
+        width = rows.ne[0] // n
         x = g.reshape(rows, width, n, rows.ne[1])
         flat = g.like("RMS_NORM", g.reshape(x, width * n, rows.ne[1]))
         mixes = g.mul_mat(b.w("output_hc_fn.weight"), flat)
@@ -302,6 +329,6 @@ class DeepSeek4(HyperConnected):
             part = g.like("MUL", part, g.view(mixes, (1, rows.ne[1]), (mixes.nb[1],)))
             total = part if total is None else g.like("ADD", total, part)
         assert total is not None, "hyper_connection.count"  # noqa: S101 - as above
-        x = b.norm(total, "output_norm")
+        x = b.norm(total, norm.removesuffix(".weight"))
         x.is_output = True
-        self.logits(x)
+        return x

@@ -384,6 +384,10 @@ class Decoder:
         """The class that builds the block for drafting, where the model's own layers are built otherwise."""
         return type(self)
 
+    def draft(self, il: int) -> bool:  # noqa: ARG002 - for those that build it otherwise
+        """Builds the graph of a block for drafting, where it is unlike the others'; whether it did."""
+        return False
+
     # -- the head -----------------------------------------------------------------------------------------------------
 
     def head(self, x: Node) -> None:
