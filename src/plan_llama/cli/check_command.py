@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from plan_llama.cli import check_file, checked_model, images, plan_json, render_plan
+from plan_llama.cli import check_file, checked_model, ik_command, images, plan_json, render_plan
 from plan_llama.cli.check_file import Given
 from plan_llama.cli.correct_command import Checked, corrected_command
 from plan_llama.cli.hardware import as_json
@@ -26,13 +26,15 @@ from plan_llama.cli.plan_command import in_order, machine_notes, print_json
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.target import engine_of
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
-from plan_llama.engines import architectures, llama_server, memory_rules, older_builds, refusals
+from plan_llama.engines import architectures, ik_llama, llama_server, memory_rules, older_builds, refusals
 from plan_llama.engines.command_settings import CommandReading, to_settings
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.contradictions import contradictions
 from plan_llama.engines.flags import FlagTable
+from plan_llama.engines.ik_reading import ik_settings
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.vllm.parsing import is_vllm
+from plan_llama.engines.refusals import unreadable
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
@@ -48,6 +50,7 @@ from plan_llama.solver.profiles import beyond
 from plan_llama.solver.said import memory_findings, remarks
 from plan_llama.solver.search import judged
 from plan_llama.solver.types import Wishes
+from plan_llama.speed.types import Engine
 
 
 def run(
@@ -71,7 +74,8 @@ def run(
 
         return vllm_check.run(argv, model, hardware, wish_options, engine, output)
     wanted = wishes(wish_options)
-    build = engine_build(engine)
+    of_ik = engine.engine == ik_llama.ENGINE
+    build = None if of_ik else engine_build(engine)
     machine = measured(resolve(hardware_choice(hardware), engine_path=engine.engine_path))
     flags = FlagTable.load(build) if build is not None else _installed(machine)
     own = (
@@ -85,8 +89,11 @@ def run(
     for index, given_command in enumerate(commands):
         if index and not output.json:
             Screen().write("\n")
-        parsed = parse(given_command.argv, table=flags, env={**own, **given_command.env})
         said = [*given_command.findings, *about_build]
+        table = flags
+        if of_ik or (build is None and ik_llama.meant(given_command.argv)):
+            table, said = ik_llama.flags(), [*given_command.findings]
+        parsed = parse(given_command.argv, table=table, env={**own, **given_command.env})
         code, answer = _check(
             given_command, parsed, said, machine, wanted, build, model, given(wish_options), output
         )
@@ -160,15 +167,25 @@ def _judge(
     parsed: ParsedCommand, spec: ModelSpec, machine: Machine, wanted: Wishes
 ) -> tuple[Checked, list[Finding]]:
     """What the command would use, with what --fit makes of it."""
-    reading = to_settings(parsed, model=spec, machine=machine)
+    fork = parsed.engine == ik_llama.ENGINE
+    reading = (ik_settings if fork else to_settings)(parsed, model=spec, machine=machine)
     table = ModelTable(spec)
-    task = make_task(table, machine, replace(wanted, older=reading.settings.older), beyond())
-    said = [*reading.findings, *memory_rules.findings(parsed.build, spec, reading.settings)]
+    engine: Engine = "ik_llama.cpp" if fork else "llama.cpp"
+    aim = replace(wanted, older=reading.settings.older, engine=engine, slots_apart=fork)
+    task = make_task(table, machine, aim, beyond())
+    said = [*reading.findings]
+    if fork:
+        said += ik_command.findings(spec)
+    else:
+        said += memory_rules.findings(parsed.build, spec, reading.settings)
     wrong = refusals.refusals(reading.settings, table=table, flash_attn=reading.flash_attn)
     said += wrong
     clashes = tuple(contradictions(parsed, reading, machine))
     said += clashes
-    if too_old := architectures.finding(parsed.build, spec):
+    too_old = None if fork else architectures.finding(parsed.build, spec)
+    if foreign := unreadable(spec, parsed.engine):
+        too_old = foreign
+    if too_old is not None:
         said.append(too_old)
     # what the engine's parser or loader stops at: a device, a pattern or a context that cannot be
     stops = bool(
@@ -260,12 +277,18 @@ def _unknown_model(
 
 def _of_the_arguments(screen: Screen, parsed: ParsedCommand) -> str:
     """The headline where nothing but the arguments is known."""
-    which = f"{parsed.program} {older_builds.named(parsed.build)}"
+    which = _program(parsed)
     if parsed.accepted:
         return (
             screen.style("UNKNOWN", "warn") + f"  {which} takes every argument; the model is not known here"
         )
     return screen.style("INVALID", "bad") + f"  {which}"
+
+
+def _program(parsed: ParsedCommand) -> str:
+    """The program whose rules were applied."""
+    fork = "" if parsed.engine == llama_server.ENGINE else f"{parsed.engine}'s "
+    return f"{fork}{parsed.program} {older_builds.named(parsed.build)}"
 
 
 def _given_lines(screen: Screen, command: Given) -> list[str]:
@@ -288,7 +311,7 @@ def _print(
 ) -> None:
     screen = Screen()
     task, candidate = checked.task, checked.candidate
-    lines = [*_given_lines(screen, command), f"Checked against {parsed.program} b{parsed.build}"]
+    lines = [*_given_lines(screen, command), f"Checked against {_program(parsed)}"]
     lines += [*render_plan.title(screen, task.table.spec, machine), ""]
     lines += [render_plan.headline(screen, task.table, candidate, checked.verdict)]
     lines += [*render_plan.findings(screen, said, notes=False), ""]

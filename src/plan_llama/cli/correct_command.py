@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from plan_llama.cli import llama_command
+from plan_llama.cli import ik_command, llama_command
 from plan_llama.cli.plan_command import solved
-from plan_llama.engines import llama_server, refusals
+from plan_llama.engines import ik_llama, llama_server, refusals
 from plan_llama.engines.command_settings import CommandReading
 from plan_llama.engines.commandline import ParsedCommand
 from plan_llama.engines.launch import LaunchCommand
@@ -53,7 +53,7 @@ def corrected_command(
     """The command as it is where nothing is wrong with it; else one that this build takes and that fits."""
     if checked.verdict in ("fits", "tight"):
         return LaunchCommand(
-            engine=llama_server.ENGINE, build=parsed.build, argv=_words(parsed), env=parsed.env
+            engine=parsed.engine, build=parsed.build, argv=_words(parsed), env=parsed.env
         ), _faster(checked, _aim(parsed, checked, wanted, said_options))
     reading, task = checked.reading, checked.task
     aim = _aim(parsed, checked, wanted, said_options)
@@ -61,7 +61,10 @@ def corrected_command(
     new_task, plan, said = solved(new_task, ladder=False)
     if plan is None:
         return None, said
-    command, about_build = llama_command.make(new_task, plan, build, name_projector=False)
+    if parsed.engine == ik_llama.ENGINE:
+        command, about_build = ik_command.make(new_task, plan, correcting=True)
+    else:
+        command, about_build = llama_command.make(new_task, plan, build, name_projector=False)
     said += about_build
     if plan.chosen.footprint.verdict == "does-not-fit":
         said.append(
@@ -119,6 +122,8 @@ def _aim(parsed: ParsedCommand, checked: Checked, wanted: Wishes, said_options: 
     aim = replace(
         wanted,
         older=reading.settings.older,
+        engine=checked.task.wishes.engine,
+        slots_apart=checked.task.wishes.slots_apart,
         context=wanted.context or (reading.settings.context_per_slot if "ctx" in given_names else None),
         parallel=wanted.parallel or (slots if keeps_slots else None),
     )

@@ -14,7 +14,8 @@ from plan_llama.cli.options import EngineOptions
 from plan_llama.cli.target import for_build
 from plan_llama.cli.wishes import engine_build
 from plan_llama.engines.launch import LaunchCommand
-from plan_llama.errors import UsageError
+from plan_llama.engines.refusals import unreadable
+from plan_llama.errors import ModelError, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import InstalledEngine, Machine
 from plan_llama.models.types import ModelSpec
@@ -48,19 +49,31 @@ def writer(options: EngineOptions, installed: InstalledEngine | None = None) -> 
         raise UsageError("--nodes: more than one machine is planned for with --engine vllm only")
     if options.engine == "llama.cpp":
         return LlamaServer(engine_build(options), installed)
-    if options.engine == "ollama":
-        if options.engine_build is not None:
-            from plan_llama.engines.ollama_facts import facts
+    if options.engine == "ik_llama.cpp":
+        _refuse_build(options, "its arguments are known of one build")
+        from plan_llama.cli.ik_command import IkLlama
 
-            raise UsageError(
-                f"--engine-build {options.engine_build}: Ollama comes with a llama-server of its own",
-                hint=f"leave it out; Ollama {facts().version} has b{facts().llama_cpp}",
-            )
+        return IkLlama()
+    if options.engine == "ollama":
+        _refuse_build(options, "Ollama comes with a llama-server of its own")
         from plan_llama.cli.ollama_command import Ollama
 
         return Ollama()
     reason = "cannot be planned for by this version" if options.engine in ENGINES else "is not known"
-    raise UsageError(f"--engine {options.engine}: {reason}", hint="it knows llama.cpp, ollama and vllm")
+    raise UsageError(
+        f"--engine {options.engine}: {reason}", hint="it knows llama.cpp, ik_llama.cpp and ollama"
+    )
+
+
+def _refuse_build(options: EngineOptions, why: str) -> None:
+    if options.engine_build is not None:
+        raise UsageError(f"--engine-build {options.engine_build}: {why}", hint="leave it out")
+
+
+def refuse_types(spec: ModelSpec, engine: str) -> None:
+    """Raises ModelError for a file with tensor types that an engine does not know."""
+    if wrong := unreadable(spec, engine):
+        raise ModelError(wrong.text, hint=wrong.fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +83,9 @@ class LlamaServer:
     build: int | None
     installed: InstalledEngine | None
 
-    def wishes(self, wanted: Wishes, _spec: ModelSpec, machine: Machine, /) -> Wishes:
+    def wishes(self, wanted: Wishes, spec: ModelSpec, machine: Machine, /) -> Wishes:
         """What an older build does otherwise with memory."""
+        refuse_types(spec, "llama.cpp")
         return for_build(wanted, machine, self.build, self.installed)
 
     def command(self, task: Task, plan: Plan) -> tuple[LaunchCommand, list[Finding]]:

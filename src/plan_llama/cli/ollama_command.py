@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plan_llama.cli import llama_command
+from plan_llama.cli.engine_choice import refuse_types
 from plan_llama.cli.launcher import launcher_files
 from plan_llama.cli.plan_command import names_unknown
 from plan_llama.engines import architectures, llama_server, memory_rules, older_builds, ollama
@@ -29,6 +30,7 @@ class Ollama:
 
     def wishes(self, wanted: Wishes, spec: ModelSpec, machine: Machine, /) -> Wishes:
         """Slots apart, one batch, the memory of its llama-server; one slot where it allows no more."""
+        refuse_types(spec, "llama.cpp")
         if "batch" in wanted.pins:
             raise UsageError(
                 "--pin batch: Ollama gives llama-server one number for batch and micro-batch",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from plan_llama.cli import images
 from plan_llama.cli.options import ModelOptions
+from plan_llama.engines.refusals import unreadable
 from plan_llama.errors import ModelError
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.table import ModelTable
@@ -35,7 +36,10 @@ def smaller_quants(
         for choice in offered:
             if choice.size_bytes >= spec.file_bytes or choice.size_bytes > room(machine):
                 continue
-            table = ModelTable(images.with_projector(choice.load(), options))
+            other = images.with_projector(choice.load(), options)
+            if unreadable(other, wanted.engine):
+                continue
+            table = ModelTable(other)
             task = make_task(table, machine, wanted, beyond())
             plan = solve(task, ladder=False)
             usable = plan is not None and plan.chosen.footprint.verdict in ("fits", "tight")
@@ -66,7 +70,10 @@ def all_on_gpu(
         bits = 8 * choice.size_bytes / max(1, spec.parameters)
         if choice.size_bytes >= min(spec.file_bytes, free) or bits < _BITS_TO_KEEP:
             continue
-        table = ModelTable(images.with_projector(choice.load(), options))
+        other = images.with_projector(choice.load(), options)
+        if unreadable(other, wanted.engine):
+            continue
+        table = ModelTable(other)
         plan = solve(make_task(table, machine, wanted, beyond()), ladder=False)
         if plan is None or plan.chosen.footprint.verdict != "fits":
             continue

@@ -230,13 +230,14 @@ def choose_model(
             tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
             continue
         try:
-            table = ModelTable(images.with_projector(choice.load(), options))
+            read = ModelTable(images.with_projector(choice.load(), options))
+            asking = own.wishes(wanted, read.spec, machine)
         except RemoteError:
             raise
         except ModelError as error:  # a file for another engine, or one that is damaged
             unread.append(Finding(id="quant-unusable", severity="note", text=error.line()))
             continue
-        asking = own.wishes(wanted, table.spec, machine)
+        table = read
         task = make_task(table, machine, asking, beyond())
         plan = solve(task, ladder=False)
         if plan is not None and plan.chosen.footprint.verdict in enough:

@@ -107,8 +107,8 @@ def engine_build(options: EngineOptions) -> int | None:
     """The build that --engine-build names. Raises UsageError for other engines and misspelt builds."""
     if options.engine != "llama.cpp":
         known = ("ik_llama.cpp", "ollama", "vllm")
-        reason = "cannot be planned for by this version" if options.engine in known else "is not known"
-        raise UsageError(f"--engine {options.engine}: {reason}", hint="llama.cpp is the engine it knows")
+        reason = "not for this command" if options.engine in known else "is not known"
+        raise UsageError(f"--engine {options.engine}: {reason}", hint="llama.cpp is the engine for it")
     text = options.engine_build
     if text is None:
         return None

@@ -106,7 +106,7 @@ def tables() -> Mapping[int, tuple[Argument, ...]]:
             head(table)
             build = table.take("build", int)
             table.strings("sources")
-            found[int(match[1])] = _arguments(table, build)
+            found[int(match[1])] = read_rows(table, build)
             table.done()
     if not found:
         raise ProfileError(f"no flag table of {ENGINE} among the profiles", hint="reinstall plan-llama")
@@ -127,7 +127,7 @@ def history() -> History:
         row.take("sha256", str)
         row.get("numbered_by", str)
         row.done()
-    old = _arguments(table, None)
+    old = read_rows(table, None)
     table.done()
     newest = trees[-1].build
     if newest not in tables():
@@ -163,7 +163,7 @@ def head(table: catalog.Table) -> None:
     table.get("engine", str)
 
 
-def _arguments(table: catalog.Table, build: int | None) -> tuple[Argument, ...]:
+def read_rows(table: catalog.Table, build: int | None) -> tuple[Argument, ...]:
     """The rows of a table; a row of one build's own table may leave out `since`."""
     found = []
     for item in table.tables("argument"):

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from plan_llama.engines import values as cxx
-from plan_llama.engines.arguments import Argument
+from plan_llama.engines.arguments import ENGINE, Argument
 from plan_llama.engines.flags import FlagTable, RemovedForm, normalised
 from plan_llama.errors import InputError
 from plan_llama.memory.types import Program
@@ -97,6 +97,7 @@ class ParsedCommand:
     meant: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     build: int
     table_build: int  # the build whose arguments it was read by
+    engine: str = ENGINE
 
     @property
     def refused(self) -> tuple[ParsedArgument, ...]:
@@ -137,6 +138,7 @@ def parse(argv: Sequence[str], *, table: FlagTable, env: Mapping[str, str] | Non
         meant=MappingProxyType(reader.meant),
         build=table.build,
         table_build=table.table_build,
+        engine=table.engine,
     )
 
 
@@ -302,7 +304,10 @@ class _Reader:
         self.place += len(taken)
         self._means(form, taken)
         since = f"b{form.first_build_without} and newer refuse it"
+        if form.first_build_without is None:
+            since = f"{self.table.engine} b{self.table.table_build} does not know it"
         fix = f"write {form.instead}" if form.instead else "leave it out"
+        fix = fix.removeprefix("write ") if form.instead.startswith("leave it out") else fix
         return ParsedArgument(
             position=position,
             spelling=word,

@@ -44,6 +44,7 @@ class FlagTable:
 
     build: int  # the build that was asked for
     table_build: int  # the build whose source the table was read from
+    engine: str = ENGINE
     note: str | None = None
     arguments: tuple[Argument, ...]
     removed: tuple[RemovedForm, ...]
@@ -73,7 +74,7 @@ class FlagTable:
         if not numbered:
             note = f"a build without a number: by its --help, its arguments are taken to be those of b{table.build}"
         return replace(
-            table, build=build or 0, note=note, arguments=own, _by_name=MappingProxyType(_by_name(own))
+            table, build=build or 0, note=note, arguments=own, _by_name=MappingProxyType(by_name(own))
         )
 
     def lookup(self, spelling: str, program: str) -> Argument | None:
@@ -98,6 +99,8 @@ class FlagTable:
     def removed_form(self, spelling: str, program: str) -> RemovedForm | None:
         """How builds before this one took an argument that it refuses, or now takes with a value."""
         form = self.older_form(spelling, program)
+        if self.engine != ENGINE:
+            return form if form is not None and self.lookup(spelling, program) is None else None
         if form is not None and form.bare:
             return form
         span = self.span(spelling, program)
@@ -112,10 +115,12 @@ class FlagTable:
 
     def span(self, spelling: str, program: str) -> Span | None:
         """Which builds know a spelling."""
-        return history().spans.get((program, normalised(spelling)))
+        return None if self.engine != ENGINE else history().spans.get((program, normalised(spelling)))
 
     def replacement(self, spelling: str, values: tuple[str, ...], program: str) -> Replacement | None:
         """What does the same as an argument that came later, if this build has it."""
+        if self.engine != ENGINE:
+            return None
         for older in replacements().values():
             newer = history().of(history().trees[-1].build)
             if any(_is(item, spelling, program) and older.flag in item.names for item in newer):
@@ -166,11 +171,12 @@ def _load(build: int | None) -> FlagTable:
         note=_note(asked, table_build, max(single)),
         arguments=arguments,
         removed=removed,
-        _by_name=MappingProxyType(_by_name(arguments)),
+        _by_name=MappingProxyType(by_name(arguments)),
     )
 
 
-def _by_name(arguments: Iterable[Argument]) -> dict[tuple[str, str], Argument]:
+def by_name(arguments: Iterable[Argument]) -> dict[tuple[str, str], Argument]:
+    """Arguments by program and spelling."""
     return {
         (program, name): item for item in arguments for program in item.programs for name in item.spellings
     }

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Literal, cast, get_args
 
 from plan_llama import catalog
+from plan_llama.engines import ik_llama
 from plan_llama.errors import ProfileError
 from plan_llama.findings import Finding
 from plan_llama.memory.types import OlderRule, Settings
@@ -90,6 +91,13 @@ def older(build: int | None) -> frozenset[OlderRule]:
     if build is None or build <= 1:
         return frozenset()
     return frozenset(cast(OlderRule, rule.id) for rule in rules() if rule.counted and rule.holds(build))
+
+
+def of_engine(engine: str, build: int | None) -> frozenset[OlderRule]:
+    """The same of a fork: it has differences of its own, whatever its builds are called."""
+    if engine == ik_llama.ENGINE:
+        return frozenset(cast(OlderRule, name) for name in ik_llama.notes().older)
+    return older(build)
 
 
 def findings(build: int, spec: ModelSpec, settings: Settings) -> Iterator[Finding]:

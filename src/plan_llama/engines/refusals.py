@@ -15,6 +15,7 @@ from plan_llama.memory import graph_room
 from plan_llama.memory.context import reserved_batch
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
+from plan_llama.models.spec import engine_needed
 from plan_llama.models.types import ModelSpec
 
 # All quantised cache types that the parser takes have blocks of 32 elements.
@@ -122,6 +123,21 @@ def _only_drafts(table: ModelTable) -> bool:
     """llama_context's constructor: these read from another model's context what they lack themselves."""
     needed = _DRAFTERS.get(table.spec.architecture)
     return needed is not None and (not needed or not needed <= table.by_name.keys())
+
+
+def unreadable(model: ModelSpec, engine: str = "llama.cpp") -> Finding | None:
+    """An error for a file with tensor types that an engine does not know."""
+    needed = engine_needed(model)
+    if needed is None or needed[0] == engine:
+        return None
+    only, types = needed
+    return Finding(
+        id="tensor-types-unknown",
+        severity="error",
+        text=f"{model.name} {model.quant} has tensor types that {engine} does not know ({', '.join(types)}): only "
+        f"{only} reads it",
+        fix=f"--engine {only} plans for it",
+    )
 
 
 def _one_cache_type(model: ModelSpec) -> bool:

@@ -7,7 +7,11 @@ Sources: `enum ggml_type` in ggml/include/ggml.h, the block structures in ggml/s
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 
+from plan_llama import catalog
 from plan_llama.models.types import TensorType
 
 # id, ggml's name, elements of a block, bytes of a block
@@ -120,14 +124,48 @@ _QUANT = re.compile(
 )
 
 
+@cache
+def others() -> Mapping[int, TensorType]:
+    """The types that only ik_llama.cpp reads, by their ids (profiles/engines/ik_llama.cpp/types.toml)."""
+    types, _ = _ik_llama()
+    return types
+
+
+def of_id(number: int) -> TensorType | None:
+    """The type of that id, llama.cpp's or ik_llama.cpp's."""
+    return BY_ID.get(number) or (others().get(number) if number > max(BY_ID) else None)
+
+
+@cache
+def _ik_llama() -> tuple[Mapping[int, TensorType], Mapping[int, str]]:
+    path = catalog.root() / "engines" / "ik_llama.cpp" / "types.toml"
+    table = catalog.Table(catalog.load(path), str(path))
+    engine = table.take("engine", str)
+    types = {}
+    for row in table.tables("type"):
+        kind = TensorType(
+            row.take("id", int),
+            row.take("name", str),
+            row.take("elements", int),
+            row.take("bytes", int),
+            row.take("row_bytes", int),
+            engine,
+        )
+        if kind.id > max(BY_ID):
+            types[kind.id] = kind
+    names = table.table("file_types")
+    return MappingProxyType(types), {int(key): names.take(key, str) for key in names.keys()}  # noqa: SIM118
+
+
 def by_name(name: str) -> TensorType:
     """A type by ggml's name in any case (`Q4_K`, `iq2_xs`). Raises KeyError for a name that b11434 lacks."""
     return BY_NAME[name.lower()]
 
 
 def file_type_name(file_type: int) -> str | None:
-    """`IQ2_M` for the general.file_type 29; None for a number that b11434 does not know."""
-    return FILE_TYPES.get(file_type & ~_GUESSED)
+    """`IQ2_M` for the general.file_type 29; None for a number that neither b11434 nor ik_llama.cpp knows."""
+    number = file_type & ~_GUESSED
+    return FILE_TYPES.get(number) or (_ik_llama()[1].get(number) if number > max(FILE_TYPES) else None)
 
 
 def quant_in_name(file_name: str) -> str | None:

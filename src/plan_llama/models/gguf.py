@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plan_llama.errors import ModelError
-from plan_llama.models.ggml_types import BY_ID, REMOVED
+from plan_llama.models.ggml_types import BY_ID, REMOVED, of_id
 from plan_llama.models.types import Tensor
 
 # read_at(offset, size): up to `size` bytes from `offset`; fewer only at the end of the file.
@@ -374,7 +374,7 @@ def _tensors(reader: _Reader, count: int) -> tuple[tuple[Tensor, ...], tuple[int
         reader.need(tail.size, what)
         *shape, type_id, offset = tail.unpack_from(reader.data, reader.pos)
         reader.pos += tail.size
-        kind = BY_ID.get(type_id)
+        kind = of_id(type_id)
         if kind is None:
             raise _unknown_type(reader, what, start, type_id)
         tensor = Tensor(name, kind, tuple(shape) or (1,))
@@ -399,8 +399,8 @@ def _unknown_type(reader: _Reader, what: str, start: int, type_id: int) -> Model
         )
     return ModelError(
         f"{reader.name}: {what} at offset {start:,} has the unknown type {type_id}, expected one of "
-        f"llama.cpp's (up to {max(BY_ID)})",
-        hint="a file made for another engine (ik_llama.cpp has types of its own) needs that engine",
+        f"llama.cpp's (up to {max(BY_ID)}) or ik_llama.cpp's",
+        hint="a file made for another engine, or a newer one, needs that engine",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from plan_llama.files import replace_text
 from plan_llama.hardware import cache
-from plan_llama.models.ggml_types import BY_ID
+from plan_llama.models.ggml_types import of_id
 from plan_llama.models.gguf import RawHeader
 from plan_llama.models.types import Tensor
 
@@ -109,8 +109,9 @@ def header_from(value: Any, name: str) -> RawHeader | None:
             metadata=metadata,
             array_lengths={str(key): int(count) for key, count in value["array_lengths"].items()},
             tensors=tuple(
-                Tensor(str(tensor), BY_ID[kind], tuple(int(size) for size in shape))
+                Tensor(str(tensor), known, tuple(int(size) for size in shape))
                 for tensor, kind, shape, _ in value["tensors"]
+                if (known := of_id(kind)) is not None
             ),
             offsets=tuple(int(row[3]) for row in value["tensors"]),
             **numbers,

@@ -190,6 +190,14 @@ def class_totals(spec: ModelSpec) -> tuple[ClassTotal, ...]:
     return tuple(sorted(totals, key=lambda total: -total.nbytes))
 
 
+def engine_needed(spec: ModelSpec) -> tuple[str, tuple[str, ...]] | None:
+    """The only engine that reads a file's tensors, and the types that decide it; None where llama.cpp reads all."""
+    kinds = {tensor.type for tensor in spec.tensors if tensor.type.engine != "llama.cpp"}
+    if not kinds:
+        return None
+    return next(iter(kinds)).engine, tuple(sorted(kind.name for kind in kinds))
+
+
 def _text(metadata: dict[str, Any], key: str) -> str | None:
     value = metadata.get(key)
     if not isinstance(value, str):

@@ -20,6 +20,8 @@ class TensorType:
     name: str  # ggml's lower-case name: "q4_K", "iq2_xs", "f16"
     block_elements: int
     block_bytes: int
+    row_bytes: int = 0  # what a row has beside its blocks; only types of ik_llama.cpp have that
+    engine: str = "llama.cpp"  # the only engine that reads it, where llama.cpp does not
 
     @property
     def quantised(self) -> bool:
@@ -27,7 +29,7 @@ class TensorType:
         return self.block_elements > 1
 
     def nbytes(self, elements: int) -> int:
-        """Bytes of a row of so many elements (whole blocks)."""
+        """Bytes of a row of so many elements (whole blocks), without what the row has beside them."""
         return elements // self.block_elements * self.block_bytes
 
 
@@ -47,7 +49,8 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the file, without padding."""
-        return self.type.nbytes(self.elements)
+        rows = self.elements // self.shape[0] if self.type.row_bytes else 0
+        return self.type.nbytes(self.elements) + rows * self.type.row_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

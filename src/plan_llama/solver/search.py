@@ -212,7 +212,14 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
     traffic = task.layers.of_tensors(
         placed.device_of, placed.layer_device[: table.layers], settings, output_device=placed.output_device
     )
-    speed = estimate(task.machine, traffic, settings, task.request, resident_ratio=used.resident_ratio)
+    speed = estimate(
+        task.machine,
+        traffic,
+        settings,
+        task.request,
+        resident_ratio=used.resident_ratio,
+        engine=task.wishes.engine,
+    )
     on_host = [
         il
         for il in range(table.layers)

@@ -11,7 +11,7 @@ from plan_llama.findings import Finding
 from plan_llama.hardware.types import Source
 from plan_llama.memory.footprint import Footprint
 from plan_llama.memory.types import OlderRule, Settings
-from plan_llama.speed.types import SpeedEstimate
+from plan_llama.speed.types import Engine, SpeedEstimate
 
 Objective = Literal["balanced", "speed", "context", "quality"]
 
@@ -62,6 +62,7 @@ class Wishes:
     margin_bytes: int | None = None
     allow_paging: bool = False
     older: frozenset[OlderRule] = frozenset()  # what the engine's build does otherwise with memory
+    engine: Engine = "llama.cpp"
     slots_apart: bool = False  # the engine gives each slot a cache of its own
     one_batch: bool = False  # the engine has one number for batch and micro-batch
     pins: Mapping[str, str] = field(default_factory=lambda: _NO_PINS)
