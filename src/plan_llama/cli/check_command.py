@@ -26,7 +26,15 @@ from plan_llama.cli.plan_command import in_order, machine_notes, print_json
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.target import engine_of
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
-from plan_llama.engines import architectures, ik_llama, llama_server, memory_rules, older_builds, refusals
+from plan_llama.engines import (
+    architectures,
+    ik_llama,
+    llama_server,
+    memory_rules,
+    older_builds,
+    ollama_words,
+    refusals,
+)
 from plan_llama.engines.command_settings import CommandReading, to_settings
 from plan_llama.engines.commandline import ParsedCommand, parse
 from plan_llama.engines.contradictions import contradictions
@@ -81,7 +89,7 @@ def run(
     own = (
         {}
         if machine.simulated
-        else {k: v for k, v in os.environ.items() if k.startswith(("LLAMA_", "GGML_", "MTMD_"))}
+        else {k: v for k, v in os.environ.items() if k.startswith(("LLAMA_", "GGML_", "MTMD_", "OLLAMA_"))}
     )
     commands = [Given(argv=tuple(argv), env={})] if file is None else check_file.in_file(file, flags)
     about_build = tuple(older_builds.unknown(flags))
@@ -89,11 +97,21 @@ def run(
     for index, given_command in enumerate(commands):
         if index and not output.json:
             Screen().write("\n")
+        if ollama_words.meant(given_command.argv):
+            from plan_llama.cli import ollama_check
+
+            code, answer = ollama_check.check(
+                given_command.argv, {**own, **given_command.env}, machine, wanted, model, output
+            )
+            codes.append(code)
+            answers.append(answer)
+            continue
         said = [*given_command.findings, *about_build]
         table = flags
         if of_ik or (build is None and ik_llama.meant(given_command.argv)):
             table, said = ik_llama.flags(), [*given_command.findings]
-        parsed = parse(given_command.argv, table=table, env={**own, **given_command.env})
+        inherited = {name: value for name, value in own.items() if not name.startswith("OLLAMA_")}
+        parsed = parse(given_command.argv, table=table, env={**inherited, **given_command.env})
         code, answer = _check(
             given_command, parsed, said, machine, wanted, build, model, given(wish_options), output
         )
@@ -123,7 +141,7 @@ def _check(
         return EXIT_NO_FIT, _unknown_model(command, parsed, machine, said, output)
     spec, about_images = checked_model.with_projector(parsed, spec, model)
     said += about_images
-    checked, found = _judge(parsed, spec, machine, wanted)
+    checked, found = judge(parsed, spec, machine, wanted)
     said += found
     corrected, about_correction = corrected_command(parsed, checked, wanted, build, said_options)
     said += about_correction
@@ -163,7 +181,7 @@ def _installed(machine: Machine) -> FlagTable:
     return FlagTable.of_program(installed.build, own)
 
 
-def _judge(
+def judge(
     parsed: ParsedCommand, spec: ModelSpec, machine: Machine, wanted: Wishes
 ) -> tuple[Checked, list[Finding]]:
     """What the command would use, with what --fit makes of it."""
