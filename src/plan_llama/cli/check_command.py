@@ -41,8 +41,8 @@ from plan_llama.engines.contradictions import contradictions
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.ik_reading import ik_settings
 from plan_llama.engines.launch import LaunchCommand
-from plan_llama.engines.vllm.parsing import is_vllm
 from plan_llama.engines.refusals import unreadable
+from plan_llama.engines.vllm.parsing import is_vllm
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve

@@ -59,10 +59,8 @@ def writer(options: EngineOptions, installed: InstalledEngine | None = None) -> 
         from plan_llama.cli.ollama_command import Ollama
 
         return Ollama()
-    reason = "cannot be planned for by this version" if options.engine in ENGINES else "is not known"
-    raise UsageError(
-        f"--engine {options.engine}: {reason}", hint="it knows llama.cpp, ik_llama.cpp and ollama"
-    )
+    reason = "not for this command" if options.engine in ENGINES else "is not known"
+    raise UsageError(f"--engine {options.engine}: {reason}", hint=f"it knows {', '.join(ENGINES)}")
 
 
 def _refuse_build(options: EngineOptions, why: str) -> None:

@@ -135,9 +135,9 @@ class WishOptions:
 class EngineOptions:
     """Which engine the command is for."""
 
-    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="llama.cpp, ollama or vllm.")] = (
-        "llama.cpp"
-    )
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="NAME", help="llama.cpp, ik_llama.cpp, ollama or vllm.")
+    ] = "llama.cpp"
     engine_build: Annotated[
         str | None, typer.Option("--engine-build", metavar="b11434", help="Build, if not the installed one.")
     ] = None
