@@ -179,7 +179,7 @@ def build(known: KnownModel, item: KnownQuant) -> ModelSpec:
         )
         raise ModelError(
             f"{known.name} {item.quant} ({item.size_stated}, {item.repo}) {why}",
-            hint=f"for llama.cpp choose one of {others}",
+            hint=f"--model hf:{item.repo}:{item.quant} reads them; here they are known of {others}",
         )
     tensors = _tensors(known, item)
     if tensors is None:
