@@ -170,6 +170,11 @@ def _cache_types(start: Start, hit: Hit) -> None:
     start.set("kv_type_v", hit.values["y"].strip(), hit.line)
 
 
+def _context(start: Start, hit: Hit) -> None:
+    if "new slot" not in hit.line.text:
+        _number("context")(start, hit)
+
+
 def _file_size(start: Start, hit: Hit) -> None:
     unit = hit.values["x"].strip()[:1]
     size = number(hit.values["a"]) * {"K": 1024, "M": MIB, "G": 1024 * MIB, "T": MIB * MIB}.get(unit, 1)
@@ -311,7 +316,7 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("n_threads = <a> (n_threads_batch = <n>) / <c> |", _threads),
     FactPattern("n_threads = <a> / <c> |", _threads),
     FactPattern("n_seq_max = <a>", _number("sequences")),
-    FactPattern("n_ctx = <a>", _number("context")),
+    FactPattern("n_ctx = <a>", _context),
     FactPattern("n_ctx_seq = <a>", _number("context_per_sequence")),
     FactPattern("n_ctx_per_seq = <a>", _number("context_per_sequence")),
     FactPattern("n_batch = <a>", _number("batch")),
@@ -330,6 +335,7 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("new slot n_ctx_slot = <a>", _number("slot_context")),
     FactPattern("K (<x>): <n> MiB, V (<y>): <n> MiB", _cache_types),
     FactPattern("offloaded <a>/<b> layers to GPU", _offloaded),
+    FactPattern("layers.model=<b> layers.offload=<a> ", _offloaded),
     FactPattern("graph splits = <a>", _number("graph_splits")),
     FactPattern("splits = <a>,", _number("graph_splits")),
     FactPattern("buffer type overridden to CPU", _flag("overrides", True)),

@@ -16,7 +16,7 @@ from plan_llama.errors import InputError
 
 _LONGEST_LINE = 300
 _LOADING = re.compile(
-    r"loading model tensors|^\s*\.{4,}\s*$|Loading safetensors checkpoint shards|loading model '"
+    r"loading model tensors|model buffer size|^\s*\.{4,}\s*$|Loading safetensors checkpoint shards|loading model '"
 )
 _KERNEL = "sudo dmesg -T | tail -50"
 _ASK: Mapping[str, tuple[str, ...]] = {

@@ -1,0 +1,50 @@
+"""Whole logs of llama-server b11434, made by scripts/doctor_logs.py: what was done to it is what is found."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from plan_llama.doctor import report
+from plan_llama.doctor.judge import diagnose
+from plan_llama.doctor.rules import load
+from tests.unit.doctor.logs import LOGS, read
+
+REAL = LOGS / "real"
+CASES: dict[str, dict[str, Any]] = json.loads((REAL / "index.json").read_text(encoding="utf-8"))
+
+
+def test_every_log_is_listed() -> None:
+    assert {path.stem for path in REAL.glob("*.log")} == set(CASES)
+    assert len(CASES) >= 25
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_what_was_done_is_found(name: str) -> None:
+    expected = CASES[name]["expected"]
+    evidence = read((REAL / f"{name}.log").read_text(encoding="utf-8"))
+    shown = report.findings(evidence, diagnose(evidence, load()))
+    problems = [item.id for item in shown if item.severity != "note"]
+    notes = [item.id for item in shown if item.severity == "note"]
+    if expected.startswith("note:"):
+        assert problems == []
+        assert expected.removeprefix("note:") in notes
+    elif expected:
+        assert problems[0] == expected
+    else:
+        assert problems == []
+        assert report.state(evidence.starts[-1]) == "served"
+
+
+def test_the_facts_of_a_whole_log() -> None:
+    start = read((REAL / "healthy-offloaded.log").read_text(encoding="utf-8")).starts[-1]
+    assert start.get("build") == 11434
+    assert start.get("architecture") == "llama"
+    assert start.get("file_type") == "Q8_0"
+    assert start.get("context") == 2048
+    assert start.get("kv_type_k") == "f16"
+    assert start.get("flash_attn") == "enabled"
+    kinds = {(item.device, item.kind) for item in start.buffers}
+    assert {("RPC0", "model"), ("RPC0", "context"), ("RPC0", "compute"), ("CPU_Mapped", "model")} <= kinds
