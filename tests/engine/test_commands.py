@@ -157,7 +157,7 @@ def test_written_placements_are_accepted(engine_bin: Path, plan: tuple[int, Sett
 
 
 def test_launchers_pass_shellcheck(tmp_path: Path) -> None:
-    from tests.unit.test_launcher import launcher
+    from tests.unit.launchers.test_posix import launcher
 
     tool = shutil.which("shellcheck")
     assert tool is not None, "install shellcheck (apt-get install shellcheck)"

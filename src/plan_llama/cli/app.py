@@ -14,6 +14,7 @@ from plan_llama.cli.options import (
     HardwareOptions,
     ModelOptions,
     OutputOptions,
+    ServeOptions,
     WishOptions,
     given,
     takes,
@@ -92,30 +93,31 @@ def _internal(error: Exception) -> int:
     hardware=HardwareOptions,
     wishes=WishOptions,
     engine=EngineOptions,
+    serve=ServeOptions,
     output=OutputOptions,
 )
 def plan(
     context: typer.Context,
     *,
-    write: Annotated[
-        str | None, typer.Option("--write", metavar="DIR", help="Write a launcher into this folder.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     version: Annotated[bool, typer.Option("--version", "-V", help="Show the version.")] = False,
     model: ModelOptions,
     hardware: HardwareOptions,
     wishes: WishOptions,
     engine: EngineOptions,
+    serve: ServeOptions,
     output: OutputOptions,
 ) -> int:
     """Plan a model for a machine: the command that runs it, what it uses, how fast it is, what to watch."""
     if context.invoked_subcommand is not None:
-        early = [*given(model), *given(hardware), *given(wishes), *given(engine), *given(output)]
-        early += [
-            name
-            for name, on in (("--write", write is not None), ("--force", force), ("--version", version))
-            if on
+        early = [
+            *given(model),
+            *given(hardware),
+            *given(wishes),
+            *given(engine),
+            *given(serve),
+            *given(output),
         ]
+        early += ["--version"] if version else []
         if early:
             raise UsageError(
                 f"{early[0]} stands before the command '{context.invoked_subcommand}'",
@@ -127,14 +129,54 @@ def plan(
 
         sys.stdout.write(f"plan-llama {__version__}\n")
         return EXIT_OK
-    if write == "":
-        raise UsageError("--write is empty", hint="name a folder; . is the one you are in")
-    if model.model is None:
-        raise UsageError("--model is missing", hint="plan-llama --model glm-5.1, or plan-llama --help")
+    _refuse_incomplete(model, serve, "plan-llama --model glm-5.1, or plan-llama --help")
     from plan_llama.cli import plan_command
 
-    folder = None if write is None else Path(write)
-    return plan_command.run(model, hardware, wishes, engine, output, write=folder, force=force)
+    return plan_command.run(model, hardware, wishes, engine, output, serve)
+
+
+def _refuse_incomplete(model: ModelOptions, serve: ServeOptions, example: str) -> None:
+    """Options that say nothing without another one."""
+    if serve.write == "":
+        raise UsageError("--write is empty", hint="name a folder; . is the one you are in")
+    if serve.write is None and (serve.launcher is not None or serve.force):
+        name = "--launcher" if serve.launcher is not None else "--force"
+        raise UsageError(f"{name} without --write", hint="--write DIR names the folder that launchers go to")
+    if model.model is None:
+        raise UsageError("--model is missing", hint=example)
+
+
+@app.command()
+@takes(
+    model=ModelOptions,
+    hardware=HardwareOptions,
+    wishes=WishOptions,
+    engine=EngineOptions,
+    serve=ServeOptions,
+    output=OutputOptions,
+)
+def launch(
+    *,
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", min=1, max=86400, help="Most time to the first answer."),
+    ] = None,
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    wishes: WishOptions,
+    engine: EngineOptions,
+    serve: ServeOptions,
+    output: OutputOptions,
+) -> int:
+    """Start what is planned and say where it answers; with --write, write launchers instead."""
+    _refuse_incomplete(model, serve, "plan-llama launch --model FILE.gguf")
+    if serve.write is not None:
+        from plan_llama.cli import plan_command
+
+        return plan_command.run(model, hardware, wishes, engine, output, serve)
+    from plan_llama.cli import launch_command
+
+    return launch_command.run(model, hardware, wishes, engine, output, serve, timeout_s=timeout)
 
 
 @app.command(context_settings={"allow_extra_args": True})

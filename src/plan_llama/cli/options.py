@@ -157,6 +157,34 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Where the server is to listen, and which launchers are written."""
+
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Listen here; 127.0.0.1 unless given.")
+    ] = None
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="N", min=1, max=65535, help="Port; 8080 unless given.")
+    ] = None
+    api_key_file: Annotated[
+        str | None,
+        typer.Option("--api-key-file", metavar="FILE", help="Keys that clients must know, one a line."),
+    ] = None
+    write: Annotated[
+        str | None, typer.Option("--write", metavar="DIR", help="Write launchers into this folder.")
+    ] = None
+    launcher: Annotated[
+        str | None,
+        typer.Option(
+            "--launcher",
+            metavar="NAME,...",
+            help="sh, ps1, cmd, systemd, compose, llama-swap, preset, k8s, or all that fit the machine.",
+        ),
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
     """How the answer is given."""
 

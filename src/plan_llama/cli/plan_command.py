@@ -9,8 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plan_llama.cli import images, other_quants, plan_json, render_plan
+from plan_llama.cli.address import NOWHERE_SAID, Address, address_of
 from plan_llama.cli.engine_choice import Writer, writer
-from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
+from plan_llama.cli.options import (
+    EngineOptions,
+    HardwareOptions,
+    ModelOptions,
+    OutputOptions,
+    ServeOptions,
+    WishOptions,
+)
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
 from plan_llama.engines import refusals
@@ -38,34 +46,37 @@ def run(
     wish_options: WishOptions,
     engine: EngineOptions,
     output: OutputOptions,
-    *,
-    write: Path | None,
-    force: bool,
+    serve: ServeOptions,
 ) -> int:
     """Plans, prints, writes. Returns 0 for a plan that fits, 3 for one that does not."""
     if engine.engine == "vllm":
         from plan_llama.cli import vllm_plan
 
-        return vllm_plan.run(model, hardware, wish_options, engine, output, write=write, force=force)
+        address_of(serve).refuse(engine.engine)
+        folder = None if serve.write is None else Path(serve.write)
+        return vllm_plan.run(model, hardware, wish_options, engine, output, write=folder, force=serve.force)
     wanted = wishes(wish_options)
-    made = make_plan(model, hardware, wanted, engine)
+    address = address_of(serve)
+    made = make_plan(model, hardware, wanted, engine, address=address)
     task, plan, machine, launch, findings = made.task, made.plan, made.machine, made.launch, made.findings
     table = task.table
     usable = plan.chosen.footprint.verdict in ("fits", "tight")
     accepted = plan.chosen.footprint.verdict == "pages-from-disk" and wanted.allow_paging
     written: list[Path] = []
-    if write is not None:
+    if serve.write is not None:
         if not usable and not accepted:
             raise InputError(
                 f"--write: there is nothing to launch, the verdict is {plan.chosen.footprint.verdict}",
                 hint="see what would make it fit",
             )
-        from plan_llama.cli.launcher import write_files, write_launcher
+        from plan_llama.cli.launcher import write_files, write_plan
 
+        target = Path(serve.write)
         if launch.files:
-            written = write_files(write, launch, force=force)
+            written = write_files(target, launch, serve.launcher, force=serve.force)
         else:
-            written = [write_launcher(write, task, plan, launch, force=force)]
+            written, about_launchers = write_plan(target, made, address, serve.launcher, force=serve.force)
+            findings = in_order([*findings, *about_launchers])
     if output.json:
         answer = plan_json.answer(
             table=table,
@@ -85,8 +96,8 @@ def run(
         text = render_plan.plan(
             screen, table, machine, plan, launch, task.request, explain=output.explain, said=findings
         )
-        for path in written:
-            text += f"\nwritten: {path}\n"
+        if written:
+            text += "\n" + "".join(f"written: {path}\n" for path in written)
         screen.write(text)
     return EXIT_OK if usable or accepted else EXIT_NO_FIT
 
@@ -100,6 +111,7 @@ class Made:
     machine: Machine
     launch: LaunchCommand
     findings: list[Finding]
+    writer: Writer
 
 
 def make_plan(
@@ -109,6 +121,7 @@ def make_plan(
     engine: EngineOptions,
     *,
     installed: InstalledEngine | None = None,
+    address: Address = NOWHERE_SAID,
 ) -> Made:
     """The plan for what the options name. `installed` is the engine to write the command for; left out, the machine's.
 
@@ -137,11 +150,12 @@ def make_plan(
         )
     _refuse_invalid(task, plan)
     launch, about_build = own.command(task, plan)
+    launch = address.of(launch)
     about_images = images.findings(
         spec, plan.chosen.settings, plan.chosen.footprint, wanted=not model.no_mmproj
     )
     findings = in_order([*said, *plan.findings, *about_images, *machine_notes(machine), *about_build])
-    return Made(task=task, plan=plan, machine=machine, launch=launch, findings=findings)
+    return Made(task=task, plan=plan, machine=machine, launch=launch, findings=findings, writer=own)
 
 
 def solved(task: Task, *, ladder: bool = True) -> tuple[Task, Plan | None, list[Finding]]:

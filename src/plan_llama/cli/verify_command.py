@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import FrameType
 
 from plan_llama.cli import plan_json, render_verify
 from plan_llama.cli.checked_model import model_of, with_projector
+from plan_llama.cli.interrupts import interruptible
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.plan_command import in_order, machine_notes, make_plan, print_json
 from plan_llama.cli.screen import Screen
@@ -78,7 +75,7 @@ def run(
         given = _command(argv, model, hardware, wanted, engine, installed)
     else:
         given = _plan(model, hardware, wanted, engine, installed if server else None)
-    with _interruptible():
+    with interruptible():
         found = verify(given.subject, fit_params, server, rpc=rpc, timeout_s=timeout_s)
     if output.json:
         answer = plan_json.answer(
@@ -193,22 +190,3 @@ def _command(
 def _number(build: int | str) -> int | None:
     """The build whose table it is; None for one without a number."""
     return build if isinstance(build, int) and build else None
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """A request to end ends what was started and removes the temporary folder first, as an interrupt does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plan_llama.engines.launch import FurtherCommand, LaunchCommand
 from plan_llama.errors import InputError
-from plan_llama.launchers import posix
+from plan_llama.launchers.writing import write
 
 
 def write_files(folder: Path, made: LaunchCommand, *, force: bool) -> list[Path]:
@@ -19,7 +19,7 @@ def write_files(folder: Path, made: LaunchCommand, *, force: bool) -> list[Path]
     taken = [name for name in texts if (folder / name).exists()]
     if taken and not force:  # before anything is written
         raise InputError(f"{folder / taken[0]}: is there already", hint="--force replaces it")
-    return [posix.write(folder, text, name=name, force=force) for name, text in texts.items()]
+    return [write(folder, text, name=name, force=force) for name, text in texts.items()]
 
 
 def _script(item: FurtherCommand) -> str:

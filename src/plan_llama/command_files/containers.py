@@ -134,7 +134,7 @@ def _swap(document: Mapping[str, Any]) -> Iterator[FoundCommand]:
             continue
         own = model.get("macros") if isinstance(model.get("macros"), dict) else {}
         macros = {"PORT": start, "MODEL_ID": name, **(shared or {}), **(own or {})}
-        text = "\n".join(line for line in model["cmd"].splitlines() if not line.lstrip().startswith("#"))
+        text = "\n".join(line for line in model["cmd"].split("\n") if not line.lstrip().startswith("#"))
         for _ in range(8):  # macros name other macros
             text = _MACRO.sub(lambda found: str(macros.get(found[1], found[0])), text)  # noqa: B023 - used at once
         # its splitter knows quotes and backslashes; a newline is a blank, and $ is nothing special
@@ -152,7 +152,7 @@ def _pods(document: Mapping[str, Any]) -> Iterator[FoundCommand]:
         made: list[Word] = [Word(str(item).replace("$$", "$")) for item in container.get("command") or []]
         args = [Word(str(item).replace("$$", "$")) for item in container.get("args") or []]
         env = {
-            str(item["name"]): str(item["value"])
+            str(item["name"]): str(item["value"]).replace("$$", "$")
             for item in container.get("env") or []
             if isinstance(item, dict) and "name" in item and "value" in item
         }

@@ -48,9 +48,15 @@ def commands(text: str, name: str, table: FlagTable) -> list[FoundCommand]:
         found = _commands(text, Path(name).suffix.lower(), table)
     except InputError as error:
         raise InputError(f"{shown}: {error.message}", hint=error.hint) from error
+    found = [item for item in found if not _only_asks(item)]
     if not found:
         raise InputError(f"{shown}: no command of llama.cpp in it", hint=_HINT)
     return found
+
+
+def _only_asks(item: FoundCommand) -> bool:
+    """Whether a command only asks the program for its version or its arguments."""
+    return item.words[-1].text in ("--version", "--help", "-h", "--list-devices")
 
 
 def _commands(text: str, suffix: str, table: FlagTable) -> list[FoundCommand]:

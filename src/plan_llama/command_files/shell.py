@@ -147,6 +147,8 @@ class _Script:
             }.items()
             if value and value[0].known
         }
+        if first == "command" and len(words) > 1 and words[1].text in ("-v", "-V"):
+            return []
         if first in _SHELLS:
             inner = next(
                 (words[i + 1] for i in range(1, len(words) - 1) if re.fullmatch(r"-\w*c", words[i].text)),

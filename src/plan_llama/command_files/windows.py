@@ -19,6 +19,7 @@ _LEADING = re.compile(r"^(?:@|call\s+|start\s+(?:\"[^\"]*\"\s*)?(?:/\w+\s+)*)+",
 _UNKNOWN = "\0"
 _PS_ASSIGN = re.compile(r"\$(env:)?(\w+)\s*(\+?=)\s*(.*)", re.IGNORECASE | re.DOTALL)
 _PS_NAME = re.compile(r"\$\{?(env:)?(\w+)\}?", re.IGNORECASE)
+_QUOTES = dict.fromkeys("'‘’‚‛", "'") | dict.fromkeys('"“”„', '"')  # what PowerShell takes for one
 _PS_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "e": "\x1b"}
 
 
@@ -37,7 +38,7 @@ def batch(text: str) -> list[FoundCommand]:
         for part in _pieces(_percent(bare, variables)):
             words = [
                 Word(text.replace(_UNKNOWN, "%"), _UNKNOWN not in text)
-                for text in _batch_words(_LEADING.sub("", part))
+                for text in argv_of(_LEADING.sub("", part))
             ]
             if names_program(words):
                 found.append(FoundCommand(words=tuple(words), env=dict(variables), where=f"line {number}"))
@@ -59,12 +60,12 @@ def _joined(text: str, mark: str) -> Iterator[tuple[int, str]]:
 
 
 def _pieces(line: str) -> Iterator[str]:
-    """Commands of one line, less redirections: cut at & and | outside of quotes."""
+    """Commands of one line as cmd hands them on: `^` resolved, cut at & and |, redirections left out."""
     quoted, piece, place = False, "", 0
     while place < len(line):
         character = line[place]
         if character == "^" and not quoted:
-            piece += line[place : place + 2]
+            piece += line[place + 1 : place + 2]
             place += 2
             continue
         quoted ^= character == '"'
@@ -80,25 +81,31 @@ def _pieces(line: str) -> Iterator[str]:
     yield piece
 
 
-def _batch_words(line: str) -> Iterator[str]:
+def argv_of(line: str) -> Iterator[str]:
+    """A program's line as CommandLineToArgvW splits it: backslashes count where a quote follows them."""
     current, quoted, seen, place = "", False, False, 0
     while place < len(line):
-        character = line[place]
-        if character == "^" and not quoted:
-            place += 1
-            current, seen = current + line[place : place + 1], True
-        elif line.startswith('\\"', place):
-            current, seen = current + '"', True
-            place += 1
-        elif character == '"':
+        slashes = len(line) - place - len(line[place:].lstrip("\\"))
+        following = line[place + slashes : place + slashes + 1]
+        if slashes and following == '"':
+            current, seen = current + "\\" * (slashes // 2), True
+            if slashes % 2:
+                current += '"'
+            place += slashes + slashes % 2
+        elif slashes:
+            current, seen = current + "\\" * slashes, True
+            place += slashes
+        elif following == '"':
             quoted, seen = not quoted, True
-        elif character in " \t" and not quoted:
+            place += 1
+        elif following in " \t" and not quoted:
             if seen:
                 yield current
             current, seen = "", False
+            place += 1
         else:
-            current, seen = current + character, True
-        place += 1
+            current, seen = current + following, True
+            place += 1
     if seen:
         yield current
 
@@ -134,6 +141,9 @@ def powershell(text: str) -> list[FoundCommand]:
         words = [word for word in _ps_words(re.sub(r"^&\s*", "", statement), values, env) if word.text != "&"]
         if names_program(words):
             found.append(FoundCommand(words=tuple(words), env=dict(env), where=f"line {number}"))
+    started = [*values.get("executable", []), *values.get("arguments", [])]
+    if not found and names_program(started):  # handed to a process by name
+        found.append(FoundCommand(words=tuple(started), env=env, where="$executable and $arguments"))
     return found
 
 
@@ -152,9 +162,9 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
             place += 2
             continue
         if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
+            quote = "" if _QUOTES.get(character) == quote else quote
+        elif character in _QUOTES:
+            quote = _QUOTES[character]
         elif character == "#" and (not statement or statement[-1].isspace()):
             end = text.find("\n", place)
             place = len(text) if end < 0 else end
@@ -201,13 +211,13 @@ def _ps_word(
         if quote != "'" and character == "`":
             current += _PS_ESCAPES.get(text[place + 1 : place + 2], text[place + 1 : place + 2])
             place += 2
-        elif quote and character == quote:
-            doubled = text[place + 1 : place + 2] == quote
-            current += quote if doubled else ""
+        elif quote and _QUOTES.get(character) == quote:
+            doubled = _QUOTES.get(text[place + 1 : place + 2]) == quote
+            current += text[place + 1] if doubled else ""
             quote = quote if doubled else ""
             place += 2 if doubled else 1
-        elif not quote and character in "\"'":
-            quote = character
+        elif not quote and character in _QUOTES:
+            quote = _QUOTES[character]
             place += 1
         elif quote != "'" and (match := _PS_NAME.match(text, place)):
             given = [Word(env[match[2]])] if match[1] and match[2] in env else values.get(match[2].lower())

@@ -64,7 +64,7 @@ class Ended:
 def run(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> Ended:
     """Runs `argv` with nothing on its standard input. Nothing of its group is left, however this is left."""
     started = time.monotonic()
-    start = _Start(argv, env)
+    start = Start(argv, env)
     readers: list[_Reader] = []
     timed_out = False
     try:
@@ -86,13 +86,14 @@ def run(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float) -> End
     return Ended(argv=tuple(argv), code=code, seconds=seconds, out=out, err=err, timed_out=timed_out)
 
 
-class _Start:
+class Start:
     """Starts a program from a thread of its own: an interrupt reaches the main thread only, and so never falls between
-    the start of the program and the place that ends it.
+    the start of the program and the place that ends it. `together`: errors go where its output goes.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], *, together: bool = False) -> None:
         self._argv, self._env = list(argv), dict(env)
+        self._errors = subprocess.STDOUT if together else subprocess.PIPE
         self._process: subprocess.Popen[bytes] | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._start, daemon=True)
@@ -106,7 +107,7 @@ class _Start:
                     env=self._env,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
+                    stderr=self._errors,
                     start_new_session=True,
                 )
         except (OSError, ValueError) as error:

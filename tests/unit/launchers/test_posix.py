@@ -12,7 +12,9 @@ import pytest
 
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import InputError
-from plan_llama.launchers.posix import GpuNeed, LaunchNeeds, ModelFile, shell_launcher, write
+from plan_llama.launchers.posix import shell_launcher
+from plan_llama.launchers.types import GpuNeed, LaunchNeeds, ModelFile, Recipe, SmallerContext
+from plan_llama.launchers.writing import write
 from plan_llama.units import GIB
 
 # Prints its version as b11434 does, and otherwise what it was started with.
@@ -32,6 +34,9 @@ TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retr
 """
 
 
+NAME = "start.sh"
+
+
 def executable(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -49,6 +54,7 @@ def launcher(
     pageable: bool = False,
     locked: int = 0,
     build: int = 11434,
+    smaller: tuple[SmallerContext, ...] = (),
 ) -> Path:
     """A launcher, its surroundings, and a model of nine bytes."""
     executable(folder / "bin/llama-server", SERVER.format(build=build))
@@ -74,7 +80,8 @@ def launcher(
         pageable=pageable,
         locked_bytes=locked,
     )
-    return write(folder / "out", shell_launcher(command, needs, title=f"plan of {model}"), force=True)
+    recipe = Recipe(command=command, needs=needs, title=f"plan of {model}", context=4096, smaller=smaller)
+    return write(folder / "out", shell_launcher(recipe), name=NAME, force=True)
 
 
 def run(script: Path, *arguments: str, **env: str) -> tuple[int, str, list[str]]:
@@ -215,21 +222,79 @@ def test_the_engine(tmp_path: Path) -> None:
     assert said[0] == "plan-llama: llama-server: no such program; install llama.cpp b11434 or add it to PATH"
 
 
+def rung(folder: Path, context: int, gpu_need: int, ram: int) -> SmallerContext:
+    argv = ("llama-server", "-m", str(folder / "model.gguf"), "-c", str(context), "--port", "18080")
+    return SmallerContext(context=context, argv=argv, gpu_need_bytes=(gpu_need,), ram_need_bytes=ram)
+
+
+def test_a_smaller_context_where_memory_is_short(tmp_path: Path) -> None:
+    executable(tmp_path / "bin/nvidia-smi", SMI)  # 23,000 MiB are free on the second card
+    ladder = (
+        rung(tmp_path, 3072, 23 * GIB, GIB),
+        rung(tmp_path, 2048, 20 * GIB, GIB),
+        rung(tmp_path, 1024, GIB, GIB),
+    )
+    script = launcher(tmp_path, gpus=(gpu(1, 24 * GIB),), ram=2 * GIB, smaller=ladder)
+    code, out, said = run(script, "--alias", "x y")
+    assert code == 0
+    assert json.loads(out)[0][2:] == ["-c", "2048", "--port", "18080", "--alias", "x y"]
+    assert said[0].startswith("plan-llama: GPU 1 (RTX 3090): 22.5 GiB free, the plan needs 24.0 GiB")
+    assert said[-1] == "plan-llama: a context of 2048 tokens, not 4096: that fits into what is free now"
+    assert run(script, "--check")[0] == 0
+    code, out, said = run(script, PLAN_LLAMA_EXACT="1")
+    assert (code, out) == (3, "")
+    code, out, _ = run(script, PLAN_LLAMA_FORCE="1")
+    assert json.loads(out)[0][2:4] == ["-c", "4096"]
+
+
+def test_no_context_is_small_enough_or_something_else_is_wrong(tmp_path: Path) -> None:
+    executable(tmp_path / "bin/nvidia-smi", SMI)
+    ladder = (rung(tmp_path, 2048, 23 * GIB, GIB),)
+    script = launcher(tmp_path, gpus=(gpu(1, 24 * GIB),), smaller=ladder)
+    code, out, said = run(script)
+    assert (code, out, len(said)) == (3, "", 2)  # the one about the planned context, and the end
+    ladder = (rung(tmp_path, 2048, GIB, GIB),)
+    script = launcher(tmp_path, gpus=(gpu(1, 24 * GIB),), smaller=ladder)
+    (tmp_path / "model.gguf").unlink()
+    code, out, said = run(script)
+    assert (code, out) == (3, "")
+    assert "no such file" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "extra", "env", "starts"),
+    [
+        ("0.0.0.0", [], {}, False),  # noqa: S104  # the check is of this very case
+        ("192.168.1.5", [], {"LLAMA_API_KEY": "k"}, True),
+        ("192.168.1.5", ["--api-key-file", "keys"], {}, True),
+        ("127.0.0.1", ["--host", "::"], {}, False),
+        ("127.0.0.1", ["--host", "localhost"], {}, True),
+        ("192.168.1.5", ["--host", "/run/llama.sock"], {}, True),
+    ],
+)
+def test_nobody_is_let_in_without_a_key(
+    tmp_path: Path, host: str, extra: list[str], env: dict[str, str], starts: bool
+) -> None:
+    code, _, said = run(launcher(tmp_path, host=host), *extra, **env)
+    assert (code == 0) is starts
+    assert starts or "other machines would be let in without a key" in said[0]
+
+
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
-    target = write(tmp_path, "one")
+    target = write(tmp_path, "one", name=NAME)
     assert target.stat().st_mode & 0o777 == 0o755
     with pytest.raises(InputError, match="is there already"):
-        write(tmp_path, "two")
+        write(tmp_path, "two", name=NAME)
     assert target.read_text(encoding="utf-8") == "one"
-    write(tmp_path, "two", force=True)
+    write(tmp_path, "two", name=NAME, force=True)
     assert target.read_text(encoding="utf-8") == "two"
     assert [item.name for item in tmp_path.iterdir()] == [target.name]
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be written"):
-        write(tmp_path / "file/below", "three")
+        write(tmp_path / "file/below", "three", name=NAME)
 
 
 def test_no_word_with_a_nul() -> None:
     command = LaunchCommand(engine="llama.cpp", build=11434, argv=("llama-server", "a\0b"))
     with pytest.raises(InputError, match="NUL"):
-        shell_launcher(command, LaunchNeeds(files=()))
+        shell_launcher(Recipe(command=command, needs=LaunchNeeds(files=())))
