@@ -112,8 +112,54 @@ def _grovemoe() -> ModelSpec:
     return replace(base, architecture="grovemoe", tensors=tuple(tensors), hparams=hparams)
 
 
+def _granite_switch() -> ModelSpec:
+    """Granite 3.3 8B with eight adapters of rank 32 in its file."""
+    width, heads, kv_heads, head, ffn, vocabulary, rank, slots = 4096, 32, 8, 128, 12800, 49159, 32, 9
+    q, kv = heads * head, kv_heads * head
+    shapes: _Shapes = {"token_embd.weight": (width, vocabulary), "output_norm.weight": (width,)}
+    adapted = {
+        "attn_q": (width, q),
+        "attn_k": (width, kv),
+        "attn_v": (width, kv),
+        "attn_output": (q, width),
+        "ffn_gate": (width, ffn),
+        "ffn_up": (width, ffn),
+        "ffn_down": (ffn, width),
+    }
+    for il in range(40):
+        prefix = f"blk.{il}"
+        shapes |= {f"{prefix}.{name}_norm.weight": (width,) for name in ("attn", "ffn")}
+        shapes[f"{prefix}.attn_qkv.weight"] = (width, q + 2 * kv)
+        for name, (into, out) in adapted.items():
+            if name not in ("attn_q", "attn_k", "attn_v"):
+                shapes[f"{prefix}.{name}.weight"] = (into, out)
+            shapes[f"{prefix}.{name}.lora_a"] = (into, rank, slots)
+            shapes[f"{prefix}.{name}.lora_b"] = (rank, out, slots)
+    hparams = {
+        "block_count": 40,
+        "context_length": 131072,
+        "embedding_length": width,
+        "feed_forward_length": ffn,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.scale": 0.0078125,
+        "rope.dimension_count": head,
+        "rope.freq_base": 1e7,
+        "logit_scale": 16.0,
+        "residual_scale": 0.22,
+        "embedding_scale": 12.0,
+        "adapters.count": slots - 1,
+        "adapters.lora_rank": rank,
+        "adapters.token_ids_activate": tuple(range(100, 100 + slots - 1)),
+        "adapters.token_ids_substitute": tuple(range(1, slots)),
+    }
+    return _spec("granite-3.3-8b-switch", "graniteswitch", shapes, hparams, vocabulary)
+
+
 def made() -> Iterator[tuple[str, ModelSpec]]:
     """Every header by the name that its measurements are stored under."""
+    yield "granite-3.3-8b-switch-q8_0", _granite_switch()
     yield "grovemoe-inst-q4_k_m", _grovemoe()
     yield "t5-base-q8_0", _t5("t5-base", layers=12, width=768, heads=12, ffn=3072, gated=False, tied=True)
     yield "flan-t5-xl-q8_0", _t5("flan-t5-xl", layers=24, width=2048, heads=32, ffn=5120, gated=True)

@@ -271,7 +271,7 @@ class _Reading:
 
     def _gpu_layers(self, devices: tuple[int, ...]) -> int:
         """-1 (auto) and -2 (all) are all layers and the output; a number is kept as given."""
-        everything = self.model.int_param("block_count") + 1
+        everything = self.model.blocks + 1
         if not devices:
             return 0
         word = self.text_raw("-ngl")

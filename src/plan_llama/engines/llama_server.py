@@ -101,7 +101,7 @@ def _placement(settings: Settings, model: ModelSpec, names: Sequence[str]) -> li
     """Layers, devices and overrides."""
     if not names:
         return []
-    every = settings.gpu_layers > model.int_param("block_count")
+    every = settings.gpu_layers > model.blocks
     argv = ["-ngl", "all" if every else str(settings.gpu_layers)]
     if len(names) > 1:
         argv += _devices(settings, names)

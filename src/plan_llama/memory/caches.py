@@ -178,6 +178,10 @@ def _layers(
         states = tuple(elements for elements in states if elements)
         if kept or states:
             yield CacheLayer(il, kept, states)
+    if spec.architecture == "graniteswitch":  # one of a single head, which chooses the adapter
+        rows = [Row(k, _head_size(spec, "key", windowed=False))]
+        rows.append(Row(v, widest or _head_size(spec, "value", windowed=False)))
+        yield CacheLayer(blocks, tuple(rows))
 
 
 def _attends(spec: ModelSpec, layer: int, recurrent: bool) -> bool:
@@ -209,12 +213,6 @@ def _elements(spec: ModelSpec, layer: int, half: str, windowed: bool) -> int:
 def _index_rows(spec: ModelSpec, layer: int, k: TensorType, v: TensorType) -> list[Row]:
     """The keys of an indexer, in the layers that own one; MiniMax-M3's cache has room for values beside them."""
     architecture = spec.architecture
-    if architecture == "graniteswitch" and layer == spec.layers - 1:
-        # behind the last layer one of a single head, which chooses the adapter
-        return [
-            Row(k, _head_size(spec, "key", windowed=False)),
-            Row(v, _head_size(spec, "value", windowed=False)),
-        ]
     size = spec.int_param("attention.indexer.key_length", 0)
     if architecture == "minimax-m3":
         dense = layer < spec.int_param("leading_dense_block_count", 0)

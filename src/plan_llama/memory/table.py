@@ -51,7 +51,7 @@ class ModelTable:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.blocks = spec.int_param("block_count")
+        self.blocks = spec.blocks
         self.layers = spec.layers
         self.block_of: tuple[int | None, ...] = tuple(block_of(tensor) for tensor in spec.tensors)
         self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}

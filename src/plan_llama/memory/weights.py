@@ -38,7 +38,7 @@ _OUTPUT_FIRST = frozenset({"gemma3n", "gemma4"})
 
 # Each of their layers makes views of its own of inputs that all share: on every device a copy for every layer, which
 # stays under pipeline parallelism.
-_EVERY_LAYER = frozenset({"minimax-m3", "t5", "t5encoder"})
+_EVERY_LAYER = frozenset({"graniteswitch", "minimax-m3", "t5", "t5encoder"})
 
 
 @dataclass(frozen=True, kw_only=True)

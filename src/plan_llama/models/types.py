@@ -109,6 +109,12 @@ class ModelSpec:
         return self.int_param("block_count") - self.int_param("nextn_predict_layers", 0)
 
     @property
+    def blocks(self) -> int:
+        """Blocks that -ngl counts, those for drafting included; Granite Switch chooses adapters in one more, which has
+        a cache and no tensors (router_layer of llama_hparams)."""
+        return self.int_param("block_count") + (self.architecture == "graniteswitch")
+
+    @property
     def context_train(self) -> int:
         """The context that the model was trained for, in tokens."""
         return self.int_param("context_length", 0)

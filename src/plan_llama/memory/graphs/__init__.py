@@ -67,6 +67,7 @@ GRAPHS: dict[str, str] = {
     "granite_swa": "windowed.GraniteSwa",
     "granitehybrid": "mamba.GraniteHybrid",
     "granitemoe": "variants.Granite",
+    "graniteswitch": "switch.GraniteSwitch",
     "grok": "grok.Grok",
     "grovemoe": "variants.GroveMoe",
     "hrm_text": "gated.HrmText",
