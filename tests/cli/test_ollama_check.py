@@ -130,3 +130,19 @@ def test_a_command_that_loads_nothing_is_refused(cli: Cli) -> None:
     ended = cli("check", *CARD, "--", "ollama", "ps")
     assert ended.code == 2
     assert "`ollama ps` loads no model" in ended.err
+
+
+def test_a_unit_is_read_with_its_environment(cli: Cli, home: Path) -> None:
+    """As `systemctl edit ollama` writes it (docs/faq.mdx of Ollama 0.33)."""
+    (home / "ollama.service").write_text(
+        '[Service]\nEnvironment="OLLAMA_KV_CACHE_TYPE=q8_0"\nEnvironment="OLLAMA_CONTEXT_LENGTH=4096"\n'
+        "ExecStart=/usr/local/bin/ollama serve\nUser=ollama\n",
+        encoding="utf-8",
+    )
+    answer = cli("check", *CARD, *LLAMA, "--json", "--file", str(home / "ollama.service")).json
+    assert (answer["settings"]["kv_type_k"], answer["settings"]["context_per_slot"]) == ("q8_0", 4096)
+
+
+def test_a_program_in_a_container_is_found(cli: Cli) -> None:
+    words = ("docker", "exec", "-it", "ollama", "ollama", "run", "glm-5.1")
+    assert "cloud model" in cli("check", *CARD, "--", *words).out

@@ -101,7 +101,14 @@ def run(
             from plan_llama.cli import ollama_check
 
             code, answer = ollama_check.check(
-                given_command.argv, {**own, **given_command.env}, machine, wanted, model, output
+                given_command.argv,
+                {**own, **given_command.env},
+                machine,
+                wanted,
+                model,
+                output,
+                about_file=given_command.findings,
+                where=given_command.where,
             )
             codes.append(code)
             answers.append(answer)

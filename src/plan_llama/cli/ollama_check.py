@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plan_llama.cli import check_command, images, plan_json, render_plan
+from plan_llama.cli import check_command, images, plan_command, plan_json, render_plan
 from plan_llama.cli.correct_command import Checked
 from plan_llama.cli.ollama_command import Ollama
 from plan_llama.cli.options import ModelOptions, OutputOptions
-from plan_llama.cli.plan_command import about_file, in_order, machine_notes, solved
+from plan_llama.cli.plan_command import in_order, machine_notes, solved
 from plan_llama.cli.screen import Screen
 from plan_llama.engines import modelfile, ollama_words
 from plan_llama.engines.commandline import parse
@@ -51,6 +51,9 @@ def check(
     wanted: Wishes,
     model: ModelOptions,
     output: OutputOptions,
+    *,
+    about_file: Sequence[Finding] = (),
+    where: str = "",
 ) -> tuple[int, dict[str, Any] | None]:
     """Prints the verdict, or gives its JSON. Returns 0 where it runs and fits, else 3."""
     words = ollama_words.read(argv, env)
@@ -59,7 +62,7 @@ def check(
             f"check: `ollama {words.action}` loads no model", hint="`ollama run NAME` and `ollama serve` do"
         )
     named = _model(words, model)
-    said = [*ollama_words.findings(words), *named.findings]
+    said = [*about_file, *ollama_words.findings(words), *named.findings]
     if named.spec is None:
         return EXIT_NO_FIT, _unknown(words, machine, in_order(said), output)
     spec = images.with_projector(named.spec, model)
@@ -83,7 +86,7 @@ def check(
             provenance={"model": spec.source, "settings": "user", "speed": "modelled"},
         ) | {"accepted": parsed.accepted and not refused}
     else:
-        _print(checked, verdict, machine, started, launch, said)
+        _print(checked, verdict, machine, started, launch, said, where=where)
     runs = verdict in ("fits", "tight") or (verdict == "pages-from-disk" and wanted.allow_paging)
     return EXIT_OK if runs else EXIT_NO_FIT, answer
 
@@ -102,7 +105,7 @@ def _model(words: OllamaWords, options: ModelOptions) -> _Named:
             pass  # said below, where no --model says what it is
     if options.model is not None:
         spec = resolve_model(options.model, options.quant)
-        return _Named(spec, file, (*said, *about_file(spec)))
+        return _Named(spec, file, (*said, *plan_command.about_file(spec)))
     base = (words.name or "").partition(":")[0]
     if words.action == "run" and (base in facts().cloud or (words.name or "").endswith("cloud")):
         text = f"{words.name}: a cloud model, which runs on ollama.com and has no weights in Ollama's library"
@@ -112,10 +115,10 @@ def _model(words: OllamaWords, options: ModelOptions) -> _Named:
     try:
         if words.action == "run" and words.name is not None:
             spec = store.resolve(f"ollama:{words.name}")
-            return _Named(spec, file, (*said, *about_file(spec)))
+            return _Named(spec, file, (*said, *plan_command.about_file(spec)))
         if first := next((path for path in file.sources if Path(path).is_file()), None):
             spec = load(first)
-            return _Named(spec, file, (*said, *about_file(spec)))
+            return _Named(spec, file, (*said, *plan_command.about_file(spec)))
     except (ModelError, UsageError) as error:
         said.append(Finding(id="file-not-found", severity="error", text=error.message, fix=error.hint))
         return _Named(None, file, tuple(said))
@@ -268,10 +271,13 @@ def _print(
     started: Runner,
     launch: LaunchCommand | None,
     said: list[Finding],
+    *,
+    where: str,
 ) -> None:
     screen = Screen()
     task, candidate = checked.task, checked.candidate
-    lines = [f"Checked as Ollama {facts().version} runs it"]
+    source = f"{where}: checked" if where else "Checked"
+    lines = [f"{source} as Ollama {facts().version} runs it"]
     lines += [*render_plan.title(screen, task.table.spec, machine), ""]
     lines += [render_plan.headline(screen, task.table, candidate, verdict)]
     lines += [*render_plan.findings(screen, said, notes=False), ""]

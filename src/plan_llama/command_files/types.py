@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from plan_llama.engines import ollama_words
 from plan_llama.engines.commandline import program_of
 
 
@@ -28,9 +29,12 @@ class FoundCommand:
 
 
 def names_program(words: Sequence[Word]) -> bool:
-    """Whether the first word is a program of the engine (or the first two: `llama serve`)."""
+    """Whether the first word is a program of an engine (or the first two: `llama serve`, `ollama run`)."""
     first, second = words[:1], words[1:2]
-    return bool(first and first[0].known and program_of(first[0].text, second[0].text if second else None))
+    if not first or not first[0].known:
+        return False
+    following = second[0].text if second else None
+    return bool(program_of(first[0].text, following)) or ollama_words.loads(first[0].text, following)
 
 
 def starts_engine(words: Sequence[Word]) -> bool:

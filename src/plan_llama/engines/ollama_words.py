@@ -30,6 +30,11 @@ class OllamaWords:
     env: Mapping[str, str]
 
 
+def loads(word: str, following: str | None) -> bool:
+    """Whether two words begin a command that loads or prepares a model."""
+    return _place((word,)) == 0 and following in LOADS
+
+
 def meant(argv: Sequence[str]) -> bool:
     """Whether a command is Ollama's: assignments and wrappers aside, its program is."""
     return _place(argv) is not None
@@ -50,6 +55,8 @@ def read(argv: Sequence[str], env: Mapping[str, str]) -> OllamaWords:
     variables = dict(env)
     variables.update((match[1], match[2]) for word in argv[:place] if (match := _ASSIGNMENT.fullmatch(word)))
     rest = list(argv[place + 1 :])
+    if rest[:1] == ["ollama"]:  # `docker exec ollama ollama run`: a container and the program in it
+        rest.pop(0)
     action = rest.pop(0) if rest else ""
     names: list[str] = []
     file = None
