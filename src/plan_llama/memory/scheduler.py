@@ -127,10 +127,10 @@ def _wants_offload(node: Node, options: SchedulerOptions) -> bool:
 
 def _from_current(node: Node, options: SchedulerOptions) -> int:
     """ggml_backend_sched_backend_id_from_cur."""
-    cpu = len(options.kinds) - 1
     home = _home(node)
     if home is not None:
         return home
+    cpu = len(options.kinds) - 1
     if node.is_input:
         return cpu
     if node.op not in ("ROPE", "FLASH_ATTN_EXT"):
@@ -223,7 +223,10 @@ def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[No
         fresh = node.backend != current
         if not fresh and inputs:
             # by starting a new split, the memory of the previously offloaded weights can be reused
-            fresh = any(s.is_weight and s.backend != current and not _readable(s, current) for s in node.src)
+            for source in node.src:
+                if source.is_weight and source.backend != current and not _readable(source, current):
+                    fresh = True
+                    break
         if fresh:
             close()
             current = node.backend
@@ -320,7 +323,7 @@ class _Allocator:
     def _place(self, node: Node, backend: int) -> None:
         node.allocated = True
         node.size = self._size(node, backend)
-        if node.op in INPLACE_OPS and self._reuse(node):
+        if node.op in INPLACE_OPS and self._reuse(node, backend):
             return
         node.home = backend
         node.block = self.tapes[backend].take(node.size)
@@ -340,7 +343,7 @@ class _Allocator:
             self._plain[key] = node.nbytes
         return self._plain[key]
 
-    def _reuse(self, node: Node) -> bool:
+    def _reuse(self, node: Node, backend: int) -> bool:
         """Takes over the memory of a source that nobody else needs. A view is never taken over: gallocr marks only
         tensors with memory of their own as allocated."""
         for parent in node.src:
@@ -350,7 +353,8 @@ class _Allocator:
                 node.home, node.block = parent.home, parent.block
                 parent.allocated = False
                 # ggml_gallocr_free_extra_space
-                node.size = self._size(node, node.home)
+                if node.home != backend:
+                    node.size = self._size(node, node.home)
                 if parent.size > node.size:
                     self.tapes[node.home].shrink(node.block, node.size)
                 return True
