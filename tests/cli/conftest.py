@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from plan_llama.cli.app import run
+from plan_llama.memory.table import ModelTable
+from plan_llama.models.types import ModelSpec
 
 GIB = 1024**3
 GLM = ("--model", "glm-5.1", "--quant", "UD-IQ2_M")
@@ -42,6 +44,33 @@ class Ended:
 
 
 Cli = Callable[..., Ended]
+
+_MEMORIES: dict[object, list[ModelTable]] = {}
+
+
+def _with_what_others_learnt(table: ModelTable) -> None:
+    """Shares what tables remember among all tests that plan the same tensors: graphs, above all."""
+    spec = table.spec
+    known = _MEMORIES.setdefault((spec.architecture, spec.quant, len(spec.tensors)), [])
+    for other in known:
+        if other.spec.tensors == spec.tensors and other.spec.hparams == spec.hparams:
+            own = {"spec": spec, "projector": table.projector}
+            vars(table).update({**vars(other), **own})
+            return
+    known.append(table)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shared_memories() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        plain = ModelTable.__init__
+
+        def learned(table: ModelTable, spec: ModelSpec) -> None:
+            plain(table, spec)
+            _with_what_others_learnt(table)
+
+        patch.setattr(ModelTable, "__init__", learned)
+        yield
 
 
 @pytest.fixture(autouse=True)

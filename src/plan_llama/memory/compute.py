@@ -155,7 +155,7 @@ def _walked(
     """The sizes from a recording of the graph; it is made where there is none for this kind of placement and batch."""
     left_out = () if draft else placement.left_out
     key = (
-        _kind_of_batch(table, batch),
+        kind_of_batch(table, batch),
         placement.draft_shape if draft else placement.shape,
         tuple(kinds),
         placement.output_device,
@@ -177,7 +177,7 @@ def _walked(
     return Work(recording.sizes(values), recording.pool_sizes(values))
 
 
-def _kind_of_batch(table: ModelTable, batch: Batch) -> int:
+def kind_of_batch(table: ModelTable, batch: Batch) -> int:
     """A number for all of a batch that is no variable of a recording."""
     if batch not in table.batches:
         all_rows = batch.outputs == batch.tokens
@@ -190,6 +190,18 @@ def _kind_of_batch(table: ModelTable, batch: Batch) -> int:
         )
         table.batches[batch] = table.batch_kinds.setdefault((rest, all_rows), len(table.batch_kinds))
     return table.batches[batch]
+
+
+def variables(batch: Batch, guards: Guards) -> Batch:
+    """The batch with variables in place of the numbers that a recording is not for."""
+    tokens = guards.variable(TOKENS)
+    return replace(
+        batch,
+        tokens=tokens,
+        cells=guards.variable(CELLS),
+        window_cells=guards.variable(WINDOW) if batch.window_cells else 0,
+        outputs=tokens if batch.outputs == batch.tokens else batch.outputs,
+    )
 
 
 def _record(
@@ -207,17 +219,9 @@ def _record(
     """Builds the graph and has the scheduler and the allocator go through it."""
     spec = table.spec
     guards = Guards(values)
-    tokens = guards.variable(TOKENS)
-    variable = replace(
-        batch,
-        tokens=tokens,
-        cells=guards.variable(CELLS),
-        window_cells=guards.variable(WINDOW) if batch.window_cells else 0,
-        outputs=tokens if batch.outputs == batch.tokens else batch.outputs,
-    )
     builder = Builder(
         spec,
-        variable,
+        variables(batch, guards),
         {
             tensor.name: device
             for tensor, device in zip(spec.tensors, placement.device_of, strict=True)

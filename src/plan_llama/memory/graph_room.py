@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from plan_llama.errors import ModelError
 from plan_llama.memory.batch import Batch
 from plan_llama.memory.blocks import Builder, UndescribedGraph
+from plan_llama.memory.compute import kind_of_batch, variables
 from plan_llama.memory.graphs import GRAPHS, graph_of
+from plan_llama.memory.quantity import Guards
 from plan_llama.memory.repeats import stretches
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST
@@ -66,6 +68,19 @@ def count(table: ModelTable, batch: Batch) -> Count:
     return Count(nodes + len(g.nodes), leafs + len(g.leafs))
 
 
+def counted(table: ModelTable, batch: Batch) -> Count:
+    """As `count`, remembered for all batches whose graph is built alike."""
+    values = batch.tokens, batch.cells, batch.window_cells
+    known = table.counts.setdefault(kind_of_batch(table, batch), [])
+    for guards, found in known:
+        if guards.hold(values):
+            return found
+    guards = Guards(values)
+    found = count(table, variables(batch, guards))
+    known.append((guards, found))
+    return found
+
+
 def room(table: ModelTable, tokens: int) -> int:
     """Nodes that the engine makes room for."""
     per_token, per_weight = _ROOMY.get(table.spec.architecture, _USUAL)
@@ -79,7 +94,7 @@ def missing(table: ModelTable, batch: Batch) -> tuple[int, int] | None:
     if table.spec.architecture not in GRAPHS:
         return None
     try:
-        found, most = count(table, batch), room(table, batch.tokens)
+        found, most = counted(table, batch), room(table, batch.tokens)
     except (UndescribedGraph, ModelError):
         return None
     for tensors, places in ((found.nodes, most), (found.nodes + found.leafs, _table_size(most))):

@@ -20,6 +20,8 @@ from plan_llama.models.types import ModelSpec
 if TYPE_CHECKING:
     from plan_llama.memory.batch import Batch
     from plan_llama.memory.caches import CacheLayer
+    from plan_llama.memory.graph_room import Count
+    from plan_llama.memory.quantity import Guards
     from plan_llama.memory.replay import Recording
     from plan_llama.memory.types import LazyMode, Override
     from plan_llama.memory.weights import Moves, Placement
@@ -69,6 +71,7 @@ class ModelTable:
         self._loaded: dict[bool, tuple[bool, ...]] = {}
         self._block_sums: dict[tuple[BackendKind, bool], tuple[int, ...]] = {}
         self.probed: dict[object, bool] = {}  # whether flash attention is given up, by kind of placement
+        self.counts: dict[int, list[tuple[Guards, Count]]] = {}  # of tensors in a graph, by kind of batch
         self.recordings: dict[object, list[Recording]] = {}  # of compute buffers, by kind of placement
         self.projector = Projector(spec.projector) if spec.projector else None
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from plan_llama.memory.context import reserved_batch
 from plan_llama.memory.estimate import DeviceMemory, buffers
+from plan_llama.memory.graph_room import count, counted
 from plan_llama.memory.patterns import n_cpu_moe
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
@@ -49,3 +51,14 @@ def test_experts_that_move_from_host_to_card_one_by_one() -> None:
         found = buffers(remembering, chosen, CARD)
         if layers % 7 == 6:
             assert buffers(ModelTable(header), chosen, CARD) == found, layers
+
+
+@pytest.mark.parametrize("model", ["granite-4.0-h-small-q4_k_m", "gemma-3-27b-q4_0"])
+def test_a_count_that_is_remembered_is_that_of_the_graph(model: str) -> None:
+    table = ModelTable(spec(model))
+    for context in (4096, 65536, 8192):
+        for ubatch in (512, 96, 2048):
+            for parallel in (1, 2):
+                chosen = replace(BASE, context=context, ubatch=ubatch, parallel=parallel)
+                batch = reserved_batch(chosen, table.windows)
+                assert counted(table, batch) == count(table, batch), chosen
