@@ -157,6 +157,65 @@ def _granite_switch() -> ModelSpec:
     return _spec("granite-3.3-8b-switch", "graniteswitch", shapes, hparams, vocabulary)
 
 
+def _wavtokenizer() -> ModelSpec:
+    """WavTokenizer-large-speech-75token's decoder, unquantised as it is published."""
+    width, inner, ffn, spectrum, vocabulary, layers = 512, 768, 2304, 1282, 4096, 12
+    plain = (1, inner)
+    shapes: _Shapes = {
+        "token_embd.weight": (width, vocabulary),
+        "conv1d.weight": (7, width, inner),
+        "conv1d.bias": plain,
+        "token_embd_norm.weight": (inner,),
+        "token_embd_norm.bias": (inner,),
+        "output_norm.weight": (inner,),
+        "output_norm.bias": (inner,),
+        "output.weight": (inner, spectrum),
+        "output.bias": (spectrum,),
+    }
+    for il in range(6):
+        parts: _Shapes = {}
+        if il == 2:
+            parts = {f"attn_{name}": (1, inner, inner) for name in ("q", "k", "v", "output")}
+        elif il < 5:
+            parts = {f"conv{half}": (3, inner, inner) for half in "12"}
+        norms = ("attn_norm",) if il in (2, 5) else ("norm1", "norm2")
+        for name, shape in {**parts, **dict.fromkeys(norms, plain)}.items():
+            shapes |= {f"posnet.{il}.{name}.weight": shape, f"posnet.{il}.{name}.bias": plain}
+    for il in range(layers):
+        prefix = f"convnext.{il}"
+        shapes |= {f"{prefix}.dw.weight": (7, 1, inner), f"{prefix}.dw.bias": plain}
+        shapes |= {f"{prefix}.norm.weight": (inner,), f"{prefix}.norm.bias": (inner,)}
+        shapes |= {f"{prefix}.pw1.weight": (inner, ffn), f"{prefix}.pw1.bias": (ffn,)}
+        shapes |= {f"{prefix}.pw2.weight": (ffn, inner), f"{prefix}.pw2.bias": (inner,)}
+        shapes[f"{prefix}.gamma.weight"] = (inner,)
+    hparams = {
+        "block_count": layers,
+        "context_length": 8192,
+        "embedding_length": spectrum,
+        "features_length": width,
+        "feed_forward_length": ffn,
+        "attention.head_count": 1,
+        "attention.layer_norm_epsilon": 1e-6,
+        "attention.group_norm_epsilon": 1e-6,
+        "attention.group_norm_groups": 32,
+        "attention.causal": False,
+        "posnet.embedding_length": inner,
+        "posnet.block_count": 6,
+        "convnext.embedding_length": inner,
+        "convnext.block_count": layers,
+    }
+    small = (".bias", "norm.weight", "norm1.weight", "norm2.weight", "gamma.weight")
+    made_of = _spec("wavtokenizer-large-75", "wavtokenizer-dec", shapes, hparams, vocabulary)
+    return replace(
+        made_of,
+        quant="F16",
+        tensors=tuple(
+            replace(tensor, type=by_name("f32" if tensor.name.endswith(small) else "f16"))
+            for tensor in made_of.tensors
+        ),
+    )
+
+
 def made() -> Iterator[tuple[str, ModelSpec]]:
     """Every header by the name that its measurements are stored under."""
     yield "granite-3.3-8b-switch-q8_0", _granite_switch()
@@ -167,3 +226,4 @@ def made() -> Iterator[tuple[str, ModelSpec]]:
         "t5-v1_1-xxl-encoder-q8_0",
         _t5("t5-v1_1-xxl-encoder", layers=24, width=4096, heads=64, ffn=10240, gated=True, decoder=False),
     )
+    yield "wavtokenizer-large-75-f16", _wavtokenizer()

@@ -41,6 +41,8 @@ _LOADED_OF_DRAFTS = {
 # A pattern that is nothing but this literal start and what follows it matches in one block only.
 _ONE_BLOCK = re.compile(r"blk\\\.([0-9]{1,4})\\\.(?![?*+{])(?:[^|()]|\([^()]*\))*")
 
+_NUMBER = re.compile(r"(?:blk\.|(?<=\.))[0-9]+\.")
+
 _LAZY_TENSORS = ("per_layer_token_embd.",)
 _LAZY_BYTES = 4 << 30
 
@@ -119,9 +121,8 @@ class ModelTable:
 
     @cached_property
     def suffixes(self) -> tuple[str, ...]:
-        """Each tensor's name within its block: `attn_q.weight`."""
-        parts = (tensor.name.partition("blk.") for tensor in self.spec.tensors)
-        return tuple(stack + rest.partition(".")[2] for stack, _, rest in parts)
+        """Each tensor's name within its block: `attn_q.weight`, `enc.attn_q.weight`, `posnet.conv1.weight`."""
+        return tuple(_NUMBER.sub("", tensor.name, count=1) for tensor in self.spec.tensors)
 
     @cached_property
     def kinds(self) -> tuple[int, ...]:

@@ -30,7 +30,13 @@ _NO_HEAD_COPY = frozenset(
 )
 
 # outside the blocks, and placed as the first one is (llm_tensor_info of src/llama-arch.cpp: LAYER_REPEATING)
-_FIRST_LAYER_TENSORS = ("per_layer_model_proj.", "per_layer_proj_norm.", "token_embd_norm.", "hrm.z_l_init")
+_FIRST_LAYER_TENSORS = (
+    "per_layer_model_proj.",
+    "per_layer_proj_norm.",
+    "token_embd_norm.",
+    "hrm.z_l_init",
+    "conv1d.",
+)
 
 # Their loaders ask for the tied output before the token table, and so find none to share even on one device
 # (src/models/gemma3n.cpp, gemma4.cpp).

@@ -17,7 +17,8 @@ MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS
 
 # The same tensors that --cpu-moe moves (llm_ffn_exps_cpu_override in common/common.h, b11434).
 EXPERT = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
-_BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.([0-9]+)\.")  # T5 has two stacks of layers
+# T5 has two stacks of layers, WavTokenizer two networks
+_BLOCK = re.compile(r"(?:(?:enc\.|dec\.)?blk|posnet|convnext)\.([0-9]+)\.")
 # First match wins; a part of a tensor's name → its class.
 _KINDS = (
     (".ssm_", "recurrent state"),

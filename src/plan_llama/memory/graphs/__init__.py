@@ -159,6 +159,7 @@ GRAPHS: dict[str, str] = {
     "t5": "t5.T5",
     "t5encoder": "t5.T5Encoder",
     "talkie": "classic.Talkie",
+    "wavtokenizer-dec": "wavtokenizer.WavTokenizer",
     "xverse": "decoder.Decoder",
 }
 
