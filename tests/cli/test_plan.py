@@ -133,14 +133,15 @@ def test_a_card_too_small_is_left_alone_and_that_is_said(cli: Cli) -> None:
 
 
 def test_layers_are_counted_once_in_the_headline(cli: Cli) -> None:
-    headline = next(
-        line for line in cli(*GLM, "--gpu", "8GiB", "--ram", "256GiB").out.splitlines() if "FITS" in line
-    )
+    asked = (*GLM, "--gpu", "8GiB", "--ram", "256GiB", "--ctx", "49152")
     found = re.search(
-        r"(\d+) of 78 layers on the GPU \(their experts on the CPU\), the other (\d+) on the CPU", headline
+        r"(\d+) of 78 layers on the GPU \(their experts and all weights of (\d+) on the CPU\), "
+        r"the other (\d+) on the CPU",
+        cli(*asked).flat,
     )
     assert found
-    assert int(found[1]) + int(found[2]) == 78
+    assert int(found[1]) + int(found[3]) == 78
+    assert int(found[2]) == cli(*asked, "--json").json["settings"]["cpu_weight_layers"]
 
 
 def test_one_pool_of_memory(cli: Cli) -> None:
@@ -204,7 +205,10 @@ def test_what_is_read_row_by_row_is_no_part_of_the_sum(cli: Cli) -> None:
 def test_layers_on_the_cpu_explain_the_ladders_speeds(cli: Cli) -> None:
     argv = ("--model", "mistral-7b", "--quant", "Q8_0", "--hardware", "laptop-4060-32")
     answer = cli(*argv, "--json").json
-    on_cpu = answer["model"]["layers"] - answer["settings"]["layers_on_gpu"]
+    chosen = answer["settings"]
+    on_cpu = answer["model"]["layers"] - chosen["layers_on_gpu"] + chosen["cpu_ffn_layers"]
+    on_cpu += chosen["cpu_weight_layers"]
+    assert on_cpu > 0
     text = cli(*argv).out
     assert "decode   layers on the CPU\n" in text
     assert f" {on_cpu:>6}  ← this plan" in text
@@ -305,20 +309,12 @@ def test_a_folder_is_not_passed_off_as_a_file(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "launch").exists()
 
 
-@pytest.mark.parametrize(
-    ("ram", "why"),
-    [
-        ("64GiB", "a quick reload from the page cache is worth more"),
-        ("20GiB", "less than 16.0 GiB of memory"),
-    ],
-)
-def test_why_experts_are_not_pinned(cli: Cli, ram: str, why: str) -> None:
-    card = "26GiB" if ram == "64GiB" else "16GiB"
-    quant = "Q6_K" if ram == "64GiB" else "Q4_K_M"
-    text = cli("--model", "qwen3-30b-a3b", "--quant", quant, "--gpu", card, "--ram", ram).flat
+def test_why_experts_are_not_pinned(cli: Cli) -> None:
+    asked = ("--model", "qwen3-30b-a3b", "--quant", "Q4_K_M", "--gpu", "16GiB", "--ram")
+    text = cli(*asked, "20GiB").flat
     assert "the experts on the CPU are mapped from the file, not pinned" in text
-    assert why in text
-    assert "about 0 s" not in text
+    assert "less than 16.0 GiB of memory" in text
+    assert "--load-mode none" in cli(*asked, "64GiB").out
 
 
 def test_an_older_build_is_planned_with_what_it_reserves(cli: Cli) -> None:

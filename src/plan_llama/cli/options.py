@@ -74,7 +74,10 @@ class ModelOptions:
         ),
     ] = None
     quant: Annotated[
-        str | None, typer.Option("--quant", "-q", metavar="Q", help="Quant; left out, the best that fits.")
+        str | None,
+        typer.Option(
+            "--quant", "-q", metavar="Q", help="Quant; left out, the largest that fits; best: worth its time."
+        ),
     ] = None
     mmproj: Annotated[
         str | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.search import Task
 from plan_llama.solver.serving import satisfied
-from plan_llama.solver.types import Plan, Wishes
+from plan_llama.solver.types import Alternative, Plan, Wishes
 from plan_llama.units import publisher_gb
 
 
@@ -77,6 +77,8 @@ def run(
         else:
             written, about_launchers = write_plan(target, made, address, serve.launcher, force=serve.force)
             findings = in_order([*findings, *about_launchers])
+    if (output.json or output.explain) and usable:
+        plan = replace(plan, alternatives=(*plan.alternatives, *_other_choices(made)))
     if output.json:
         answer = plan_json.answer(
             table=table,
@@ -100,6 +102,16 @@ def run(
             text += "\n" + "".join(f"written: {path}\n" for path in written)
         screen.write(text)
     return EXIT_OK if usable or accepted else EXIT_NO_FIT
+
+
+def _other_choices(made: Made) -> Iterator[Alternative]:
+    """What takes a while to work out: llama.cpp's own choice, and what other hardware or wishes would bring."""
+    from plan_llama.solver.whatif import against_fit, what_ifs
+
+    theirs = against_fit(made.task, made.plan.chosen) if made.launch.engine == "llama.cpp" else None
+    if theirs is not None:
+        yield theirs
+    yield from what_ifs(made.task, made.plan.chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +234,12 @@ def choose_model(
     The table remembers what was worked out on the way.
     """
     assert options.model is not None  # noqa: S101
-    open_to = choices(options.model) if options.quant is None else ()
+    best = (options.quant or "").lower() == "best"
+    open_to = choices(options.model) if options.quant is None or best else ()
+    if best and not open_to:
+        raise UsageError(
+            f"--quant best: {options.model} leaves no quant open", hint="a catalog name or hf:OWNER/REPO does"
+        )
     if not open_to:
         named = images.with_projector(resolve_model(options.model, options.quant), options)
         asked = hardware_choice(hardware)
@@ -231,6 +248,11 @@ def choose_model(
     folder = str(download_folder(open_to[0].repo))
     asked = hardware_choice(hardware)
     machine = measured(resolve(asked, model_path=folder, engine_path=engine.engine_path))
+    if best:
+        from plan_llama.cli.best_quant import choose
+
+        worth, why = choose(options, open_to, machine, wanted, own)
+        return worth, machine, [why, *about_file(worth.spec)]
     enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
     table: ModelTable | None = None
     plan: Plan | None = None

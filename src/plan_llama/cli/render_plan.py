@@ -93,16 +93,18 @@ def _placement(table: ModelTable, chosen: Candidate) -> str:
         if not on_cpu
         else f"{on_gpu} of {table.layers} layers on the {gpus}"
     )
+    kept = []  # of these layers on the CPU
     if host > 0:
-        of = f"of {host} of {experts} layers" if not on_cpu else f"of {host} of them"
-        if host == experts:
-            where += ", all experts on the CPU" if not on_cpu else " (their experts on the CPU)"
-        else:
-            where += f", experts {of} on the CPU" if not on_cpu else f" (experts {of} on the CPU)"
+        whole = "all experts" if not on_cpu else "their experts"
+        of = f"experts of {host} of {experts} layers" if not on_cpu else f"experts of {host} of them"
+        kept.append(whole if host == experts else of)
     if chosen.cpu_ffn_layers:
-        where += f", feed-forward weights of {chosen.cpu_ffn_layers} of them on the CPU"
+        kept.append(f"feed-forward weights of {chosen.cpu_ffn_layers}")
     if chosen.cpu_weight_layers:
-        where += f", of {chosen.cpu_weight_layers} only the context (all their weights on the CPU)"
+        kept.append(f"all weights of {chosen.cpu_weight_layers}")
+    if kept:
+        there = " and ".join(kept) + " on the CPU"
+        where += f", {there}" if not on_cpu else f" ({there})"
     return where + (f", the other {on_cpu} on the CPU" if on_cpu else "")
 
 
@@ -215,10 +217,10 @@ def _load(screen: Screen, load: Load, request: Request) -> Iterator[str]:
     """What each of several users gets."""
     where = f"on {load.slots} slot{'s' if load.slots > 1 else ''}" if load.slots < load.users else "at once"
     yield screen.style(f"  {load.users} users {where}, all of them busy:", "dim")
-    yield (
-        f"  together  {screen.style(rate(load.aggregate_tok_s), 'bold')} tok/s, each "
-        f"{rate(load.decode_tok_s)} while it writes; prompts {rate(load.prompt_tok_s)} tok/s; "
-        f"{load.requests_per_s * 3600:,.0f} answers an hour"
+    yield from screen.wrap(
+        f"together  {rate(load.aggregate_tok_s)} tok/s, each {rate(load.decode_tok_s)} while it writes; prompts "
+        f"{rate(load.prompt_tok_s)} tok/s; {load.requests_per_s * 3600:,.0f} answers an hour",
+        indent=2,
     )
     wait = f", {seconds(load.slot_wait_s)} of it in line for a slot" if load.slot_wait_s else ""
     first, again = seconds(load.ttft_s), seconds(load.follow_up_ttft_s)
@@ -252,7 +254,7 @@ def ladder(screen: Screen, rungs: Sequence[Rung], chosen: Candidate, blocks: int
         mark = "  " + screen.glyph("←") + " this plan" if item is chosen else ""
         line = f"  {tokens(rung.context):>9}  {screen.style(f'{verdict:<15}', _VERDICT_STYLE[verdict])}  "
         if verdict == "does-not-fit":
-            yield line.rstrip() + mark
+            yield f"{line}{rung.reason}".rstrip() + mark
             continue
         line += f"{item.settings.ubatch:>6}  {rate(item.speed.prefill_tok_s.expected):>8}  "
         line += f"{rate(item.speed.decode_tok_s.expected):>8}"

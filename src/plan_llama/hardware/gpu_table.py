@@ -181,6 +181,19 @@ def lookup(name: str, *, vendor: Vendor | None = None, memory_bytes: int | None 
     return None
 
 
+def namesakes(name: str) -> tuple[GpuFacts, ...]:
+    """Other cards of as much memory that the name could mean as well as the one that `lookup` takes."""
+    facts = lookup(name)
+    if facts is None:
+        return ()
+    for level, key in zip(_index(None, tuple(files("gpus").values())), _keys(name), strict=True):
+        if facts in level.get(key, []):
+            return tuple(
+                row for row in level[key] if row is not facts and row.memory_bytes == facts.memory_bytes
+            )
+    return ()
+
+
 def modified(name: str) -> tuple[GpuFacts, int] | None:
     """A card with a size that the table does not have of it (`RTX 2080 Ti 22GB`), and that size in bytes."""
     written_gib = _words(name)[1]

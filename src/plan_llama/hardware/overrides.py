@@ -338,10 +338,21 @@ def _spelling_notes(choice: HardwareChoice) -> list[ProbeNote]:
     given = [*choice.gpu_free, choice.ram, choice.ram_available, *reserve]
     given += [re.sub(r"\s*[*×]\s*\d+\s*$", "", gpu) for gpu in choice.gpu]
     decimal = [size for size in given if size and uses_decimal_spelling(size)]
+    notes = [
+        ProbeNote(
+            probe="gpu",
+            reason=f"--gpu {gpu!r} is read as {facts.name}; {' and '.join(o.name for o in others)} is called so, too",
+            unlock=f"--gpu '{others[0].name}' means that one",
+        )
+        for gpu in choice.gpu
+        if (name := re.sub(r"\s*[*×]\s*\d+\s*$", "", gpu))
+        and (facts := gpu_table.lookup(name))
+        and (others := gpu_table.namesakes(name))
+    ]
     if not decimal:
-        return []
+        return notes
     reason = f"{', '.join(decimal)}: MB and GB of memory are read as MiB and GiB (2**20 and 2**30 bytes)"
-    return [ProbeNote(probe="sizes", reason=reason, unlock="write MiB or GiB")]
+    return [*notes, ProbeNote(probe="sizes", reason=reason, unlock="write MiB or GiB")]
 
 
 def resolve(

@@ -157,6 +157,7 @@ class Choice:
     size_bytes: int
     repo: str
     load: Callable[[], ModelSpec]
+    kl_divergence: float | None = None  # from the unquantised model, as published of this file
 
 
 def choices(text: str, *, download_dir: Path | None = None) -> tuple[Choice, ...]:
@@ -191,6 +192,7 @@ def choices(text: str, *, download_dir: Path | None = None) -> tuple[Choice, ...
             size_bytes=item.size_bytes,
             repo=item.repo,
             load=partial(from_catalog, known, item, download_dir=download_dir),
+            kl_divergence=item.kld,
         )
         for item in usable
     )

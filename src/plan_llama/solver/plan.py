@@ -67,9 +67,12 @@ def solve(task: Task, *, ladder: bool = True) -> Plan | None:
     others = found[1:]
     kv_type = chosen.settings.kv_type_k
     per_slot = chosen.settings.slot_limit or chosen.settings.context_per_slot
+    steps = rungs(task, kv_type, chosen, per_slot) if ladder else ()
+    if task.wishes.context is None:
+        findings += said.context_for_gpu(task, chosen, steps)
     return Plan(
         chosen=chosen,
-        ladder=rungs(task, kv_type, chosen, per_slot) if ladder else (),
+        ladder=steps,
         relaxations=lacking,
         alternatives=()
         if chosen.footprint.verdict not in _USABLE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from plan_llama.findings import Finding
 from plan_llama.memory.caches import kv_type
@@ -10,7 +10,8 @@ from plan_llama.memory.compute import is_described
 from plan_llama.memory.footprint import DeviceUse
 from plan_llama.solver import serving
 from plan_llama.solver.search import Task, repack_crash, why_mapped
-from plan_llama.solver.types import Candidate
+from plan_llama.solver.types import Candidate, Rung
+from plan_llama.solver.whatif import smaller_context
 from plan_llama.units import MIB, gib, rate, seconds, tokens
 
 _LARGE_POOL_BYTES = 256 * MIB
@@ -34,6 +35,13 @@ def context_reduced(task: Task, wanted: int, chosen: Candidate) -> Finding:
         + (f"; below {tokens(work.context_floor)} this use is not served" if below else ""),
         fix="a smaller quant, another card, or --ctx with the number you need to see what is missing",
     )
+
+
+def context_for_gpu(task: Task, chosen: Candidate, ladder: Iterable[Rung]) -> Iterator[Finding]:
+    """For a context that the workload chose and that leaves work to the CPU: the one that would not."""
+    found = smaller_context(task, chosen, (rung.candidate for rung in ladder if rung.candidate))
+    if found is not None:
+        yield Finding(id="smaller-context-faster", severity="note", text=found[1], fix=f"--ctx {found[0]}")
 
 
 def about(task: Task, chosen: Candidate) -> Iterator[Finding]:
@@ -140,9 +148,11 @@ def _context(task: Task, chosen: Candidate) -> Iterator[Finding]:
 def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
     settings, host = chosen.settings, chosen.footprint.host
     offloaded = chosen.cpu_moe_layers > 0 and bool(task.machine.gpus)
-    if offloaded and settings.load_mode == "mmap" and not task.machine.unified:
+    streamed = bool(task.machine.gpus) and host.weights_bytes > task.table.lookup_bytes
+    what = "experts" if offloaded else "weights"
+    if streamed and settings.load_mode == "mmap" and not task.machine.unified:
         why = why_mapped(task, host.weights_bytes, host.total_bytes)
-        text = "the experts on the CPU are mapped from the file, not pinned: prompts stream them more slowly than the "
+        text = f"the {what} on the CPU are mapped from the file, not pinned: prompts stream them more slowly than the "
         text += "link allows"
         yield Finding(
             id="mmap-with-cpu-override-slow",
@@ -150,13 +160,14 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             text=f"{text}. llama.cpp will suggest --load-mode none; {why}" if why else text,
             fix="" if why else "--load-mode none",
         )
-    streams = offloaded and settings.op_offload and not task.machine.unified
+    streams = streamed and settings.op_offload and not task.machine.unified
     if streams and chosen.speed.follow_up_ttft_s >= 1:
         yield Finding(
             id="op-offload-pcie-bound",
             severity="note",
-            text=f"a prompt of 32 tokens or more streams the experts of {chosen.cpu_moe_layers} layers "
-            f"({gib(host.weights_bytes)}) over PCIe once per {settings.ubatch} tokens: even a short follow-up "
+            text="a prompt of 32 tokens or more streams "
+            + (f"the experts of {chosen.cpu_moe_layers} layers" if offloaded else "the weights on the CPU")
+            + f" ({gib(host.weights_bytes)}) over PCIe once per {settings.ubatch} tokens: even a short follow-up "
             f"takes about {seconds(chosen.speed.follow_up_ttft_s)} to its first token",
         )
     for device in chosen.footprint.devices:

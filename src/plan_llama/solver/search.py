@@ -31,7 +31,8 @@ UBATCHES = (512, 1024, 2048, 4096)
 SMALLEST_CONTEXT = 4096
 _BATCH = 2048
 _NEAR = 1.03  # a micro-batch that is behind by no more may be the best once layers are split
-_FEW_BYTES = 4 * 1024 * MIB  # host weights below this stay mapped
+_MUCH_BYTES = 1024 * MIB
+WORTH_MEMORY = 1.02  # times the best's time that may pass where that leaves _MUCH_BYTES free
 _CHECKPOINTS = 32  # llama-server's default; kept only by models with a sliding window or recurrent state
 
 
@@ -173,8 +174,8 @@ def why_mapped(task: Task, weights_bytes: int, held_bytes: int) -> str | None:
     machine = task.machine
     if machine.unified or not machine.gpus:
         return "there is no link that pinned memory would speed up"
-    if weights_bytes < _FEW_BYTES:
-        return f"for {gib(weights_bytes)} a quick reload from the page cache is worth more"
+    if weights_bytes <= task.table.lookup_bytes:
+        return "only tables that are looked up by row are there"
     if machine.os == "windows" and held_bytes > machine.ram.total_bytes // 2:
         return "Windows pins about half of the memory at most"
     spare = machine.ram.available_bytes - machine.ram.reserved_bytes - held_bytes
@@ -269,9 +270,27 @@ def candidates(task: Task, context: int, kv_type: str) -> list[Candidate]:
     if not found:
         return []
     best = min(score(task, candidate) for candidate, _, _ in found)
-    return sorted(
-        (_refined(task, *item, best) for item in found), key=lambda candidate: score(task, candidate)
+    return _thrifty_first(
+        task,
+        sorted((_refined(task, *item, best) for item in found), key=lambda candidate: score(task, candidate)),
     )
+
+
+def _thrifty_first(task: Task, found: list[Candidate]) -> list[Candidate]:
+    """With one in front that takes much less memory where the best gains next to nothing by it."""
+    best = score(task, found[0])
+
+    def taken(candidate: Candidate) -> int:
+        return sum(pool.used_bytes for pool in candidate.footprint.pools)
+
+    def near(candidate: Candidate) -> bool:
+        mine = score(task, candidate)
+        return mine[:-1] == best[:-1] and mine[-1] <= best[-1] * WORTH_MEMORY
+
+    least = min(filter(near, found), key=taken)
+    if taken(found[0]) - taken(least) < _MUCH_BYTES:
+        return found
+    return [least, *(candidate for candidate in found if candidate is not least)]
 
 
 def _refined(
@@ -356,14 +375,25 @@ def rungs(task: Task, kv_type: str, chosen: Candidate, context: int) -> tuple[Ru
     found = []
     for step in steps:
         if step == context:
-            found.append(Rung(context=step, candidate=chosen))
+            found.append(Rung(context=step, candidate=chosen, reason=_lacks(chosen)))
             continue
         candidate = best_at(task, step, kv_type)
-        reason = "" if candidate else "no layer fits beside this context"
+        reason = _lacks(candidate) if candidate else "no layer fits beside this context"
         found.append(Rung(context=step, candidate=candidate, reason=reason))
         if candidate is None or candidate.footprint.verdict == "does-not-fit":
             break
     return tuple(found)
+
+
+def _lacks(candidate: Candidate) -> str:
+    """Where memory is missing for a candidate that does not fit."""
+    if candidate.footprint.verdict != "does-not-fit":
+        return ""
+    short = {pool.name: pool.used_bytes - pool.available_bytes for pool in candidate.footprint.pools}
+    for device in candidate.footprint.devices:
+        over = device.peak_bytes - device.free_bytes
+        short[device.pool] = max(over, short.get(device.pool, over))
+    return ", ".join(f"{gib(size)} too little in {name}" for name, size in short.items() if size > 0)
 
 
 def pinned_settings(task: Task, settings: Settings) -> Settings:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
 
+_PLAINER = 0.003  # share of the time that may pass, per card, for a command that names the first layers only
 _FEW_STATES = 400  # splits (cards times layers) up to which every length of a card's share is tried
 
 
@@ -113,10 +114,13 @@ class Splitter:
         away: list[int] = []
         bare: list[int] = []
         end = self.blocks
+        slack_s = _PLAINER * seconds
         while True:
             per_card[index] = end - start
             for found, those in zip(
-                (away, bare), self.lines[index].away(start, end, last=index == last[0]), strict=True
+                (away, bare),
+                self.lines[index].away(start, end, last=index == last[0], slack_s=slack_s),
+                strict=True,
             ):
                 found += those
             if index == 0:
@@ -170,6 +174,7 @@ class _Line:
         gains = [away - here for away, here in zip(bare_s, card.rest_s, strict=True)]
         self.rest_gain = list(accumulate(gains, initial=0.0))
         self.movable = _makes(card.movable_bytes, card.movable_s, away_s)
+        self.movable_gain = [away - here for away, here in zip(away_s, card.movable_s, strict=True)]
         self.known: dict[tuple[int, int, bool], float] = {}
 
     def _room(self, start: int, end: int, *, last: bool) -> int:
@@ -200,9 +205,9 @@ class _Line:
         self.known[key] = total
         return total
 
-    def away(self, start: int, end: int, *, last: bool) -> tuple[list[int], list[int]]:
+    def away(self, start: int, end: int, *, last: bool, slack_s: float) -> tuple[list[int], list[int]]:
         """The blocks of the run whose movable weights stay on the host, and those of which all do: of each make the
-        first ones."""
+        first ones, or the first of all where that loses no more than `slack_s`."""
         room = self._room(start, end, last=last)
         rest = self.rest_sum[end] - self.rest_sum[start]
         run = range(start, end)
@@ -211,7 +216,19 @@ class _Line:
             here = self._taken(self.rest, run, room)
             return movable, [il for il in run if self.card.rest_bytes[il] and il not in here]
         here = self._taken(self.movable, run, room - rest)
-        return [il for il in movable if il not in here], []
+        chosen = [il for il in movable if il not in here]
+        first = self._first(movable, room - rest)
+        lost = sum(self.movable_gain[il] for il in first) - sum(self.movable_gain[il] for il in chosen)
+        return first if lost <= slack_s else chosen, []
+
+    def _first(self, movable: Sequence[int], room: int) -> list[int]:
+        """The first layers of a run whose movable weights have to stay on the host so that the others' fit."""
+        size = sum(self.card.movable_bytes[il] for il in movable)
+        count = 0
+        while size > room:
+            size -= self.card.movable_bytes[movable[count]]
+            count += 1
+        return list(movable[:count])
 
     def _taken(self, makes: Sequence[_Make], run: range, room: int) -> set[int]:
         here: set[int] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 import pytest
+from scripts import fit_table
 
 from tests import fit_cases
 
@@ -43,3 +44,8 @@ def test_no_plan_of_any_model_is_slower() -> None:
     assert len(found) == 54
     assert max(found.values()) <= 1.0
     assert median(ratio for key, ratio in found.items() if offloaded(*key)) <= 0.6
+
+
+@pytest.mark.engine
+def test_the_page_is_what_the_program_writes() -> None:
+    assert fit_table.PAGE.read_text(encoding="utf-8") == fit_table.page()
