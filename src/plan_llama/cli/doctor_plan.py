@@ -149,7 +149,7 @@ def _plan(
     asked = replace(
         wishes(WishOptions()),
         context=context,
-        parallel=int(start.number_of("sequences") or 1),
+        parallel=1 if start.get("kv_unified") else int(start.number_of("sequences") or 1),
         older=reading.settings.older,
     )
     task, plan, _ = solved(make_task(table, machine, asked, beyond()), ladder=False)
