@@ -56,8 +56,8 @@ def buffers(
                 weights_bytes=weight[i],
                 context_bytes=cache[i],
                 compute_bytes=work.buffers[i],
-                # nothing runs on a card that holds nothing
-                pool_bytes=work.pools[i] if weight[i] or cache[i] else 0,
+                # nothing runs on a card that has nothing; one with a compute buffer alone is offloaded to
+                pool_bytes=work.pools[i] if weight[i] or cache[i] or work.buffers[i] else 0,
             )
             for i in range(len(devices))
         ),

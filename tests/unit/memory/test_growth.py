@@ -1,4 +1,4 @@
-"""What buffers grow by while the engine runs: MiniMax-M3's graph follows the positions in its cache."""
+"""What a device takes beside its buffers while the engine runs."""
 
 from __future__ import annotations
 
@@ -25,3 +25,16 @@ def test_the_host_grows_by_the_inputs_of_all_positions(context: int, ubatch: int
     added = context - RESERVED
     expected = 4 * ubatch * (added + added // BLOCK) + 4 * added
     assert made.host.pool_bytes == pytest.approx(expected, abs=MIB // 16)
+
+
+def test_the_pool_of_a_card_that_is_only_offloaded_to() -> None:
+    """`-ngl 0`: long prompts are multiplied on the first card, which takes the widest activations in blocks of 32
+    (block_q8_1, 36 bytes; ggml/src/ggml-cuda/mmq.cu, b11434). A second card does nothing."""
+    made = buffers(
+        table("real", "llama-3.1-8b-q4_k_m"),
+        Settings(context=8192, gpu_layers=0),
+        [DeviceMemory(free_bytes=20 * GIB)] * 2,
+    )
+    feed_forward, tokens = 14336, 512
+    assert made.devices[0].pool_bytes >= feed_forward * tokens * 36 // 32
+    assert made.devices[1].pool_bytes == 0
