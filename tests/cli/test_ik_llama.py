@@ -98,3 +98,12 @@ def test_other_builds_are_not_known(cli: Cli) -> None:
     ended = cli(*GLM, *ONE_CARD, *IK, "--engine-build", "b4000")
     assert ended.code == 2
     assert "of one build" in ended.err
+
+
+def test_launchers_start_it_and_not_llama_cpp(cli: Cli, home: Path) -> None:
+    assert cli(*GLM, *ONE_CARD, *IK, "--write", "out", "--launcher", "sh").code == 0
+    assert "install ik_llama.cpp b" in (home / "out/start-llama-server.sh").read_text(encoding="utf-8")
+    for name in ("compose", "k8s", "preset"):
+        ended = cli(*GLM, *ONE_CARD, *IK, "--write", "out", "--launcher", name)
+        assert ended.code == 2
+        assert "is llama.cpp's, not ik_llama.cpp's" in ended.err

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from plan_llama.errors import InputError
 from plan_llama.hardware.types import Backend
-from plan_llama.launchers.types import LOOPBACK, NAME, GpuNeed, Recipe, check_words
+from plan_llama.launchers.types import LOOPBACK, NAME, GpuNeed, Recipe, check_words, only_llama_cpp
 from plan_llama.launchers.yaml_text import Node, dump
 
 COMPOSE_NAME = "compose.yaml"
@@ -173,6 +173,7 @@ def _head(recipe: Recipe, use: str) -> str:
 
 def _image(recipe: Recipe) -> str:
     """The image of the plan's build for the cards that it uses."""
+    only_llama_cpp(recipe, "the only image that is known here")
     backends = {gpu.backend for gpu in recipe.needs.gpus if gpu.used}
     if len(backends) > 1 or backends - set(_VARIANT):
         raise InputError(

@@ -13,7 +13,7 @@ import shlex
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable
 from plan_llama.errors import InputError
-from plan_llama.launchers.types import LOOPBACK, Recipe, check_words
+from plan_llama.launchers.types import LOOPBACK, Recipe, check_words, only_llama_cpp
 from plan_llama.launchers.yaml_text import Node, dump
 from plan_llama.memory import patterns
 from plan_llama.memory.types import HOST
@@ -27,6 +27,7 @@ _ENDS = re.compile(r"\s*[;#]|[\n\r]|^\s|\s$")
 
 def preset(recipe: Recipe, name: str) -> str:
     """A section of a presets file. Raises InputError for a value that its grammar cannot hold."""
+    only_llama_cpp(recipe, "the router that reads a presets file")
     check_words(recipe)
     command = recipe.command
     table = FlagTable.load(command.build if isinstance(command.build, int) and command.build > 1 else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plan_llama.engines.arguments import ENGINE
 from plan_llama.engines.contradictions import is_loopback
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import InputError
@@ -98,6 +99,12 @@ def argument(argv: Sequence[str], flag: str, default: str) -> str:
     """The last value of an argument."""
     places = [place for place, word in enumerate(argv[:-1]) if word == flag]
     return argv[places[-1] + 1] if places else default
+
+
+def only_llama_cpp(recipe: Recipe, what: str) -> None:
+    """Raises InputError for another engine than llama.cpp, which `what` would start instead."""
+    if recipe.command.engine != ENGINE:
+        raise InputError(f"{what} is llama.cpp's, not {recipe.command.engine}'s", hint="--launcher sh")
 
 
 def check_words(recipe: Recipe, *, lines: bool = True, raw: bool = True) -> None:
