@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from plan_llama.engines.arguments import Argument
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.llama_server import command
+from plan_llama.engines.other_programs import others
 from plan_llama.memory.types import Settings
 from tests.engine import record_commands
 from tests.property.test_command_roundtrip import plans
@@ -154,6 +155,18 @@ def test_written_placements_are_accepted(engine_bin: Path, plan: tuple[int, Sett
     )
     code, said = exit_code(engine_bin, "llama-server", list(made.argv[1:]))
     assert code == 0, said
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=plans().filter(lambda plan: plan[0] < 2))
+def test_the_other_programs_take_the_same_placement(engine_bin: Path, plan: tuple[int, Settings]) -> None:
+    names = ["CPU"] if plan[0] else None  # as above
+    made = command(
+        plan[1], model=glm(), machine=machine(plan[0]), model_path="/models/x.gguf", device_names=names
+    )
+    for item in others(made, context=4096, prompt_tokens=512):
+        code, said = exit_code(engine_bin, item.argv[0], list(item.argv[1:]))
+        assert code == 0, (item.argv, said)
 
 
 def test_launchers_pass_shellcheck(tmp_path: Path) -> None:

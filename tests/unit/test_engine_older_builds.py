@@ -15,7 +15,7 @@ import pytest
 
 from plan_llama.engines.flags import FlagTable, replacements
 from plan_llama.engines.launch import LaunchCommand
-from plan_llama.engines.older_builds import InstalledHelp, adapt, named
+from plan_llama.engines.older_builds import InstalledHelp, adapt, named, with_template
 from plan_llama.hardware.engines import parse_help
 
 DATA = Path(__file__).parents[1] / "data" / "engines"
@@ -76,3 +76,14 @@ def test_every_rule_names_an_argument_that_plans_write_for_the_newest_build() ->
 def test_builds_without_a_number_are_called_so() -> None:
     assert named(9093) == "b9093"
     assert named(0) == named(1) == "a build without a number"
+
+
+@pytest.mark.parametrize(
+    ("build", "asked"), [(3848, False), (4579, True), (6324, True), (8643, False), (11434, False)]
+)
+def test_the_models_own_template_is_asked_for_where_it_is_not_taken_unasked(build: int, asked: bool) -> None:
+    """common/common.h: `bool use_jinja = false` up to b6324 (llama-cpp-python 0.3.16), `true` in b8643 (0.3.20)."""
+    made = LaunchCommand(engine="llama.cpp", build=build, argv=("llama-server", "-m", "x", "--host", "::1"))
+    found = with_template(made, FlagTable.load(build)).argv
+    assert ("--jinja" in found) is asked
+    assert found[-2:] == ("--host", "::1")

@@ -56,8 +56,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _refuse_bare_check(argv: Sequence[str]) -> None:
     """Without -- the arguments of the command would be read as ours."""
-    words = {word.partition("=")[0] for word in argv}
-    if list(argv[:1]) == ["check"] and not {"--", "-h", "--help", "--file"} & words:
+    if list(argv[:1]) != ["check"]:
+        return
+    if not {"--", "-h", "--help", "--file"} & {word.partition("=")[0] for word in argv}:
         hint = "plan-llama check -- llama-server -m FILE ..., or check --file PATH"
         raise UsageError("check: the command stands behind --", hint=hint)
 

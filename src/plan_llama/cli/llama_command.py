@@ -56,9 +56,11 @@ def make(
         own = FlagTable.of_program(installed.build, installed.arguments)
         command, refused = older_builds.without_refused_values(command, own)
         said += [*lost, *refused]
+        command = older_builds.with_template(command, own)
     elif target != llama_server.BUILD:
         command, lost = older_builds.for_build(command, target)
         said += lost
+        command = older_builds.with_template(command, FlagTable.load(target))
     if too_old := architectures.finding(target, spec):
         said.append(too_old)
     said += memory_rules.findings(target, spec, plan.chosen.settings)

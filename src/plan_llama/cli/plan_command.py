@@ -21,7 +21,7 @@ from plan_llama.cli.options import (
 )
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
-from plan_llama.engines import refusals
+from plan_llama.engines import llama_server, other_programs, refusals
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, RemoteError, UsageError
 from plan_llama.findings import Finding, Severity
@@ -62,6 +62,13 @@ def run(
     table = task.table
     usable = plan.chosen.footprint.verdict in ("fits", "tight")
     accepted = plan.chosen.footprint.verdict == "pages-from-disk" and wanted.allow_paging
+    settings = plan.chosen.settings
+    context = settings.slot_limit or settings.context_per_slot
+    programs = (
+        other_programs.others(launch, context=context, prompt_tokens=task.request.prompt_tokens)
+        if launch.engine == llama_server.ENGINE
+        else ()
+    )
     written: list[Path] = []
     if serve.write is not None:
         if not usable and not accepted:
@@ -90,13 +97,22 @@ def run(
             provenance=plan.provenance,
         )
         answer |= plan_json.plan_extras(plan)
+        answer["programs"] = [plan_json.further(item) for item in programs]
         if written:
             answer["written"] = [str(path) for path in written]
         print_json(answer)
     else:
         screen = Screen()
         text = render_plan.plan(
-            screen, table, machine, plan, launch, task.request, explain=output.explain, said=findings
+            screen,
+            table,
+            machine,
+            plan,
+            launch,
+            task.request,
+            explain=output.explain,
+            said=findings,
+            programs=programs,
         )
         if written:
             text += "\n" + "".join(f"written: {path}\n" for path in written)

@@ -7,7 +7,7 @@ from typing import Any
 
 from plan_llama.cli import images
 from plan_llama.cli.hardware import as_json as machine_json
-from plan_llama.engines.launch import LaunchCommand
+from plan_llama.engines.launch import FurtherCommand, LaunchCommand
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine, Source
 from plan_llama.memory.footprint import Footprint
@@ -231,10 +231,13 @@ def launch(command: LaunchCommand | None) -> dict[str, Any] | None:
         "argv": list(command.argv),
         "env": dict(command.env),
         "files": [{"name": item.name, "text": item.text} for item in command.files],
-        "further": [
-            {"what": item.what, "argv": list(item.argv), "env": dict(item.env)} for item in command.further
-        ],
+        "further": [further(item) for item in command.further],
     }
+
+
+def further(item: FurtherCommand) -> dict[str, Any]:
+    """A command beside the one that starts the engine."""
+    return {"what": item.what, "argv": list(item.argv), "env": dict(item.env)}
 
 
 def finding(item: Finding) -> dict[str, str]:

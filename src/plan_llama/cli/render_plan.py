@@ -350,6 +350,7 @@ def plan(
     *,
     explain: bool,
     said: Sequence[Finding],
+    programs: Sequence[FurtherCommand] = (),
 ) -> str:
     """The whole screen of a plan."""
     chosen = item.chosen
@@ -377,6 +378,8 @@ def plan(
         lines += [screen.heading("The working"), *working(screen, item.trace), ""]
         if usable and item.alternatives:
             lines += [screen.heading("Other choices"), *alternatives(screen, item.alternatives), ""]
+        for other in programs:
+            lines += [screen.heading(other.what), *command(screen, other), ""]
     else:
         more = "--explain shows the working, --json is for programs, --write DIR makes a launcher"
         lines += screen.wrap(more, indent=0, style="dim")

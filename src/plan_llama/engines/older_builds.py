@@ -70,6 +70,18 @@ def for_build(command: LaunchCommand, build: int) -> tuple[LaunchCommand, list[F
     return made, [*said, *refused, *unknown(table)]
 
 
+def with_template(command: LaunchCommand, table: FlagTable) -> LaunchCommand:
+    """The command with --jinja for builds that do not use the model's own chat template unasked.
+
+    They have it as a flag; since it can be switched off it is on (common/common.h, b6324 and b8643).
+    """
+    known = table.lookup("--jinja", "llama-server")
+    if known is None or known.kind != "flag" or "--host" not in command.argv:
+        return command
+    place = command.argv.index("--host")
+    return replace(command, argv=(*command.argv[:place], "--jinja", *command.argv[place:]))
+
+
 def without_refused_values(command: LaunchCommand, table: FlagTable) -> tuple[LaunchCommand, list[Finding]]:
     """The command without arguments whose value the build does not take yet, with an error for each."""
     refused = parse(command.argv, table=table).refused

@@ -249,8 +249,7 @@ def installed(
         if engine.note
     ]
     if not found:
-        reason = "no llama-server, ollama or vllm on PATH"
-        notes.append(
-            ProbeNote(probe="engine", reason=reason, unlock="install one; the plan's command needs it")
-        )
+        reason = "none of llama-server, ollama and vllm is on PATH: a plan needs none, its command does"
+        unlock = "--engine-path FILE names a llama-server that is elsewhere"
+        notes.append(ProbeNote(probe="engine", reason=reason, unlock=unlock))
     return found, notes

@@ -41,7 +41,7 @@ def preset(recipe: Recipe, name: str) -> str:
         f"[{_section(name)}]",
     ]
     overrides: list[str] = []
-    for item in parse(command.argv, table=table).arguments:
+    for item in parse(("llama-server", *command.argv[1:]), table=table).arguments:
         argument = item.argument
         if argument is not None and (made := _patterns(argument.names, item.values)):
             overrides += made
