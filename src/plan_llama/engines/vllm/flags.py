@@ -153,4 +153,6 @@ def load(version: str = VERSION) -> FlagTable:
             by_name[name] = (item, False)
         for name in item.negations:
             by_name[name] = (item, True)
+        if item.negations:  # still taken where it is hidden from the help (EnableDisableAction)
+            by_name.setdefault(f"--no-{item.name.removeprefix('--')}", (item, True))
     return FlagTable(version=named, arguments=tuple(found), _by_name=by_name)
