@@ -139,7 +139,7 @@ def test_what_is_not_described_is_refused(cli: Cli) -> None:
     ended = cli("--engine", "vllm", "--model", "qwen3.5-122b-a10b", *H200)
     assert ended.code == 2
     assert "not described" in ended.err
-    ended = cli("--model", "glm-5.1", "--nodes", "2", *H200)
+    ended = cli("--model", "glm-5.1", "--nodes", "2", "--no-gpu")
     assert ended.code == 2
     ended = cli(*PLAN, *H200, "--node-address", "0.0.0.0")  # noqa: S104
     assert ended.code == 2

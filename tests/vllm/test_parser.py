@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from plan_llama.cli.nodes import nodes_of
 from plan_llama.cli.options import EngineOptions, ModelOptions, WishOptions
-from plan_llama.cli.vllm_plan import KV_TYPES, PINS, make, nodes_of
+from plan_llama.cli.vllm_plan import KV_TYPES, PINS, make
 from plan_llama.cli.wishes import wishes
 from plan_llama.engines.vllm import flags
 from plan_llama.engines.vllm.parsing import parse
@@ -86,7 +87,7 @@ TAKEN_BY_THE_PARSER = {"--kv-cache-dtype q8_0", "--load-format gguf"}
 
 
 def test_emitted_commands_parse(refusals: Refusals) -> None:
-    commands = []
+    commands: list[list[str]] = []
     for model, gpu, wish, nodes in PLANS:
         wanted = wishes(WishOptions(**wish), kv_types=KV_TYPES, takes=PINS)  # type: ignore[arg-type]
         machine = resolve(HardwareChoice(gpu=(gpu,), ram="2TiB"))
@@ -97,9 +98,9 @@ def test_emitted_commands_parse(refusals: Refusals) -> None:
             gpu,
             [item.text for item in plan.findings if item.severity == "error"],
         )
-        words = [made.argv, *(item.argv for item in made.further if item.argv[0] == "vllm")]
-        assert len(words) == (nodes + 1 if nodes > 1 else 1)
-        commands += [list(argv[2:]) for argv in words]
+        every = [made.argv, *(item.argv for item in made.further if item.argv[0] == "vllm")]
+        assert len(every) == (nodes + 1 if nodes > 1 else 1)
+        commands += [list(argv[2:]) for argv in every]
     said = refusals(commands)
     assert [(words, text) for words, text in zip(commands, said, strict=True) if text] == []
     for words in commands:  # and our own reader takes what the real one takes

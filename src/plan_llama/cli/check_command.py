@@ -72,6 +72,8 @@ def run(
     file: str | None = None,
 ) -> int:
     """Returns 0 where the command, or every one in the file, runs and fits, 3 where one does not."""
+    if engine.nodes > 1 or engine.node_address:
+        raise UsageError("check: --nodes and --node-address are for plans", hint="leave them out")
     if not argv and file is None:
         hint = "plan-llama check -- llama-server -m FILE …, or check --file PATH"
         raise UsageError("there is no command to check", hint=hint)

@@ -45,10 +45,18 @@ def writer(options: EngineOptions, installed: InstalledEngine | None = None) -> 
 
     Raises UsageError for an engine that is not known, and for a misspelt build.
     """
-    if options.nodes > 1 or options.node_address:
-        raise UsageError("--nodes: more than one machine is planned for with --engine vllm only")
+    several = options.nodes > 1 or bool(options.node_address)
+    if several and options.engine != "llama.cpp":
+        raise UsageError(
+            f"--nodes: {options.engine} is planned for one machine", hint="llama.cpp and vllm take several"
+        )
     if options.engine == "llama.cpp":
-        return LlamaServer(engine_build(options), installed)
+        server = LlamaServer(engine_build(options), installed)
+        if not several:
+            return server
+        from plan_llama.cli.nodes import RpcServers, private_nodes
+
+        return RpcServers(server, private_nodes(options))
     if options.engine == "ik_llama.cpp":
         _refuse_build(options, "its arguments are known of one build")
         from plan_llama.cli.ik_command import IkLlama

@@ -55,6 +55,9 @@ def run(
         address_of(serve).refuse(engine.engine)
         folder = None if serve.write is None else Path(serve.write)
         return vllm_plan.run(model, hardware, wish_options, engine, output, write=folder, force=serve.force)
+    if serve.write is not None and (engine.nodes > 1 or engine.node_address):
+        hint = "the commands for all of them are printed"
+        raise UsageError("--write: a launcher is for one machine", hint=hint)
     wanted = wishes(wish_options)
     address = address_of(serve)
     made = make_plan(model, hardware, wanted, engine, address=address)
@@ -177,6 +180,13 @@ def make_plan(
             hint="leave --pin out, or --no-gpu plans for the CPU alone",
         )
     _refuse_invalid(task, plan)
+    if engine.nodes > 1 or engine.node_address:
+        from plan_llama.cli.nodes import private_nodes
+        from plan_llama.engines import rpc
+
+        nodes = private_nodes(engine)
+        local = len(machine.gpus) // nodes.count
+        plan = rpc.counted(plan, nodes, local, spec.int_param("embedding_length"), task.request)
     launch, about_build = own.command(task, plan)
     launch = address.of(launch)
     about_images = images.findings(
@@ -184,6 +194,18 @@ def make_plan(
     )
     findings = in_order([*said, *plan.findings, *about_images, *machine_notes(machine), *about_build])
     return Made(task=task, plan=plan, machine=machine, launch=launch, findings=findings, writer=own)
+
+
+def _machine(hardware: HardwareOptions, engine: EngineOptions, model_path: str | None) -> Machine:
+    """The machine that the options mean; with several, the first one with the cards of the others."""
+    machine = measured(
+        resolve(hardware_choice(hardware), model_path=model_path, engine_path=engine.engine_path)
+    )
+    if engine.nodes > 1 or engine.node_address:
+        from plan_llama.cli.nodes import joined, private_nodes
+
+        return joined(machine, private_nodes(engine))
+    return machine
 
 
 def solved(task: Task, *, ladder: bool = True) -> tuple[Task, Plan | None, list[Finding]]:
@@ -258,12 +280,10 @@ def choose_model(
         )
     if not open_to:
         named = images.with_projector(resolve_model(options.model, options.quant), options)
-        asked = hardware_choice(hardware)
-        machine = measured(resolve(asked, model_path=named.path, engine_path=engine.engine_path))
+        machine = _machine(hardware, engine, named.path)
         return ModelTable(named), machine, about_file(named)
     folder = str(download_folder(open_to[0].repo))
-    asked = hardware_choice(hardware)
-    machine = measured(resolve(asked, model_path=folder, engine_path=engine.engine_path))
+    machine = _machine(hardware, engine, folder)
     if best:
         from plan_llama.cli.best_quant import choose
 

@@ -56,6 +56,8 @@ def run(
     timeout_s: float,
 ) -> int:
     """Returns 0 where all that could be compared agrees and it fits by the real numbers, else 3."""
+    if engine.nodes > 1 or engine.node_address:
+        raise UsageError("verify: --nodes and --node-address are for plans", hint="leave them out")
     if not argv and model.model is None:
         hint = "plan-llama verify --model glm-5.1, or plan-llama verify -- llama-server -m FILE ..."
         raise UsageError("verify: --model is missing", hint=hint)

@@ -14,6 +14,7 @@ from plan_llama.cli.plan_command import in_order, machine_notes, print_json
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import hardware_choice, wishes
 from plan_llama.engines.launch import LaunchCommand
+from plan_llama.engines.nodes import Nodes
 from plan_llama.engines.vllm import command as writer
 from plan_llama.engines.vllm import flags
 from plan_llama.engines.vllm.parsing import Command, Given, parse
@@ -188,7 +189,7 @@ def _correct(command: Command, found: Reading, task: VllmTask) -> tuple[LaunchCo
         plan.chosen.setup,
         task.machine,
         plan.machine.gpus,
-        nodes=writer.Nodes(count=task.nodes),
+        nodes=Nodes(count=task.nodes),
         executable=command.executable[0] if command.executable[-1:] == ("serve",) else "vllm",
     )
     kept = [word for item in command.given if _kept(item) for word in (item.spelling, *item.values)]

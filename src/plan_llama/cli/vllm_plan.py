@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from plan_llama.cli import vllm_json, vllm_render
+from plan_llama.cli.nodes import nodes_of
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.plan_command import in_order, machine_notes, print_json
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import hardware_choice, wishes
 from plan_llama.engines.launch import LaunchCommand
+from plan_llama.engines.nodes import Nodes
 from plan_llama.engines.vllm import command as writer
 from plan_llama.engines.vllm.flags import VERSION
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, UsageError
@@ -38,7 +39,6 @@ PINS = {
     "parallel": "a number",
     "kv_type": "a cache type",
 }
-_ADDRESS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?")
 
 
 def run(
@@ -111,24 +111,8 @@ def check_version(engine: EngineOptions) -> None:
         raise UsageError(f"--engine-build {engine.engine_build}: vLLM {VERSION} is the version it knows")
 
 
-def nodes_of(engine: EngineOptions) -> writer.Nodes:
-    """The machines that --nodes and --node-address name. Raises UsageError for what no address can be."""
-    addresses = tuple(engine.node_address or ())
-    count = engine.nodes if engine.nodes > 1 else max(1, len(addresses))
-    for address in addresses:
-        if not _ADDRESS.fullmatch(address) or address in ("0.0.0.0", "::"):  # noqa: S104 - it is refused
-            raise UsageError(
-                f"--node-address {address!r}: expected the address of one machine, such as 10.0.0.1"
-            )
-    if addresses and len(addresses) != count:
-        raise UsageError(
-            f"{len(addresses)} addresses (--node-address) for {count} machines (--nodes)", hint="one for each"
-        )
-    return writer.Nodes(count=count, addresses=addresses)
-
-
 def make(
-    model: ModelOptions, machine: Machine, wanted: Wishes, nodes: writer.Nodes
+    model: ModelOptions, machine: Machine, wanted: Wishes, nodes: Nodes
 ) -> tuple[VllmTask, VllmPlan, LaunchCommand | None, list[Finding]]:
     """The plan of the best checkpoint that fits, its command, and all that is to be said."""
     assert model.model is not None  # noqa: S101 - the command checked it
@@ -211,7 +195,7 @@ def _about_model(checkpoint: Checkpoint, open_to: tuple[Checkpoint, ...], tried:
     return said if checkpoint.size_bytes is None else said[:-1]
 
 
-def _about_nodes(nodes: writer.Nodes) -> list[Finding]:
+def _about_nodes(nodes: Nodes) -> list[Finding]:
     said = [
         Finding(
             id="vllm-nodes-network",
@@ -224,9 +208,9 @@ def _about_nodes(nodes: writer.Nodes) -> list[Finding]:
     if not nodes.addresses:
         said.append(
             Finding(
-                id="vllm-head-address",
+                id="node-address-missing",
                 severity="warning",
-                text=f"{writer.HEAD} in the commands stands for the first node's address",
+                text=f"{nodes.head} in the commands stands for the first node's address",
                 fix="--node-address, once for each node, writes it",
             )
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from plan_llama.engines.launch import FurtherCommand, LaunchCommand, LaunchFile
+from plan_llama.engines.nodes import Nodes
 from plan_llama.engines.vllm import manifest
 from plan_llama.engines.vllm.flags import ENGINE, VERSION
 from plan_llama.hardware.types import Gpu, Machine
@@ -13,27 +14,9 @@ from plan_llama.memory.vllm.attention import architecture_of
 from plan_llama.memory.vllm.budget import assumed, batch_defaults
 from plan_llama.solver.vllm.rules import Setup
 
-HEAD = "HEAD_IP"  # stands for the first node's address where none was given
 _PORT = 8000
 _MASTER_PORT = 29501
 _RAY_PORT = 6379
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nodes:
-    """The machines that run the plan together: their addresses, the first one's first; empty where not given."""
-
-    count: int = 1
-    addresses: tuple[str, ...] = ()
-
-    @property
-    def head(self) -> str:
-        """How the others reach the first node."""
-        return self.addresses[0] if self.addresses else HEAD
-
-    def name(self, rank: int) -> str:
-        """A node as a heading names it."""
-        return f"node {rank} ({self.addresses[rank]})" if rank < len(self.addresses) else f"node {rank}"
 
 
 def command(
