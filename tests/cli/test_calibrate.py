@@ -48,6 +48,9 @@ def test_what_is_measured_is_shown_kept_and_used(cli: Cli, home: Path) -> None:
     assert plan["provenance"]["machine.ram.bandwidth"] == "measured"
     said = next(item for item in plan["findings"] if item["id"] == "calibration")
     assert "memory 40.0 GB/s" in said["text"]
+    like = cli("--model", "qwen3-0.6b", "--quant", "Q8_0", "--ram", "64GiB", "--json").json
+    assert like["machine"]["disk"]["read_bytes_per_s"] is None
+    assert "calibration" not in {item["id"] for item in like["findings"]}
     elsewhere = cli("--model", "qwen3-0.6b", "--quant", "Q8_0", "--hardware", "desktop-64", "--json").json
     assert "calibration" not in {item["id"] for item in elsewhere["findings"]}
 

@@ -208,7 +208,10 @@ def speed(screen: Screen, item: SpeedEstimate, request: Request) -> Iterator[str
         f"{seconds(item.request_s)}{loading}",
         indent=2,
     )
-    yield f"  bound by {item.bound_by}"
+    yield from screen.wrap(
+        f"bound by {item.bound_by} ({item.bound_share * 100:.0f} % of a token); what would move it: {item.moved_by}",
+        indent=2,
+    )
     if load is not None and load.users > 1:
         yield from _load(screen, load, request)
 

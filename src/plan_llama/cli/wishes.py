@@ -26,6 +26,7 @@ _PINS = {
     "parallel": "a number",
     "kv_type": "a cache type",
     "flash_attn": "on or off",
+    "draft_layers": "on or off",
     "op_offload": "on or off",
     "mmproj_offload": "on or off",
     "image_max_tokens": "a number",

@@ -15,7 +15,7 @@ from plan_llama.errors import UsageError
 from plan_llama.hardware import described, gpu_table, ram_speed
 from plan_llama.hardware.host import ISA_FLAGS
 from plan_llama.hardware.other_gpus import metal_limit_bytes
-from plan_llama.hardware.types import Cpu, Gpu, Machine, ProbeNote, Ram, Source
+from plan_llama.hardware.types import Cpu, Disk, Gpu, Machine, ProbeNote, Ram, Source
 from plan_llama.units import gib, parse_size, uses_decimal_spelling
 
 _MOST_CARDS = 64
@@ -418,6 +418,7 @@ def resolve(
         cpu=_cpu(choice, base.cpu, notes),
         rocm_version=None if replaced else base.rocm_version,
         calibrated=None if choice.simulates else base.calibrated,
+        disk=_unmeasured(base.disk) if choice.simulates and choice.hardware is None else base.disk,
         **changes,
     )
     machine = replace(
@@ -437,6 +438,14 @@ def _probe(choice: HardwareChoice, model_path: str | None, engine_path: str | No
         measure_bandwidth=measure and choice.ram is None,
         with_gpus=not choice.gpu and not choice.no_gpu,
     )
+
+
+def _unmeasured(disk: Disk | None) -> Disk | None:
+    """The drive of a machine that is only like this one: what was measured here says nothing of it."""
+    if disk is None or disk.sources.get("read_bytes_per_s") != "measured":
+        return disk
+    known = {key: source for key, source in disk.sources.items() if key != "read_bytes_per_s"}
+    return replace(disk, read_bytes_per_s=None, sources=known)
 
 
 # Probes whose notes an option makes pointless, by the option.

@@ -403,7 +403,7 @@ def pinned_settings(task: Task, settings: Settings) -> Settings:
     for key in ("batch", "threads", "image_max_tokens"):
         if key in pins:
             changes[key] = int(pins[key])
-    for key in ("flash_attn", "op_offload", "mmproj_offload"):
+    for key in ("flash_attn", "op_offload", "mmproj_offload", "draft_layers"):
         if key in pins:
             changes[key] = pins[key] == "on"
     if "cache_ram" in pins:

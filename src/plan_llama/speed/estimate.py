@@ -12,14 +12,24 @@ from plan_llama.speed.constants import Constants, shipped
 from plan_llama.speed.rates import Assumptions, disk_rate, widened
 from plan_llama.speed.types import Engine, Rate, Request, SpeedEstimate, Traffic
 
+# What a part of a pass waits for, by a word of its name, and what would make it shorter.
 _BOUNDS = (
-    ("disk", "disk"),
-    ("PCIe", "PCIe link"),
-    ("RAM", "RAM bandwidth"),
-    ("CPU", "CPU cores"),
-    ("crossings", "hand-overs between GPU and CPU"),
-    ("launches", "GPU kernel launches"),
-    ("compute", "GPU compute"),
+    ("disk", "disk", "more memory, a smaller quant or a faster drive"),
+    ("PCIe", "PCIe link", "a wider link, a larger micro-batch or more of the weights on a card"),
+    (
+        "RAM",
+        "RAM bandwidth",
+        "more memory channels, faster memory, more of the weights on a card or a smaller quant",
+    ),
+    (
+        "CPU",
+        "CPU cores",
+        "more or newer cores, more on a card or a quant without tables (not IQ1 to IQ3)",
+    ),
+    ("crossings", "hand-overs between GPU and CPU", "a card that holds the experts"),
+    ("launches", "GPU kernel launches", "nothing of the memory; several requests at once fill the gaps"),
+    ("compute", "GPU compute", "a card with more FLOP/s"),
+    ("", "GPU memory bandwidth", "a card with more bandwidth or a smaller quant"),
 )
 
 
@@ -78,7 +88,10 @@ def estimate(
     )
     size_class = placement_class(machine, traffic)
     depth = request.depth + request.prompt_tokens + request.output_tokens / 2
-    parts = passes.decode(work, depth, request.streams)
+    parts = passes.token(work, depth, request.streams)
+    if work.draft:
+        chance = k.assumed["draft_accepted"]
+        said.add(f"{chance * 100:.0f} % of drafted tokens assumed to be right", k.widen["draft"])
     token_s = _positive(sum(parts.values()))
     prefill_parts = passes.prompt(work, request.prompt_tokens, request.depth)
     prompt_s = _positive(sum(prefill_parts.values()))
@@ -92,6 +105,7 @@ def estimate(
     new = max(1, round(request.prompt_tokens * (1.0 - request.reuse_ratio)))
     again = passes.prompt(work, new, request.depth + request.prompt_tokens - new)
     ttft_s = prompt_s + token_s
+    bound, moves, share = _bound(parts)
     served = load.serve(work, request, request.users) if request.users else None
     return SpeedEstimate(
         decode_tok_s=_rate(1 / token_s, k.spread_decode[size_class], said),
@@ -101,7 +115,10 @@ def estimate(
         follow_up_ttft_s=sum(again.values()) + token_s,
         request_s=prompt_s + request.output_tokens * token_s,
         load_s=_load(machine, traffic),
-        bound_by=_bound_by(parts, traffic),
+        bound_by=_with_bytes(bound, work.traffic),
+        bound_share=share,
+        moved_by=moves,
+        prefill_bound_by=_bound(prefill_parts)[0],
         parts=parts,
         prefill_parts=prefill_parts,
         load=served,
@@ -123,19 +140,24 @@ def _load(machine: Machine, traffic: Iterable[Traffic]) -> float | None:
     """A cold load reads every weight once from the drive; a guess at an unmeasured drive would mislead."""
     if machine.disk is None or machine.disk.read_bytes_per_s is None:
         return None
-    size = sum(sum(t.dense_bytes.values()) + sum(t.expert_bytes.values()) for t in traffic)
+    size = sum(sum(t.dense_bytes.values()) + sum(t.expert_bytes.values()) for t in traffic if not t.draft)
     return size / machine.disk.read_bytes_per_s
 
 
-def _bound_by(parts: Mapping[str, float], traffic: Iterable[Traffic]) -> str:
-    """The resource that takes the most of a decoded token, with the bytes behind it where memory is meant."""
+def _bound(parts: Mapping[str, float]) -> tuple[str, str, float]:
+    """The resource that takes the most of a pass, what would move it, and its share of the time."""
     if not parts:
-        return "nothing"
-    groups: dict[str, float] = {}
+        return "nothing", "nothing", 0.0
+    groups: dict[tuple[str, str], float] = {}
     for name, seconds in parts.items():
-        label = next((label for key, label in _BOUNDS if key in name), "GPU memory bandwidth")
-        groups[label] = groups.get(label, 0.0) + seconds
-    label = max(groups, key=lambda name: groups[name])
+        _, label, moves = next(row for row in _BOUNDS if row[0] in name)
+        groups[label, moves] = groups.get((label, moves), 0.0) + seconds
+    label, moves = max(groups, key=lambda group: groups[group])
+    return label, moves, groups[label, moves] / sum(parts.values())
+
+
+def _with_bytes(label: str, traffic: Iterable[Traffic]) -> str:
+    """The resource, with the bytes behind it where the host's memory is meant."""
     if label != "RAM bandwidth":
         return label
     host = next(t for t in traffic if t.device == HOST)

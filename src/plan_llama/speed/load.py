@@ -28,7 +28,7 @@ def serve(work: Work, request: Request, users: int) -> Load:
     new = max(1, round(request.prompt_tokens * (1.0 - request.reuse_ratio * kept)))
     again = max(1, round(request.prompt_tokens * (1.0 - request.reuse_ratio)))
     depth = request.depth + request.prompt_tokens + request.output_tokens / 2
-    step_s = sum(passes.decode(work, depth, busy).values())
+    step_s = sum(passes.token(work, depth, busy).values())
     prompt_s = _prompt(work, request, new, busy, depth)
     turn_s = _turn(work, request, new, busy, prompt_s, step_s)
     # On arrival each of the others reads its prompt with the share of a turn that it spends on it.

@@ -8,7 +8,7 @@ them, and the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.types import HOST, Settings
@@ -37,6 +37,7 @@ class Work:
     link_name: str
     offload_from: float  # tokens
     host_experts_prefill: float
+    draft: tuple[Traffic, ...] = ()  # the block that drafts
 
 
 def resolve(
@@ -52,7 +53,8 @@ def resolve(
 ) -> Work:
     """Look up what every device of a placement delivers; each gap is added to `said`."""
     gpus = {t.device: gpu_rates(machine, t.device, constants, said) for t in traffic if t.device != HOST}
-    on_host = next((t for t in traffic if t.device == HOST), None)
+    main = tuple(t for t in traffic if not t.draft)
+    on_host = next((t for t in main if t.device == HOST), None)
     host = None
     if on_host is not None and (on_host.dense_bytes or on_host.expert_bytes or on_host.cache):
         host = host_rates(machine, settings, constants, said, engine=engine, repacked=repacked)
@@ -64,7 +66,7 @@ def resolve(
     ratio = on_host.expert_used_ratio if on_host is not None and engine == "ik_llama.cpp" else 1.0
     experts = constants.experts_core_prefill
     return Work(
-        traffic=tuple(traffic),
+        traffic=main,
         gpus=gpus,
         host=host,
         settings=settings,
@@ -75,6 +77,7 @@ def resolve(
         link_name="memory copy of host weights" if machine.unified else "PCIe copy of host weights",
         offload_from=OFFLOAD_MIN_BATCH / ratio,
         host_experts_prefill=experts.get(engine, experts["llama.cpp"]),
+        draft=tuple(t for t in traffic if t.draft) if settings.draft_layers else (),
     )
 
 
@@ -83,37 +86,56 @@ def touched(used_ratio: float, tokens: float) -> float:
     return float(1.0 - (1.0 - used_ratio) ** tokens)
 
 
-def decode(work: Work, depth: float, streams: int = 1) -> Parts:
-    """Named seconds of one decode step of `streams` conversations, each with `depth` tokens in the cache.
+def token(work: Work, depth: float, streams: int = 1) -> Parts:
+    """Named seconds of a token of each of `streams` conversations: a decode step, or with a block that drafts what a
+    step of drafting and verifying takes for each token that it brings.
+
+    llama-server lets the block draft up to `draft_tokens` one after the other, each with the output head, and verifies
+    them in one batch (common/speculative.cpp, b11434). A drafted token counts if it and all before it are right, by a
+    chance that is assumed.
+    """
+    if not work.draft or not work.settings.draft_tokens:
+        return decode(work, depth, streams)
+    count, chance = work.settings.draft_tokens, work.constants.assumed["draft_accepted"]
+    brought = sum(chance**n for n in range(count + 1))
+    parts = decode(work, depth, streams, 1 + count)
+    drafting = decode(replace(work, traffic=work.draft), 0, streams)
+    _add(parts, "drafting", count * sum(drafting.values()))
+    return {name: seconds / brought for name, seconds in parts.items()}
+
+
+def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
+    """Named seconds of one decode step of `streams` conversations, each with `depth` tokens in the cache and `rows` new
+    ones.
 
     They share the reading of the weights; every token but the first adds its arithmetic. From `offload_from` on a step
     is a batch like that of a prompt: the host's weights are copied to the GPU.
     """
     k, parts = work.constants, Parts()
-    more = streams - 1
+    tokens = streams * rows
     for t in work.traffic:
-        share = touched(t.expert_used_ratio, streams)
+        share = touched(t.expert_used_ratio, tokens)
         if t.device == HOST:
             if work.host is None:
                 continue
-            if work.offload_gpu is not None and streams >= work.offload_from:
-                _streamed(parts, work, work.host, work.offload_gpu, t, streams)
+            if work.offload_gpu is not None and tokens >= work.offload_from:
+                _streamed(parts, work, work.host, work.offload_gpu, t, tokens)
             else:
                 _host_pass(parts, work, work.host, t, share)
-                _add(parts, "CPU compute", _core_rows(work, work.host, t, streams, share))
-            _host_attention(parts, work, work.host, t, depth, streams, streams)
+                _add(parts, "CPU compute", _core_rows(work, work.host, t, tokens, share))
+            _host_attention(parts, work, work.host, t, depth, tokens, streams)
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"
         _add(parts, f"{name} dense weights", _gpu_read(k, gpu, t.dense_bytes))
         _add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
-        _add(parts, f"{name} compute", more * _gpu_row(k, gpu, t))
+        _add(parts, f"{name} compute", (tokens - 1) * _gpu_row(k, gpu, t))
         _add(parts, f"{name} launches", t.layers * gpu.family.layer_s + t.expert_layers * k.expert_layer_s)
         cache_s = 0.0
         for c in t.cache:
             cells = c.cells(depth) * streams
             cache_s += cells * c.bytes_per_cell / (gpu.bandwidth * k.cache_read)
-            cache_s += cells * c.flops_per_cell / (gpu.flops * k.attention_decode)
+            cache_s += rows * cells * c.flops_per_cell / (gpu.flops * k.attention_decode)
         _add(parts, f"{name} cache", cache_s)
     return _tensor_split(work, parts)
 
@@ -238,7 +260,7 @@ def _core_flops(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
     return seconds
 
 
-def _core_rows(work: Work, host: HostRates, t: Traffic, streams: int, share: float) -> float:
+def _core_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: float) -> float:
     """Seconds of arithmetic that the tokens after the first add to a decode step on the CPU.
 
     Matrices are multiplied as in a prompt; experts row by row as for one token, however many rows an expert has
@@ -252,8 +274,8 @@ def _core_rows(work: Work, host: HostRates, t: Traffic, streams: int, share: flo
     experts = sum(
         n * k.kernels.get(name, k.other_kernel).core_s_per_byte for name, n in t.expert_bytes.items()
     )
-    rows = (streams - 1) * dense / host.cores_prefill
-    return rows + max(0.0, streams * t.expert_used_ratio - share) * experts / host.cores_decode
+    rows = (tokens - 1) * dense / host.cores_prefill
+    return rows + max(0.0, tokens * t.expert_used_ratio - share) * experts / host.cores_decode
 
 
 def _streamed(parts: Parts, work: Work, host: HostRates, gpu: GpuRates, t: Traffic, tokens: int) -> None:

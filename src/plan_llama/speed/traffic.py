@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from plan_llama.errors import ModelError, UsageError
@@ -160,11 +160,19 @@ class LayerTable:
     ) -> tuple[Traffic, ...]:
         """The traffic of any placement: `device_of[i]` holds tensor i (None is not loaded)."""
         tallies: dict[int, _Tally] = {}
+        drafts: dict[int, _Tally] = {}
         expert_homes: set[tuple[int, int]] = set()
         apart: set[tuple[int, int, bool]] = set()  # layers with weights elsewhere; of their attention?
         for index, layer, name, size, flops in self.tensors:
             device = device_of[index]
             if device is None:
+                continue
+            if layer >= len(self.dense):
+                part, draft = _Part({name: size}, flops), _at(drafts, device)
+                if index in self.routed:
+                    draft.add_experts(part)
+                else:
+                    draft.add_dense(part)
                 continue
             tally = tallies.get(device) or _at(tallies, device)
             if index in self.routed:
@@ -190,7 +198,10 @@ class LayerTable:
             settings,
             with_output=False,
         )
-        return self._result(tallies)
+        if drafts:
+            head = last if output_device is None else output_device
+            _at(drafts, head).add_dense(self.tied or self.output)
+        return self._result(tallies) + tuple(replace(item, draft=True) for item in self._result(drafts))
 
     def of_part(
         self,

@@ -54,6 +54,9 @@ class Traffic:
     layers: int = 0  # layers whose attention runs there
     expert_layers: int = 0  # layers with routed experts there
     crossings: int = 0
+    draft: bool = (
+        False  # the block that drafts, with the output head that it shares: no part of a plain token
+    )
     dense_flops: float = 0.0
     expert_flops: float = 0.0
     cache: tuple[CacheReads, ...] = ()
@@ -101,6 +104,7 @@ class SpeedEstimate:
     """How fast a placement is for a request. `decode_tok_s` is one stream's, `aggregate_tok_s` that of all
     streams, of all users where there are several (`load`).
 
+    `bound_by` takes `bound_share` of a token's time, and `moved_by` would shorten it.
     `parts` are named seconds per decoded token that sum to `1 / decode_tok_s.expected`; `prefill_parts` are
     seconds for the whole prompt. `load_s` is a cold start; None where the drive's rate is unknown.
     """
@@ -113,6 +117,9 @@ class SpeedEstimate:
     request_s: float
     load_s: float | None
     bound_by: str
+    bound_share: float
+    moved_by: str
+    prefill_bound_by: str
     parts: Mapping[str, float]
     prefill_parts: Mapping[str, float]
     load: Load | None = None
