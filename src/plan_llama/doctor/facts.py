@@ -92,6 +92,19 @@ def _buffer(kind: str) -> Handler:
     return handler
 
 
+def _sized(kind: str) -> Handler:
+    """Ollama's own engine: `msg="model weights" device=CUDA0 size="16.2 GiB"`; the CPU's are no mapped file."""
+
+    def handler(start: Start, hit: Hit) -> None:
+        unit = {"K": 1024, "M": MIB, "G": 1024 * MIB}.get(hit.values["y"][:1], 1)
+        size = int(number(hit.values["a"]) * unit)
+        name = hit.values["x"].strip()
+        start.buffers[:] = [item for item in start.buffers if (item.device, item.kind) != (name, kind)]
+        start.buffers.append(Buffer(name, kind, size, hit.line))
+
+    return handler
+
+
 def _device_name(text: str) -> str:
     """`load_tensors: RPC0[127.0.0.1:50999]` and `llm_load_tensors:        CPU` are RPC0 and CPU."""
     return re.split(r"[\[(:]", text.strip().split()[-1])[0]
@@ -357,6 +370,10 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("<x> RS buffer size = <a> MiB", _buffer("context")),
     FactPattern("<x> compute buffer size = <a> MiB", _buffer("compute")),
     FactPattern("<x> compute buffer size is <a> MiB", _buffer("compute")),
+    FactPattern('msg="model weights" buffer=<x> size="<a> <y>"', _sized("model")),
+    FactPattern('msg="model weights" device=<x> size="<a> <y>"', _sized("model")),
+    FactPattern('msg="kv cache" device=<x> size="<a> <y>"', _sized("context")),
+    FactPattern('msg="compute graph" device=<x> size="<a> <y>"', _sized("compute")),
     FactPattern('msg="system memory" total="<a> GiB" free="<b> GiB"', _system_memory),
     # speed
     FactPattern("prompt eval time = <a> ms / <b> tokens (<n> ms per token, <c> tokens per second)", _rate("prompt")),

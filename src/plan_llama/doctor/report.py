@@ -16,7 +16,7 @@ from plan_llama.errors import InputError
 
 _LONGEST_LINE = 300
 _LOADING = re.compile(
-    r"loading model tensors|model buffer size|^\s*\.{4,}\s*$|Loading safetensors checkpoint shards|loading model '"
+    r"loading model tensors|^\s*\.{4,}\s*$|Loading safetensors checkpoint shards|loading model '"
 )
 _KERNEL = "sudo dmesg -T | tail -50"
 _ASK: Mapping[str, tuple[str, ...]] = {
@@ -148,6 +148,8 @@ def _unknown(evidence: Evidence) -> Found | None:
 
 def _stops_loading(evidence: Evidence) -> bool:
     last = next((line.text for line in reversed(evidence.tail) if line.text.strip()), "")
+    if "model buffer size" in last:  # an excerpt may end here as well
+        return evidence.starts[-1].get("load_mode") == "none"
     return bool(_LOADING.search(last))
 
 

@@ -124,3 +124,33 @@ def test_a_line_without_an_end_and_many_lines_take_little_memory() -> None:
     assert peak < 40_000_000
     assert evidence.lines == 60_003
     assert evidence.starts[-1].hits
+
+
+def test_the_buffers_of_ollamas_own_engine() -> None:
+    text = (
+        'time=2025-03-12T12:11:39Z level=INFO source=ggml.go:289 msg="model weights" buffer=CUDA0 size="16.2 GiB"\n'
+        'time=2025-03-12T12:11:39Z level=INFO source=ggml.go:289 msg="model weights" buffer=CPU size="1.0 GiB"\n'
+        'time=2025-10-12T12:11:39Z level=INFO source=device.go:251 msg="kv cache" device=CUDA0 size="640.0 MiB"\n'
+    )
+    start = read(text).starts[-1]
+    found_sizes = {(item.device, item.kind): item.size_bytes for item in start.buffers}
+    assert found_sizes[("CPU", "model")] == 1024**3
+    assert found_sizes[("CUDA0", "context")] == 640 * 1024**2
+
+
+HEALTHY_WITHOUT_GPU = """\
+  - CPU     : AMD EPYC (64230 MiB, 61200 MiB free)
+system_info: n_threads = 16 (n_threads_batch = 16) / 16 | CPU : SSE3 = 1 | AVX2 = 1 | LLAMAFILE = 1 |
+load_model: loading model '/mnt/models/Qwen3-8B-Q4_K_M.gguf'
+load_tensors: offloaded 37/37 layers to GPU
+load_tensors:   CPU_Mapped model buffer size =  4789.00 MiB
+llama_context: n_ctx                 = 8192
+llama_kv_cache:        CPU KV buffer size =  1152.00 MiB
+sched_reserve:        CPU compute buffer size =   304.75 MiB
+llama_server: model loaded
+print_timing: |        eval time =    9000.00 ms /   100 tokens (   90.00 ms per token,    11.11 tokens per second)
+"""
+
+
+def test_a_machine_without_a_gpu_is_not_sick() -> None:
+    assert [item.rule.id for item in found(HEALTHY_WITHOUT_GPU) if item.severity != "note"] == []
