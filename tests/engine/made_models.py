@@ -216,8 +216,50 @@ def _wavtokenizer() -> ModelSpec:
     )
 
 
+def _clef() -> ModelSpec:
+    """Qwen3.5-27B with a head that scores options, of eight layers."""
+    base = of_known(catalog_model("qwen3.5-27b"), "Q4_K_M")
+    width, inner, ffn = base.int_param("embedding_length"), 1024, 4096
+    routing = joint = 4
+    shapes: _Shapes = {"decision.scales": (3,), "token_types.weight": (inner, 3)}
+
+    def norm(name: str, size: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (size,)
+
+    def product(name: str, into: int, out: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (into, out), (out,)
+
+    for il in range(routing + joint):
+        prefix = f"dec.blk.{il}"
+        norm(f"{prefix}.cross_attn_norm", inner)
+        norm(f"{prefix}.ffn_norm", inner)
+        norm(f"{prefix}.{'cross_attn_norm_kv' if il < routing else 'attn_norm'}", inner)
+        for half in ("cross_attn",) if il < routing else ("attn", "cross_attn"):
+            for part in "qkvo":
+                product(f"{prefix}.{half}_{part}", inner, inner)
+        product(f"{prefix}.ffn_up", inner, ffn)
+        product(f"{prefix}.ffn_down", ffn, inner)
+    norm("decision.hidden_norm", width)
+    for name in ("option_summary_norm", "field_norm", "option_norm"):
+        norm(f"decision.{name}", inner)
+    for name in ("memory", "question", "option_question", "global", "option_context", "option_lexical"):
+        shapes[f"decision.proj_{name}.weight"] = (width, inner)
+    product("decision.scorer", 4 * inner, inner)
+    product("decision.scorer_out", inner, 1)
+    head = _spec("head", "clef", shapes, {}, 0).tensors
+    hparams = {
+        **base.hparams,
+        "attention.layer_norm_epsilon": 1e-5,
+        "decision.routing_block_count": routing,
+        "decision.block_count": joint,
+        "decision.head_count": 16,
+    }
+    return replace(base, architecture="clef", tensors=(*base.tensors, *head), hparams=hparams)
+
+
 def made() -> Iterator[tuple[str, ModelSpec]]:
     """Every header by the name that its measurements are stored under."""
+    yield "clef-27b-q4_k_m", _clef()
     yield "granite-3.3-8b-switch-q8_0", _granite_switch()
     yield "grovemoe-inst-q4_k_m", _grovemoe()
     yield "t5-base-q8_0", _t5("t5-base", layers=12, width=768, heads=12, ffn=3072, gated=False, tied=True)

@@ -12,7 +12,7 @@ from plan_llama.models.types import ModelSpec
 RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"})  # no attention at all
 _BOTH = frozenset({"falcon-h1"})  # every layer has a cache and a state
 # every n-th layer attends, unless the header lists the recurrent ones
-_INTERVAL = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
+_INTERVAL = {"clef": 4, "qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
 # recurrent where the header gives a layer no KV heads
 _NO_HEADS = frozenset(
     {

@@ -27,6 +27,7 @@ GRAPHS: dict[str, str] = {
     "bloom": "classic.Bloom",
     "chameleon": "classic.Chameleon",
     "chatglm": "decoder.Decoder",
+    "clef": "clef.Clef",
     "codeshell": "classic.LayerNorm",
     "cogvlm": "classic.Cogvlm",
     "cohere2": "cohere.Cohere2",
