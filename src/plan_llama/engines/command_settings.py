@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from plan_llama.engines import memory_rules
+from plan_llama.engines import memory_rules, visible
 from plan_llama.engines import overrides as placing
 from plan_llama.engines import values as cxx
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
@@ -90,9 +90,10 @@ class _Reading:
         self.unsaid = left_out(parsed, machine)
         self.bench = parsed.program == "llama-bench"
         self.serves = parsed.program in ("llama-server", "llama-cli")  # llama-cli runs the server in itself
-        self.names = placing.device_names(machine.gpus)
+        self.seen, hidden = visible.visible(machine.gpus, parsed.env)
+        self.names = visible.names(machine.gpus, self.seen)
         self.every = tuple(range(len(machine.gpus)))
-        self.findings: list[Finding] = list(argument_findings(parsed))
+        self.findings: list[Finding] = [*argument_findings(parsed), *hidden]
         usable = [
             item for item in parsed.arguments if item.argument and item.status not in ("bad-value", "removed")
         ]
@@ -196,18 +197,18 @@ class _Reading:
     def _devices(self) -> tuple[int, ...]:
         given = self.text("-dev")
         if given is None:
-            if self.text("-sm") == "none" and self.machine.gpus:
-                return (min(max(0, self.number("-mg", 0)), len(self.machine.gpus) - 1),)
-            return tuple(range(len(self.machine.gpus)))
+            if self.text("-sm") == "none" and self.seen:
+                return (self.seen[min(max(0, self.number("-mg", 0)), len(self.seen) - 1)],)
+            return self.seen
         if given in ("none", "auto"):
-            return () if given == "none" else tuple(range(len(self.machine.gpus)))
+            return () if given == "none" else self.seen
         found = []
         for name in given.split("/" if self.bench else ","):
             device, accepted = placing.device_of(name, self.names)
             if device is not None and device >= 0:
                 found.append(device)
             if not accepted:
-                have = ", ".join(self.names) or "none"
+                have = ", ".join(filter(None, self.names)) or "none"
                 self._say(
                     "unknown-device",
                     "error",
@@ -329,7 +330,7 @@ class _Reading:
             return []
         device, accepted = placing.device_of(buffer, self.names)
         if not accepted:
-            known = ", ".join((placing.HOST_BUFFER, *self.names))
+            known = ", ".join(filter(None, (placing.HOST_BUFFER, *self.names)))
             self._say(
                 "unknown-buffer-type", "error", f"-ot {part}: no buffer type '{buffer}'", f"it knows {known}"
             )
@@ -380,7 +381,7 @@ class _Reading:
             offload = word != "none"
             device = index if index is not None and index >= 0 else None
             if offload and not accepted:
-                have = ", ".join(self.names) or "none"
+                have = ", ".join(filter(None, self.names)) or "none"
                 say = f"--mmproj-device {word}: no device {word} on this machine"
                 self._say("unknown-device", "error", say, f"it has: {have}")
         elif "-dev" in self.last:
