@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from plan_llama.models.ggml_types import by_name
+from plan_llama.models.spec import block_of
 from plan_llama.models.types import ModelSpec, Tensor, TensorType
 
 VOCABULARY = 4096
@@ -104,4 +106,23 @@ def _spec(architecture: str, tensors: list[Tensor], keys: Mapping[str, int]) -> 
         file_bytes=sum(tensor.nbytes for tensor in tensors),
         path="small.gguf",
         present=True,
+    )
+
+
+def cut(spec: ModelSpec, layers: int) -> ModelSpec:
+    """The first layers of a model, without its blocks for drafting."""
+    whole = int(spec.int_param("block_count"))
+    drafting = spec.int_param("nextn_predict_layers", 0)
+    keys = {
+        key: value[:layers] if isinstance(value, tuple) and len(value) in (whole, whole - drafting) else value
+        for key, value in spec.hparams.items()
+    }
+    keys["block_count"] = layers
+    if drafting:
+        keys["nextn_predict_layers"] = 0
+    return replace(
+        spec,
+        name=f"{spec.name}-{layers}L",
+        tensors=tuple(t for t in spec.tensors if (block_of(t) or 0) < layers),
+        hparams=keys,
     )

@@ -220,7 +220,7 @@ def test_the_assumptions_and_margins_of_the_page(cli: Cli) -> None:
         *("--model", "glm-5.1", "--quant", "UD-IQ2_M", "--gpu", "24GiB", "--ram", "256GiB", "--json")
     ).json
     memory = answer["memory"]
-    assert memory["devices"][0]["overhead_bytes"] == 600 * MIB
+    assert memory["devices"][0]["overhead_bytes"] == 630 * MIB
     ram, card = memory["pools"]
     assert card["margin_bytes"] == 1024 * MIB
     assert ram["margin_bytes"] == int(256 * 1024 * MIB * 0.06)

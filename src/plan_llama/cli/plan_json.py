@@ -144,6 +144,7 @@ def memory(used: Footprint) -> dict[str, Any]:
                 "compute_bytes": device.compute_bytes,
                 "overhead_bytes": device.overhead_bytes,
                 "projector_bytes": device.projector_bytes,
+                "fused_bytes": device.fused_bytes,
                 "pool_bytes": device.pool_bytes,
                 "total_bytes": device.total_bytes,
                 "free_bytes": device.free_bytes,

@@ -121,6 +121,7 @@ def memory(screen: Screen, used: Footprint) -> Iterator[str]:
             f"context {gib(device.context_bytes)}",
             f"compute {gib(device.compute_bytes)}",
             *([f"projector {gib(device.projector_bytes)}"] if device.projector_bytes else []),
+            *([f"fused kernels {gib(device.fused_bytes)}"] if device.fused_bytes else []),
             f"driver {gib(device.driver_bytes)} (assumed)",
             f"peak {gib(device.peak_bytes)}",
         ]

@@ -22,7 +22,7 @@ from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.probe import in_question
 from plan_llama.memory.quantity import Guards
 from plan_llama.memory.replay import BATCH, CELLS, TOKENS, WINDOW, Recording
-from plan_llama.memory.rough import pool_bound, upper_bound
+from plan_llama.memory.rough import fused_bound, pool_bound, upper_bound
 from plan_llama.memory.scheduler import CPU_KIND, PIPELINE_COPIES, BackendKind, SchedulerOptions, record
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
@@ -48,11 +48,12 @@ def is_described(spec: ModelSpec) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Bytes of the compute buffer of each GPU and, last, of the host; of each GPU's pool of temporary buffers; and what
-    the host's buffer grows by while the engine runs."""
+    """Bytes of the compute buffer of each GPU and, last, of the host; of each GPU's pool of temporary buffers; what the
+    host's buffer grows by while the engine runs; and what each GPU's is larger by for fused kernels."""
 
     buffers: tuple[int, ...]
     pools: tuple[int, ...]
+    fused: tuple[int, ...]
     host_growth: int = 0
 
     def growing(self, later: Work) -> Work:
@@ -61,6 +62,7 @@ class Work:
         return Work(
             self.buffers,
             _each(add, self.pools, more),
+            self.fused,
             self.host_growth + max(0, later.buffers[-1] - self.buffers[-1]),
         )
 
@@ -69,6 +71,7 @@ class Work:
         return Work(
             _each(max, self.buffers, other.buffers),
             _each(max, self.pools, other.pools),
+            _each(max, self.fused, other.fused),
             max(self.host_growth, other.host_growth),
         )
 
@@ -77,6 +80,7 @@ class Work:
         return Work(
             _each(add, self.buffers, other.buffers),
             _each(add, self.pools, other.pools),
+            _each(add, self.fused, other.fused),
             self.host_growth + other.host_growth,
         )
 
@@ -138,6 +142,7 @@ def work_bytes(
     return Work(
         tuple(map(max, zip(*bounds, strict=True))),
         tuple(pool_bound(table, batch) if kind.chip is not None else 0 for kind in kinds),
+        tuple(fused_bound(table, batch) if kind.chip is not None else 0 for kind in kinds),
     )
 
 
@@ -174,7 +179,7 @@ def _walked(
             table, settings, batch, placement, kinds, repacked, values, pipelined=pipelined, draft=draft
         )
         recordings.append(recording)
-    return Work(recording.sizes(values), recording.pool_sizes(values))
+    return Work(recording.sizes(values), recording.pool_sizes(values), recording.held_sizes(values))
 
 
 def kind_of_batch(table: ModelTable, batch: Batch) -> int:
@@ -246,11 +251,11 @@ def _record(
         op_offload=settings.op_offload,
         copies=PIPELINE_COPIES if pipelined else 1,
     )
-    tapes, pools = record(builder.g, options)
+    recorded = record(builder.g, options)
     for mark, place in repeats:
-        for tape in tapes:
+        for tape in (*recorded.tapes, *(recorded.fused or ())):
             tape.repeat(mark, place)
-    return Recording(guards, tapes, pools)
+    return Recording(guards, recorded.tapes, recorded.fused, recorded.pools)
 
 
 def _build(graph: Decoder, builder: Builder, placement: Placement, guards: Guards) -> list[tuple[int, int]]:

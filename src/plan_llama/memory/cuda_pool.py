@@ -26,6 +26,9 @@ _SORT_COPIES = 3 + 2  # indices, keys and sorted keys; CUB's own second copy of 
 _BITONIC_COLUMNS = 1024  # up to here rows are sorted in shared memory
 _RADIX_BINS = 256
 _F32, _F16, _I32 = 4, 2, 4
+# What the first product by cuBLAS takes for good, beside the pool: its handle, a workspace (32 MiB on Hopper) and its
+# kernels. 90 to 97 MiB on an H200 (tests/data/cuda).
+_BLAS_BYTES = 100 << 20
 _LEGACY_RATIO = 1.05  # the pool without virtual memory looks ahead
 
 # What ggml_cuda_should_use_mmq has kernels for; other types are multiplied by cuBLAS.
@@ -111,9 +114,33 @@ _AMD_FAMILIES = (
 _WITH_NEEDS = frozenset({"MUL_MAT", "MUL_MAT_ID", "TOP_K", "ARGSORT"})
 
 
-def needs(nodes: Iterable[Node], chip: Chip) -> tuple[Need, ...]:
-    """What each operation holds of the pool, in the order of the graph, without those that repeat."""
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What the operations of one GPU need of the pool of temporary buffers, and of cuBLAS."""
+
+    needs: tuple[Need, ...]
+    chip: Chip
+    blas: bool  # some product is made by cuBLAS
+
+    def size(self, values: Sequence[int]) -> int:
+        """Bytes that the card's memory grows by."""
+        pool = pool_bytes([[part.at(values) for part in need] for need in self.needs], self.chip)
+        return pool + (_BLAS_BYTES if self.blas else 0)
+
+
+def pool_of(nodes: Iterable[Node], chip: Chip | None) -> Pool:
+    """The pool of a device that runs these nodes; an empty one where it is neither CUDA nor HIP."""
+    if chip is None:
+        return Pool((), Chip(""), blas=False)
+    made, blas = _needs(nodes, chip)
+    return Pool(made, chip, blas)
+
+
+def _needs(nodes: Iterable[Node], chip: Chip) -> tuple[tuple[Need, ...], bool]:
+    """What each operation holds of the pool, in the order of the graph, without those that repeat; and whether cuBLAS
+    is used."""
     found: dict[object, Need] = {}
+    blas = False
     seen: set[object] = set()
     for node in nodes:
         if node.op not in _WITH_NEEDS:
@@ -125,10 +152,11 @@ def needs(nodes: Iterable[Node], chip: Chip) -> tuple[Need, ...]:
         if same in seen:
             continue
         seen.add(same)
+        blas = blas or (node.op == "MUL_MAT" and not _as_they_are(node, chip))
         need = tuple(part for part in _need(node, chip) if value_of(part.size))
         if need:
             found.setdefault(tuple(part.key for part in need), need)
-    return tuple(found.values())
+    return tuple(found.values()), blas
 
 
 def pool_bytes(sizes: Sequence[Sequence[int]], chip: Chip) -> int:
@@ -189,9 +217,15 @@ def uses_mmq(kind: TensorType, chip: Chip, tokens: int, experts: int) -> bool:
 def _product(node: Node, chip: Chip) -> Need:
     weight, x = node.src[0], node.src[1]
     tokens = x.ne[1]
-    if weight.type.quantised and uses_mmq(weight.type, chip, tokens, 0):
+    if _as_they_are(node, chip):
         return (_quantised(x.ne[0], tokens * x.ne[2] * x.ne[3]),)
     return _blas(node, weight.ne[0] * weight.ne[1] * weight.ne[2] * weight.ne[3], chip)
+
+
+def _as_they_are(node: Node, chip: Chip) -> bool:
+    """Whether a product is made of quantised weights without cuBLAS."""
+    weight = node.src[0].type
+    return weight.quantised and uses_mmq(weight, chip, node.src[1].ne[1], 0)
 
 
 def _blas(node: Node, weights: int, chip: Chip) -> Need:

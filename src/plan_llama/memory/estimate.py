@@ -58,6 +58,7 @@ def buffers(
                 compute_bytes=work.buffers[i],
                 # nothing runs on a card that has nothing; one with a compute buffer alone is offloaded to
                 pool_bytes=work.pools[i] if weight[i] or cache[i] or work.buffers[i] else 0,
+                fused_bytes=work.fused[i],
             )
             for i in range(len(devices))
         ),

@@ -5,6 +5,10 @@ from __future__ import annotations
 from plan_llama.memory.blocks import Builder, UndescribedGraph
 from plan_llama.memory.ggml import F32, I32, Graph, Node
 
+# Their activations exceed f16, so build_moe_ffn asks for f32 (ggml_prec_set_src), which ggml-cuda has no kernel for:
+# ggml_backend_cuda_device_supports_op refuses the experts' last product, and the CPU makes it.
+EXACT_INPUTS = frozenset({"mistral4"})
+
 
 def moe(
     b: Builder,
@@ -84,6 +88,7 @@ def moe(
             hidden = g.like("UNARY", up)
     name = f"{prefix}.ffn_down_{matrices}"
     out = _products(b, name, hidden, selected, name if scaled else None)
+    out.cpu_only = out.op == "MUL_MAT_ID" and b.spec.architecture in EXACT_INPUTS
     if not weighs_input:
         out = g.like("MUL", out, weights)
     g.expand(out)

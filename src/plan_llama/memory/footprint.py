@@ -39,8 +39,9 @@ class Beyond:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceUse:
-    """One GPU under a plan; the parts as llama.cpp names them, and what lies beside them: the driver's share and the
-    projector, of which `projector_bytes` tells."""
+    """One GPU under a plan; the parts as llama.cpp names them, and what lies beside them: the driver's share, the
+    projector (`projector_bytes`) and what a CUDA device's compute buffer is larger by for fused kernels
+    (`fused_bytes`), which a dry run without that device does not show."""
 
     name: str
     pool: str
@@ -51,6 +52,7 @@ class DeviceUse:
     free_bytes: int
     pool_bytes: int
     projector_bytes: int = 0  # of the overhead
+    fused_bytes: int = 0  # of the overhead
 
     @property
     def total_bytes(self) -> int:
@@ -59,8 +61,8 @@ class DeviceUse:
 
     @property
     def driver_bytes(self) -> int:
-        """The overhead without the projector."""
-        return self.overhead_bytes - self.projector_bytes
+        """The overhead without the projector and what fused kernels hold."""
+        return self.overhead_bytes - self.projector_bytes - self.fused_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -204,7 +206,7 @@ def _device(
     # a context is made on every card that the engine is given, also where nothing is placed
     given = index in settings.used_devices(len(machine.gpus))
     projector = images.on(index) if images else 0
-    overhead = (beyond.context_bytes[gpu.backend] if given or projector else 0) + projector
+    overhead = (beyond.context_bytes[gpu.backend] if given or projector else 0) + projector + part.fused_bytes
     return DeviceUse(
         name=gpu.name,
         pool="memory" if machine.unified else f"gpu{index}",
@@ -215,6 +217,7 @@ def _device(
         free_bytes=gpu.free_bytes,
         pool_bytes=part.pool_bytes + (images.pool_on(index) if images else 0),
         projector_bytes=projector,
+        fused_bytes=part.fused_bytes,
     )
 
 

@@ -44,6 +44,7 @@ class Node:
         "block",
         "buffer",
         "children",
+        "cpu_only",
         "home",
         "is_fixed",
         "is_input",
@@ -87,6 +88,7 @@ class Node:
         self.mark = 0  # of the graph when the node was added to it
         self.precise = False  # ggml_prec_set_acc: computed in f32
         self.is_fixed = False  # a weight in a format of the CPU, which no other device can work with
+        self.cpu_only = False  # an operation that the CUDA backend does not have
         self.twin: Node | None = None  # of a HOLD: the node whose backend it shares
         self.buffer: int | None = None  # backend whose memory already holds it (weights, caches)
         self.visited = False

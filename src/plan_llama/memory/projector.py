@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plan_llama.memory.cuda_pool import needs
-from plan_llama.memory.replay import Pool
+from plan_llama.memory.cuda_pool import pool_of
 from plan_llama.memory.scheduler import (
     CPU_KIND,
     BackendKind,
@@ -158,8 +157,7 @@ class Projector:
             flash_attn=self.flash_attn(backend, wanted=flash_attn),
         )
         graph.build()
-        chip = backend.chip
-        pool = 0 if chip is None else Pool(needs(graph.g.nodes, chip), chip).size(())
+        pool = pool_of(graph.g.nodes, backend.chip).size(())
         on_host = backend == CPU_KIND
         kinds = (CPU_KIND,) if on_host else (backend, CPU_KIND)
         sizes = compute_sizes(graph.g, SchedulerOptions(kinds=kinds))

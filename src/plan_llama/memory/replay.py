@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from plan_llama.memory.cuda_pool import Chip, Need, pool_bytes
+from plan_llama.memory.cuda_pool import Pool
 from plan_llama.memory.quantity import Guards, Polynomial, Quantity, Size, evaluate, terms_of
 
 _ENDLESS = 1 << 62
@@ -304,27 +304,18 @@ def _give_back_unsorted(offsets: list[int], lengths: list[int], offset: int, siz
     return at << 2
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """What the operations of one GPU need of the pool of temporary buffers."""
-
-    needs: tuple[Need, ...]
-    chip: Chip
-
-    def size(self, values: Sequence[int]) -> int:
-        """Bytes that it grows to."""
-        return pool_bytes([[part.at(values) for part in need] for need in self.needs], self.chip)
-
-
 class Recording:
     """What a graph's allocations need on every backend, for all batches that its guards admit.
 
     Values are those of the variables: the batch's, then how many layers are left out in each place.
     """
 
-    def __init__(self, guards: Guards, tapes: Sequence[Tape], pools: Sequence[Pool]) -> None:
+    def __init__(
+        self, guards: Guards, tapes: Sequence[Tape], fused: Sequence[Tape] | None, pools: Sequence[Pool]
+    ) -> None:
         self.guards = guards
         self.lines = tuple(_Line(tape, guards) for tape in tapes)
+        self.fused = None if fused is None else tuple(_Line(tape, guards) for tape in fused)
         self.pools = tuple(pools)
         self._pools: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._admitted: dict[tuple[int, ...], bool] = {}
@@ -338,6 +329,13 @@ class Recording:
     def sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes by backend."""
         return tuple(line.size(values) for line in self.lines)
+
+    def held_sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes that each GPU's buffer is larger by with the tensors that fused kernels hold."""
+        if self.fused is None:
+            return (0,) * len(self.pools)
+        both = zip(self.fused[:-1], self.lines[:-1], strict=True)
+        return tuple(max(0, fused.size(values) - line.size(values)) for fused, line in both)
 
     def pool_sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes of the pool of temporary buffers by GPU."""

@@ -32,6 +32,7 @@ _SELECTED_COPIES = 4  # the cells as numbers and as floats, which are real, and 
 _POOL_INDICES = 32  # bytes for each: its cell, its members, where it is written
 _MASKS = 2  # one for full attention, one for windows or an indexer
 _CHUNKED = 4  # a delta net or scan works on several chunked copies of its rows
+_FUSED_COPIES, _FUSED_ROUTER = 2, 12
 _POOL_COPIES = 8  # keys and gates gathered, weighed, turned and summed
 _CHECKPOINT_COPIES = 3  # the stack of them, the stack that grows by one, its norm
 _SLACK_BYTES = 1 << 20  # positions, ids, alignment
@@ -214,6 +215,17 @@ def upper_bound(
 ) -> tuple[int, ...]:
     """Bytes of the compute buffer of each GPU and, last, of the host, none too small."""
     return _Bounds(table, batch, placement, kinds, op_offload=op_offload, pipelined=pipelined).all()
+
+
+def fused_bound(table: ModelTable, batch: Batch) -> int:
+    """At most what a CUDA device's compute buffer is larger by for its fused kernels (cuda_fusion.py): the results of
+    all experts that a token uses, twice, and what is kept of the router."""
+    used = table.spec.int_param("expert_used_count", 0)
+    experts = table.spec.int_param("expert_count", 0)
+    if not used or not experts:
+        return 0
+    width = table.spec.int_param("embedding_length", 0)
+    return batch.tokens * _F32 * (_FUSED_COPIES * (used + 1) * width + _FUSED_ROUTER * experts)
 
 
 def pool_bound(table: ModelTable, batch: Batch) -> int:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from plan_llama.memory.cuda_pool import Chip, needs
+from plan_llama.memory.cuda_fusion import Uses, kept, uses
+from plan_llama.memory.cuda_pool import Chip, Pool, pool_of
 from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node
-from plan_llama.memory.replay import Pool, Tape
+from plan_llama.memory.replay import Tape
 from plan_llama.models.types import TensorType
 
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
@@ -81,18 +82,53 @@ def _elements(node: Node) -> int:
     return node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3]
 
 
-def record(graph: Graph, options: SchedulerOptions) -> tuple[tuple[Tape, ...], tuple[Pool, ...]]:
-    """What each backend's compute buffer goes through for this graph (ggml_backend_sched_reserve_size), and what the
-    GPUs' operations take beside it."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The nodes that a backend runs in a row, or (None) the copies that are made for the next ones."""
+
+    nodes: Sequence[Node]
+    backend: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What each backend's compute buffer goes through for a graph (ggml_backend_sched_reserve_size); the same where
+    CUDA's fused kernels hold tensors longer (None: they hold nothing); and what the GPUs' operations take beside it."""
+
+    tapes: tuple[Tape, ...]
+    fused: tuple[Tape, ...] | None
+    pools: tuple[Pool, ...]
+
+
+def record(graph: Graph, options: SchedulerOptions) -> Recorded:
+    """Has the scheduler and the allocator go through a graph."""
+    counted = uses(graph.nodes) if any(kind.chip is not None for kind in options.kinds) else {}
     _assign(graph, options)
-    nodes, leafs = _split(graph, options)
+    parts, leafs = _split(graph, options)
+    nodes = [node for part in parts for node in part.nodes]
     tapes = _Allocator(options).run(nodes, leafs)
-    pools = []
-    for backend, kind in enumerate(options.kinds[:-1]):
-        chip = kind.chip
-        run = (node for node in nodes if node.backend == backend)
-        pools.append(Pool(needs(run, chip) if chip is not None else (), chip or Chip("")))
-    return tapes, tuple(pools)
+    longer = _fused(parts, options, counted)
+    fused = None
+    if longer is not None:
+        for node in (*nodes, *leafs):
+            node.allocated, node.children, node.views = False, 0, 0
+        fused = _Allocator(options).run(longer, leafs)
+    pools = tuple(
+        pool_of((node for node in nodes if node.backend == backend), kind.chip)
+        for backend, kind in enumerate(options.kinds[:-1])
+    )
+    return Recorded(tapes, fused, pools)
+
+
+def _fused(parts: Sequence[_Part], options: SchedulerOptions, counted: Uses) -> list[Node] | None:
+    """The nodes as the cards' backends arrange them; None where they leave them alone."""
+    made: list[Node] = []
+    count = 0
+    for part in parts:
+        card = part.backend is not None and options.kinds[part.backend].chip is not None
+        made += kept(part.nodes, counted) if card else part.nodes
+        count += len(part.nodes)
+    return made if len(made) > count else None
 
 
 def assigned(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int]) -> None:
@@ -102,7 +138,7 @@ def assigned(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int]
 
 def compute_sizes(graph: Graph, options: SchedulerOptions) -> tuple[int, ...]:
     """Bytes of each backend's compute buffer for a graph of plain numbers."""
-    return tuple(tape.run(()).size_bytes for tape in record(graph, options)[0])
+    return tuple(tape.run(()).size_bytes for tape in record(graph, options).tapes)
 
 
 # -- which backend runs what ------------------------------------------------------------------------------------
@@ -125,12 +161,18 @@ def _wants_offload(node: Node, options: SchedulerOptions) -> bool:
     return batch >= options.offload_min_batch
 
 
+def _is_refused(node: Node, options: SchedulerOptions) -> bool:
+    return node.cpu_only and options.kinds[0].chip is not None
+
+
 def _from_current(node: Node, options: SchedulerOptions) -> int:
     """ggml_backend_sched_backend_id_from_cur."""
     home = _home(node)
     if home is not None:
         return home
     cpu = len(options.kinds) - 1
+    if _is_refused(node, options):
+        return cpu if any(s.is_weight and s.buffer == cpu for s in node.src) else -1
     if node.is_input:
         return cpu
     if node.op not in ("ROPE", "FLASH_ATTN_EXT"):
@@ -155,14 +197,14 @@ def _assign(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int] 
         for node in ordered:
             if node.backend != -1:
                 current = -1 if node.backend == cpu else node.backend
-            elif current != -1:
+            elif current != -1 and not _is_refused(node, options):
                 node.backend = current
     for ordered in (active, active[::-1]):  # expand what is left
         current = -1
         for node in ordered:
             if node.backend != -1:
                 current = node.backend
-            elif current != -1:
+            elif current != -1 and (current == cpu or not _is_refused(node, options)):
                 node.backend = current
     for node in graph.nodes:
         if node.twin is not None:
@@ -173,7 +215,7 @@ def _assign(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int] 
             if source.backend == -1:
                 source.backend = source.view_src.backend if source.view_src is not None else node.backend
         if node.backend == -1:
-            node.backend = 0
+            node.backend = cpu if _is_refused(node, options) else 0
 
 
 def _copy_of(node: Node) -> Node:
@@ -191,17 +233,19 @@ def _readable(node: Node, backend: int) -> bool:
     return home == backend
 
 
-def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[Node]]:
-    """Splits the graph by backend and inserts the copies; returns nodes and leafs as the allocator gets them."""
+def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[_Part], list[Node]]:
+    """Splits the graph by backend and inserts the copies; returns what is copied and what is run of each split in turn,
+    and the leafs as the allocator gets them."""
     cpu = len(options.kinds) - 1
     copies: dict[tuple[int, int], list[Node]] = {}
-    order: list[Node] = []
+    parts: list[_Part] = []
     split_leafs: list[Node] = []
     inputs: list[Node] = []  # of the current split
     body: list[Node] = []
     current = next((n.backend for n in graph.nodes if n.op not in VIEW_OPS), cpu)
 
     def close() -> None:
+        order: list[Node] = []
         for source in inputs:
             made = copies[id(source), current]
             # a view that keeps the source alive until the copy is made
@@ -212,7 +256,8 @@ def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[No
             order.append(made[0])
             if options.copies > 1:
                 split_leafs.extend(made)
-        order.extend(body)
+        parts.append(_Part(order, None))
+        parts.append(_Part(body[:], current))
         inputs.clear()
         body.clear()
 
@@ -258,7 +303,7 @@ def _split(graph: Graph, options: SchedulerOptions) -> tuple[list[Node], list[No
                     leafs.append(copy)
         leafs.extend(split_leafs)
     leafs.extend(graph.leafs)
-    return order, leafs
+    return parts, leafs
 
 
 # -- the allocator ------------------------------------------------------------------------------------------------

@@ -90,13 +90,15 @@ class DeviceBytes:
     """One device's buffers, as llama.cpp's memory breakdown counts them.
 
     `pool_bytes` is no part of it: what the backend's pool of temporary buffers grows to on a long prompt, and what
-    the compute buffer itself grows by.
+    the compute buffer itself grows by. Nor is `fused_bytes`: what a CUDA device's compute buffer is larger by than in a
+    dry run without one, for the tensors that its fused kernels hold longer (cuda_fusion.py).
     """
 
     weights_bytes: int = 0
     context_bytes: int = 0
     compute_bytes: int = 0
     pool_bytes: int = 0
+    fused_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -104,9 +106,14 @@ class DeviceBytes:
         return self.weights_bytes + self.context_bytes + self.compute_bytes
 
     @property
+    def working_bytes(self) -> int:
+        """What computing takes, whatever is placed."""
+        return self.compute_bytes + self.fused_bytes + self.pool_bytes
+
+    @property
     def peak_bytes(self) -> int:
-        """The buffers and the pool."""
-        return self.total_bytes + self.pool_bytes
+        """The buffers with what fused kernels hold, and the pool."""
+        return self.total_bytes + self.fused_bytes + self.pool_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,7 +177,7 @@ class Filler:
         overrides = self._overrides(self._all_movable(), (), 0)
         everything = replace(base, gpu_layers=self.everything, overrides=overrides)
         start = self._made(self._ordered(everything, order))
-        beside = [start.made.devices[i].compute_bytes + start.made.devices[i].pool_bytes for i in order]
+        beside = [start.made.devices[i].working_bytes for i in order]
         least = [0] * len(order)
         host_s, away = costs.on(HOST).whole, costs.away()
         best: Filled | None = None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from plan_llama.findings import Finding
 from plan_llama.memory.caches import kv_type
 from plan_llama.memory.compute import is_described
+from plan_llama.memory.experts import EXACT_INPUTS
 from plan_llama.memory.footprint import DeviceUse
 from plan_llama.solver import serving
 from plan_llama.solver.search import Task, judged, repack_crash, why_mapped
@@ -56,6 +57,7 @@ def remarks(task: Task, chosen: Candidate) -> Iterator[Finding]:
     yield from _quantised_cache(task, chosen)
     yield from serving.findings(task, chosen)
     yield from _context(task, chosen)
+    yield from _refused_product(task, chosen)
     yield from _engine(task, chosen)
     yield from _unsure(task, chosen)
 
@@ -143,6 +145,23 @@ def _context(task: Task, chosen: Candidate) -> Iterator[Finding]:
             severity="warning",
             text=f"{tokens(got)} tokens are less than the {tokens(floor)} that {task.wishes.workload.name} needs",
             fix=f"--ctx {floor} or more",
+        )
+
+
+def _refused_product(task: Task, chosen: Candidate) -> Iterator[Finding]:
+    """Experts on a card whose backend lacks their last product: the engine copies their weights to the CPU for it."""
+    spec = task.table.spec
+    cards = any(gpu.backend in ("cuda", "rocm") for gpu in task.machine.gpus)
+    layers = sum(tensor.name.endswith("ffn_down_exps.weight") for tensor in spec.tensors)
+    resident = layers - chosen.cpu_moe_layers
+    if spec.architecture in EXACT_INPUTS and cards and resident > 0 and chosen.gpu_block_layers > 0:
+        yield Finding(
+            id="gpu-lacks-an-operation",
+            severity="warning",
+            text=f"llama.cpp's CUDA backend cannot multiply the experts' down matrices of {spec.architecture} as the "
+            f"model asks for it: those of {resident} layers are copied from the card to the CPU for every batch, and a "
+            "token takes far longer than is said here",
+            fix="keep them in system memory: -ot ffn_down_exps=CPU, or --cpu-moe",
         )
 
 

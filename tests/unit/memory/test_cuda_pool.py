@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plan_llama.memory.cuda_pool import Chip, needs, pool_bytes, uses_mmq
+from plan_llama.memory.cuda_pool import Chip, pool_bytes, pool_of, uses_mmq
 from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.ggml import F32, Graph, Node
 from plan_llama.memory.ggml import tensor as new_tensor
@@ -20,7 +20,7 @@ FIXED = 128 * 128 * 132 * 4 + 512 * 144  # partial tiles, and a tile of slack
 
 def sizes(node: Node, chip: Chip) -> list[int]:
     """What one operation holds."""
-    return [part.at(()) for need in needs([node], chip) for part in need]
+    return [part.at(()) for need in pool_of([node], chip).needs for part in need]
 
 
 def product(kind: str, tokens: int = 512, *, precise: bool = False) -> Node:
@@ -124,7 +124,7 @@ def test_without_virtual_memory_a_buffer_that_is_too_small_is_kept() -> None:
     assert pool_bytes([[100, 50], [120], [40, 110]], Chip("gfx1100")) == 105 + 52 + 126
 
 
-def pool_of(context: int, *, flash_attn: bool, chip: str) -> int:
+def pool_at(context: int, *, flash_attn: bool, chip: str) -> int:
     cards = [
         DeviceMemory(free_bytes=80 * GIB, kind=BackendKind(alignment=128, cuda_sizes=True, chip=Chip(chip)))
     ]
@@ -135,5 +135,5 @@ def pool_of(context: int, *, flash_attn: bool, chip: str) -> int:
 def test_without_flash_attention_the_scores_lie_in_the_pool_a_second_time() -> None:
     # V times scores: the scores as f16, and the result; K as f32 is less
     scores, result = 32768 * 512 * 32 * 2, 128 * 512 * 32 * 2
-    assert pool_of(32768, flash_attn=False, chip="8.6") == scores + result
-    assert pool_of(32768, flash_attn=True, chip="8.6") < 20 * MIB
+    assert pool_at(32768, flash_attn=False, chip="8.6") == scores + result + 100 * MIB  # cuBLAS
+    assert pool_at(32768, flash_attn=True, chip="8.6") < 20 * MIB
