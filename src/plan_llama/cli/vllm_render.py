@@ -50,7 +50,8 @@ def page(
     if made is not None:
         lines += list(render_plan.launch(screen, replace(made, files=())))
         for file in made.files:
-            lines += [f"{file.name} does the same on Kubernetes: --write DIR writes it, --json holds it", ""]
+            text = f"{file.name} does the same on Kubernetes: --write DIR writes it, --json holds it"
+            lines += [*screen.wrap(text, indent=0), ""]
     elif closing:
         lines += [closing, ""]
     if checkpoint.spec.download is not None and not checkpoint.spec.present:
