@@ -150,3 +150,22 @@ def test_the_screen_names_what_vllm_will_log(cli: Cli) -> None:
     assert ended.code == 0
     assert "GPU KV cache size:" in ended.out
     assert "vllm serve meta-llama/Llama-3.1-8B-Instruct" in ended.out
+
+
+def test_weights_go_to_the_host_only_where_nothing_else_fits(cli: Cli) -> None:
+    words = ("--engine", "vllm", "--model", "llama-3.3-70b", "--gpu", "RTX 4090*4", "--json")
+    found = answer(cli, *words, "--ram", "256GiB")
+    argv = found["command"]["argv"]
+    size = int(argv[argv.index("--cpu-offload-gb") + 1])
+    assert 14 <= size <= 20  # 32.9 GiB of weights per rank, about 20 GiB of which have room
+    assert "vllm-cpu-offload" in ids(found, "warning")
+    assert found["speed"]["bound_by"] == "PCIe link"
+    assert found["speed"]["decode_tok_s"]["expected"] < 3
+    assert answer(cli, *words, "--ram", "32GiB")["verdict"] == "does-not-fit"
+    assert "--cpu-offload-gb" not in answer(cli, *PLAN, *H200, "--json")["command"]["argv"]
+
+
+def test_what_cannot_be_pinned_is_said(cli: Cli) -> None:
+    ended = cli(*PLAN, *H200, "--pin", "tensor-parallel=7")
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1

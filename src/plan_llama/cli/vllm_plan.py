@@ -118,7 +118,7 @@ def make(
     assert model.model is not None  # noqa: S101 - the command checked it
     open_to = checkpoints(model.model, model.quant)
     tried: list[str] = []
-    best: tuple[VllmTask, VllmPlan] | None = None
+    made_plans: list[tuple[VllmTask, VllmPlan]] = []
     for item in open_to:
         sized = with_size(item)
         if wanted.context == "max" and not sized.spec.context_train:
@@ -127,13 +127,11 @@ def make(
             )
         task = VllmTask(checkpoint=sized, machine=machine, wishes=wanted, nodes=nodes.count)
         plan = solve(task)
-        best = best if best is not None and plan.chosen.verdict == "invalid" else (task, plan)
-        if plan.chosen.verdict == "fits":
-            best = task, plan
+        made_plans.append((task, plan))
+        if _rank(plan) == (0, False):
             break
         tried.append(f"{sized.spec.quant} ({publisher_gb(sized.spec.file_bytes)}, {plan.chosen.verdict})")
-    assert best is not None  # noqa: S101 - there is at least one checkpoint
-    task, plan = best
+    task, plan = min(made_plans, key=lambda pair: _rank(pair[1]))
     said = [*plan.findings, *_about_model(task.checkpoint, open_to, tried), *machine_notes(machine)]
     usable = plan.chosen.verdict in ("fits", "tight")
     made = None
@@ -142,6 +140,12 @@ def make(
     if nodes.count > 1:
         said += _about_nodes(nodes)
     return task, plan, made, in_order(said)
+
+
+def _rank(plan: VllmPlan) -> tuple[int, bool]:
+    """How good a plan is, before its checkpoint is looked at: what fits without the host's memory is best."""
+    order = ("fits", "tight", "pages-from-disk", "does-not-fit", "invalid")
+    return order.index(plan.chosen.verdict), plan.chosen.setup.start.offload_bytes > 0
 
 
 def with_size(checkpoint: Checkpoint) -> Checkpoint:

@@ -17,7 +17,7 @@ from plan_llama.solver.types import Alternative, Wishes
 from plan_llama.solver.vllm.judge import Judged, card_of, judge
 from plan_llama.solver.vllm.rules import Setup, refusals
 from plan_llama.speed.types import Request
-from plan_llama.units import tokens
+from plan_llama.units import GIB, tokens
 
 _RANK = {"fits": 0, "tight": 1, "pages-from-disk": 2, "does-not-fit": 3, "invalid": 4}
 _HIGHER = 0.95  # of a card's memory, where the default leaves too little for the cache
@@ -76,6 +76,11 @@ def solve(task: VllmTask) -> VllmPlan:
             considered.append(found)
             if found.longest and (longest is None or found.longest > longest.longest):
                 longest = found
+    if not considered:
+        raise InputError(
+            f"no way to cut the work over {len(machine.gpus) * task.nodes} GPUs is what was pinned",
+            hint="leave --pin out, or pin sizes whose product divides the GPUs",
+        )
     considered.sort(key=lambda item: _score(task, item))
     chosen = considered[0]
     if _RANK[chosen.verdict] > 1 and longest is not None and task.wishes.context in (None, "max"):
@@ -83,6 +88,11 @@ def solve(task: VllmTask) -> VllmPlan:
         if shorter is not None:
             said.append(_shrunk(task, wanted, shorter))
             chosen = shorter
+    if chosen.verdict == "does-not-fit" and task.nodes == 1:
+        offloaded = _offloaded(task, machine, considered)
+        if offloaded is not None:
+            chosen = offloaded
+            said.append(_in_host_memory(chosen))
     if chosen.verdict == "invalid":
         least = min(considered, key=lambda item: (len(item.findings), -item.setup.start.ranks.world))
         chosen = judge(least.setup, machine, task.request, wanted=_per_replica(task, least.setup.start.ranks))
@@ -254,6 +264,45 @@ def _context(task: VllmTask) -> int:
     return min(max(task.wishes.workload.context_tokens, asked), trained)
 
 
+def _offloaded(task: VllmTask, machine: Machine, considered: list[Judged]) -> Judged | None:
+    """The widest cut with the least of its weights in the host's memory that makes room for the cache (UVA)."""
+    whole = [item for item in considered if item.verdict == "does-not-fit" and item.stages]
+    if not whole:
+        return None
+    start = max(whole, key=lambda item: (item.setup.start.ranks.tensor, item.setup.kv_dtype == "auto")).setup
+    most = max(stage.weights_bytes for stage in whole[0].stages)
+    low, high = 0, -(-most // GIB)
+    found: Judged | None = None
+    while low < high:
+        middle = (low + high) // 2
+        setup = replace(start, start=replace(start.start, offload_bytes=middle * GIB))
+        got = judge(setup, machine, task.request, wanted=_per_replica(task, start.start.ranks))
+        if got.verdict in ("fits", "tight"):
+            found, high = got, middle
+        else:
+            low = middle + 1
+    if found is None or found.footprint is None or not _host_holds(found):
+        return None
+    return found
+
+
+def _host_holds(item: Judged) -> bool:
+    """Offloaded weights are pinned: they must be in memory as a whole."""
+    assert item.footprint is not None  # noqa: S101 - the caller looked
+    return item.footprint.pools[0].used_bytes <= item.footprint.pools[0].available_bytes
+
+
+def _in_host_memory(item: Judged) -> Finding:
+    size = item.setup.start.offload_bytes
+    return Finding(
+        id="vllm-cpu-offload",
+        severity="warning",
+        text=f"{size / GIB:.0f} GiB of each GPU's weights stay in the host's memory and cross the PCIe link for every "
+        "pass: it runs, and slowly",
+        fix="a smaller checkpoint or more GPUs; llama.cpp computes such weights where they are",
+    )
+
+
 def _shortened(task: VllmTask, machine: Machine, longest: Judged) -> Judged | None:
     """The same start with the context that it holds, rounded to whole blocks of 1024 tokens."""
     most = longest.longest // 1024 * 1024
@@ -275,7 +324,7 @@ def _shrunk(task: VllmTask, wanted: int, found: Judged) -> Finding:
         severity="warning",
         text=f"{tokens(wanted)} tokens of context do not fit; {tokens(got)} do"
         + (f", less than the {tokens(floor)} that {task.wishes.workload.name} needs" if got < floor else ""),
-        fix="more GPUs, a smaller checkpoint, or --kv-type fp8",
+        fix="more GPUs, or a smaller checkpoint",
     )
 
 

@@ -18,6 +18,7 @@ from plan_llama.models.types import ModelSpec
 from plan_llama.solver.vllm.rules import Setup
 from plan_llama.speed.constants import shipped
 from plan_llama.speed.estimate import estimate
+from plan_llama.speed.rates import Assumptions, link_rate
 from plan_llama.speed.traffic import LayerTable, prepare
 from plan_llama.speed.types import Rate, Request, SpeedEstimate, Traffic
 
@@ -56,17 +57,43 @@ def speed(setup: Setup, machine: Machine, backend: Backend, request: Request) ->
     )
     exchange_s = shipped().split_layer_s * spec.layers if ranks.tensor > 1 else 0.0
     hops_s = _HOP_S * (ranks.pipeline - 1) if setup.nodes > 1 else 0.0
-    return _slower(found, request, exchange_s, hops_s, ranks.data)
+    passes = -(-request.prompt_tokens // settings.ubatch)
+    return _slower(found, request, exchange_s, hops_s, _host_s(setup, machine, settings), passes, ranks.data)
+
+
+def _host_s(setup: Setup, machine: Machine, settings: Settings) -> float:
+    """Seconds in which a GPU reads the weights that stay in the host's memory, in every pass."""
+    if not setup.start.offload_bytes:
+        return 0.0
+    rate = link_rate(machine, 0, settings, shipped(), Assumptions())
+    return setup.start.offload_bytes / rate
 
 
 def _slower(
-    found: SpeedEstimate, request: Request, exchange_s: float, hops_s: float, replicas: int
+    found: SpeedEstimate,
+    request: Request,
+    exchange_s: float,
+    hops_s: float,
+    host_s: float,
+    passes: int,
+    replicas: int,
 ) -> SpeedEstimate:
-    """With what ranks exchange for every token; all replicas together write `aggregate_tok_s`."""
-    added = exchange_s + hops_s
+    """With what ranks exchange for every token, and what comes from the host.
+
+    All replicas together write `aggregate_tok_s`.
+    """
+    added = exchange_s + hops_s + host_s
+    prompt_s = request.prompt_tokens / found.prefill_tok_s.expected
+    slower = prompt_s / (prompt_s + passes * host_s)
+    prefill = found.prefill_tok_s
     token_s = 1 / found.decode_tok_s.expected + added
     ratio = 1 / token_s / found.decode_tok_s.expected
-    parts = {**found.parts, "exchange between ranks": exchange_s, "hops between nodes": hops_s}
+    parts = {
+        **found.parts,
+        "exchange between ranks": exchange_s,
+        "hops between nodes": hops_s,
+        "PCIe: weights of the host": host_s,
+    }
     said = found.assumptions
     if added:
         said = (*said, "exchange between ranks assumed: 0.1 ms per layer, as over PCIe")
@@ -75,9 +102,13 @@ def _slower(
         found,
         decode_tok_s=Rate(low=rate.low * ratio, expected=rate.expected * ratio, high=rate.high * ratio),
         aggregate_tok_s=found.aggregate_tok_s * ratio * replicas,
-        ttft_s=found.ttft_s + added,
-        follow_up_ttft_s=found.follow_up_ttft_s + added,
-        request_s=found.request_s + request.output_tokens * added,
+        prefill_tok_s=Rate(
+            low=prefill.low * slower, expected=prefill.expected * slower, high=prefill.high * slower
+        ),
+        ttft_s=found.ttft_s + added + passes * host_s,
+        follow_up_ttft_s=found.follow_up_ttft_s + added + host_s,
+        request_s=found.request_s + request.output_tokens * added + passes * host_s,
+        bound_by="PCIe link" if host_s > token_s / 2 else found.bound_by,
         parts={name: seconds for name, seconds in parts.items() if seconds},
         assumptions=said,
     )
