@@ -179,3 +179,13 @@ def test_a_model_that_the_build_does_not_know(cli: Cli) -> None:
     assert (check.code, check.json["verdict"]) == (3, "invalid")
     said = {item["id"]: item for item in check.json["findings"]}
     assert said["architecture-needs-newer-build"]["fix"] == "llama.cpp b8643 or newer"
+
+
+def test_users_of_a_command_wait_for_its_slots(cli: Cli) -> None:
+    command = ("--", "llama-server", "-m", "Qwen3-8B-Q4_K_M.gguf", "-ngl", "99", "-c", "32768", "-np", "4")
+    ended = cli("check", "--gpu", "24GiB", "--ram", "64GiB", "--users", "8", "--json", *command)
+    load = ended.json["speed"]["load"]
+    assert (load["users"], load["slots"]) == (8, 4)
+    assert load["slot_wait_s"] > 0
+    said = next(item for item in ended.json["findings"] if item["id"] == "users-wait-for-slots")
+    assert said["fix"] == "--parallel 8 gives each a slot"

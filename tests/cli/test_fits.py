@@ -97,7 +97,11 @@ def test_where_nothing_runs_it_the_code_is_three(cli: Cli) -> None:
 
 
 def test_what_is_refused(cli: Cli) -> None:
-    for argv, named in (((), "--model is missing"), (("--model", "glm-4.5-air", "--quant", "Q9"), "Q9")):
+    for argv, named in (
+        ((), "--model is missing"),
+        (("--model", "glm-4.5-air", "--quant", "Q9"), "Q9"),
+        (("--model", "qwen3-8b", "--quant", "best"), "--quant best"),
+    ):
         ended = cli("fits", *argv)
         assert ended.code == 2
         assert named in ended.err

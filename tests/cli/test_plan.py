@@ -243,7 +243,7 @@ def test_a_first_token_too_late_is_said_with_what_would_help(cli: Cli) -> None:
     kept = cli(*argv, "--ttft", "0.2", *most["what"].split(), "--json").json
     assert kept["speed"]["ttft_s"] <= 0.2
     assert "ttft-not-kept" not in {item["id"] for item in kept["findings"]}
-    assert "What would keep the wish: --prompt-tokens" in cli(*argv, "--ttft", "0.2").flat
+    assert "What would keep the first token: --prompt-tokens" in cli(*argv, "--ttft", "0.2").flat
 
 
 def test_the_explanation_adds_up(cli: Cli) -> None:

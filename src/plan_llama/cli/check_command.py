@@ -242,12 +242,13 @@ def judge(
                 )
             )
     used = footprint(table, settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)
-    candidate = judged(task, settings, used)
+    given_slots = replace(task, wishes=replace(task.wishes, parallel=settings.parallel))
+    candidate = judged(given_slots, settings, used)
     verdict = "invalid" if stops else used.verdict
     said += memory_findings(task, candidate)
     said += images.findings(spec, settings, used, wanted=False)
     # what the planner says of its own choice of load mode is not about a given one
-    said += [item for item in remarks(task, candidate) if item.id != "mmap-with-cpu-override-slow"]
+    said += [item for item in remarks(given_slots, candidate) if item.id != "mmap-with-cpu-override-slow"]
     return Checked(
         reading=replace(reading, settings=settings), task=task, candidate=candidate, verdict=verdict
     ), said

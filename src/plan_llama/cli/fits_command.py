@@ -93,6 +93,11 @@ def run(
 
     if model.model is None:
         raise UsageError("--model is missing", hint="plan-llama fits --model glm-5.1")
+    if (model.quant or "").lower() == "best":  # ten plans for each of the machines
+        raise UsageError(
+            "--quant best: fits gives every machine the largest quant that fits it",
+            hint="leave --quant out, or name one for all",
+        )
     wanted = wishes(wish_options)
     ranking = rank(model, hardware, wanted, writer(engine))
     if output.json:

@@ -367,7 +367,9 @@ def plan(
         lines += [screen.heading("Context"), *ladder(screen, item.ladder, chosen, table.layers), ""]
     usable = chosen.footprint.verdict in ("fits", "tight")
     if item.relaxations:
-        heading = "What would keep the wish" if usable else "What would make it fit"
+        late = any(found.id == "ttft-not-kept" for found in said)
+        heading = "What would keep the first token" if late else "What would serve all users at once"
+        heading = heading if usable else "What would make it fit"
         lines += [screen.heading(heading), *alternatives(screen, item.relaxations), ""]
     if made is not None:
         lines += launch(screen, made)

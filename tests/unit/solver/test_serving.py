@@ -15,7 +15,7 @@ from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond, workload
 from plan_llama.solver.search import Task, best_at, first_token_s, judged, misses_ttft
 from plan_llama.solver.serving import by_slots, with_slots
-from plan_llama.solver.types import Plan, Wishes
+from plan_llama.solver.types import Objective, Plan, Wishes
 from plan_llama.speed.types import Load
 
 TABLE = ModelTable(model_of("qwen3-8b", "Q4_K_M"))
@@ -151,3 +151,22 @@ def test_users_and_slots_of_workloads(
 def test_more_users_are_never_served_sooner() -> None:
     times = [load_of(plan_of(context=8192, users=users)).request_s for users in (1, 2, 4, 8, 16, 32)]
     assert times == sorted(times)
+
+
+def test_the_objective_decides() -> None:
+    """On a card that holds a part of the experts: the whole request, plain decode, or the longest context."""
+    model = ModelTable(model_of("qwen3-30b-a3b", "Q8_0"))
+    made = {}
+    objectives: tuple[Objective, ...] = ("balanced", "speed", "context")
+    for objective in objectives:
+        wishes = Wishes(workload=workload("rag"), objective=objective)
+        plan = solve(make_task(model, ONE_CARD, wishes, beyond()), ladder=False)
+        assert plan is not None
+        made[objective] = plan.chosen
+    times = {name: chosen.speed.request_s for name, chosen in made.items()}
+    rates = {name: chosen.speed.decode_tok_s.expected for name, chosen in made.items()}
+    assert times["balanced"] == min(times.values())
+    assert rates["speed"] == max(rates.values())
+    assert times["balanced"] < times["speed"]
+    assert rates["speed"] > rates["balanced"]
+    assert made["context"].settings.context == model.spec.context_train > made["balanced"].settings.context
