@@ -383,7 +383,7 @@ class _Line:
                 share = _between(low, high, values)
                 if share is not None:
                     return a.size_bytes + round((b.size_bytes - a.size_bytes) * share)
-        if known:
+        if len(known) > 1:
             # the end of the line from the last one helps with those that are asked for next
             end = _end(next(reversed(known)), values)
             if end != values and end not in known and self.guards.hold(end):

@@ -3,7 +3,7 @@
 Names and shapes are those of `load_arch_tensors` in llama.cpp b11434 (src/models/*.cpp), as its own converter
 writes them. A builder is a generator over `Shapes`; the pieces that architectures share are in `pieces`. To add
 an architecture, write its builder in the file of its family, name it in that file's BUILDERS, and, for a new
-file, name the file in _families.
+file, name the file in _FAMILIES.
 
 A header does not say which optional tensors a file has. Hyperparameters named `tensors.*` say it here (`tied`,
 `attention_bias`, …: see `Shapes.has`); they are no part of a GGUF and are not written to one.
@@ -11,8 +11,8 @@ A header does not say which optional tensors a file has. Hyperparameters named `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from plan_llama.models.tables.pieces import TRAIT, Builder, Named, Shapes
@@ -20,13 +20,13 @@ from plan_llama.models.tables.pieces import TRAIT, Builder, Named, Shapes
 __all__ = ["TRAIT", "architectures", "tensors"]
 
 
-@cache
-def _families() -> tuple[Mapping[str, Builder], ...]:
-    """Imported with the first table that is built: a file's own tensors need none."""
-    from plan_llama.models.tables import gemma, glm, hybrid, llama, mla, phi, qwen, recurrent, sparse
+# names of the files; imported in this order until one has the architecture
+_FAMILIES = ("llama", "qwen", "gemma", "glm", "phi", "mla", "hybrid", "recurrent", "sparse")
 
-    families = (llama, qwen, gemma, glm, phi, mla, hybrid, recurrent, sparse)
-    return tuple(family.BUILDERS for family in families)
+
+def _families() -> Iterator[Mapping[str, Builder]]:
+    for name in _FAMILIES:
+        yield import_module(f"{__name__}.{name}").BUILDERS
 
 
 def tensors(architecture: str, hparams: Mapping[str, Any], vocab: int) -> tuple[Named, ...] | None:
