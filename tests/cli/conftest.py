@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,18 @@ def _with_what_others_learnt(table: ModelTable) -> None:
     known.append(table)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _shared_memories() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        plain = ModelTable.__init__
+_plain_init = ModelTable.__init__
 
-        def learned(table: ModelTable, spec: ModelSpec) -> None:
-            plain(table, spec)
-            _with_what_others_learnt(table)
 
-        patch.setattr(ModelTable, "__init__", learned)
-        yield
+def _learned_init(table: ModelTable, spec: ModelSpec) -> None:
+    _plain_init(table, spec)
+    _with_what_others_learnt(table)
+
+
+@pytest.fixture(autouse=True)
+def _shared_memories(monkeypatch: pytest.MonkeyPatch) -> None:
+    # of tests of the command line only: those of the tables themselves need new ones
+    monkeypatch.setattr(ModelTable, "__init__", _learned_init)
 
 
 @pytest.fixture(autouse=True)
