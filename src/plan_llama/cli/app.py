@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.models import CommandInfo
 
 from plan_llama.cli.options import (
     EngineOptions,
@@ -35,7 +38,8 @@ def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns its exit code. Refusals are one line on standard error."""
     try:
         _refuse_bare_check(argv)
-        code = typer.main.get_command(app)(list(argv), prog_name="plan-llama", standalone_mode=False)
+        parse = _parser(argv[0] if argv and argv[0] in _names() else "")
+        code = parse(list(argv), prog_name="plan-llama", standalone_mode=False)
     except PlanLlamaError as error:
         return _refuse(error.line(), error.exit_code)
     except typer.Exit as ended:
@@ -52,6 +56,23 @@ def run(argv: Sequence[str]) -> int:
             return _refuse(" ".join(error.format_message().split()), EXIT_USAGE)
         return _internal(error)
     return code if isinstance(code, int) else EXIT_OK
+
+
+@cache
+def _parser(name: str) -> Callable[..., Any]:
+    """The parser of one command, or of all where none is named: their options are hundreds, and take time to make."""
+    chosen = copy(app)
+    if name:
+        chosen.registered_commands = [info for info in app.registered_commands if _name(info) == name]
+    return typer.main.get_command(chosen)
+
+
+def _names() -> set[str]:
+    return {_name(info) for info in app.registered_commands}
+
+
+def _name(info: CommandInfo) -> str:
+    return info.name or str(getattr(info.callback, "__name__", ""))
 
 
 def _refuse_bare_check(argv: Sequence[str]) -> None:

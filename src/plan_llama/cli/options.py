@@ -223,9 +223,14 @@ def takes(**groups: type[Any]) -> Callable[[F], F]:
 
 
 @cache
+def _hints(group: type[Any]) -> dict[str, Any]:
+    return get_type_hints(group, include_extras=True)
+
+
+@cache
 def _parameters(group: type[Any]) -> tuple[inspect.Parameter, ...]:
     """The fields of a group as parameters; most groups belong to several commands."""
-    hints = get_type_hints(group, include_extras=True)
+    hints = _hints(group)  # type: ignore[arg-type]
     kind = inspect.Parameter.KEYWORD_ONLY
     return tuple(
         inspect.Parameter(item.name, kind, default=item.default, annotation=hints[item.name])
@@ -250,7 +255,7 @@ def words(group: Any) -> list[str]:
 
 
 def _changed(group: Any) -> list[tuple[str, Any]]:
-    hints = get_type_hints(type(group), include_extras=True)
+    hints = _hints(type(group))  # type: ignore[arg-type]
     found: list[tuple[str, Any]] = []
     for item in fields(group):
         if getattr(group, item.name) in (item.default, []):
