@@ -16,6 +16,15 @@ from plan_llama.models.types import ModelSpec, TensorType
 # llm_arch_supports_mixed_batch, src/llama-arch.cpp: batches of tokens and embeddings together are not for these
 _NO_MIXED_BATCH = frozenset({"cogvlm", "deepseek4", "granite-switch", "eagle3", "dflash", "gemma4-assistant"})
 
+# whose scales beside the weights of a feed-forward are given to build_ffn (src/models/*.cpp)
+_FFN_SCALES = frozenset(
+    {
+        *("bitnet", "clef", "cohere2", "cohere2moe", "deepseek32", "dots3note", "gemma4", "glm-dsa", "hy_v3"),
+        *("llama", "mistral3", "nanbeige", "nemotron_h", "nemotron_h_moe", "qwen3", "qwen35", "qwen35moe"),
+        *("qwen3next", "qwen4exp"),
+    }
+)
+
 # which of the two is long enough makes no difference to memory
 _ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -177,12 +186,12 @@ class Builder:
 
     # -- norms and projections ------------------------------------------------------------------------------------
 
-    def mm(self, name: str, x: Node, *, bias_first: bool = False) -> Node:
+    def mm(self, name: str, x: Node, *, bias_first: bool = False, scaled: bool = True) -> Node:
         """build_lora_mm with the tensor's scale and bias, where there are any; a feed-forward adds the bias first."""
         out = self.g.mul_mat(self.w(f"{name}.weight"), x)
         extras = [(".scale", "MUL"), (".bias", "ADD")]
         for suffix, op in reversed(extras) if bias_first else extras:
-            extra = self.maybe(name + suffix)
+            extra = self.maybe(name + suffix) if scaled or suffix != ".scale" else None
             if extra is not None:
                 out = self.g.like(op, out, extra)
         return out
@@ -205,14 +214,17 @@ class Builder:
 
     def ffn(self, x: Node, prefix: str, suffix: str = "", *, clamped: bool = False) -> Node:
         """build_ffn: up, gate (parallel, where there is one), activation, down."""
-        up = self.mm(f"{prefix}.ffn_up{suffix}", x, bias_first=True)
+        up = self._of_ffn(f"{prefix}.ffn_up{suffix}", x)
         if self.has(f"{prefix}.ffn_gate{suffix}.weight"):
-            x = self.gate(self.mm(f"{prefix}.ffn_gate{suffix}", x, bias_first=True), up, clamped=clamped)
+            x = self.gate(self._of_ffn(f"{prefix}.ffn_gate{suffix}", x), up, clamped=clamped)
         elif up.ne[0] == 2 * self.w(f"{prefix}.ffn_down{suffix}.weight").ne[0]:
             x = self.g.glu(up)  # gate and up in one matrix (phi-3, glm-4)
         else:
             x = self.g.like("UNARY", up)
-        return self.mm(f"{prefix}.ffn_down{suffix}", x, bias_first=True)
+        return self._of_ffn(f"{prefix}.ffn_down{suffix}", x)
+
+    def _of_ffn(self, name: str, x: Node) -> Node:
+        return self.mm(name, x, bias_first=True, scaled=self.spec.architecture in _FFN_SCALES)
 
     def gate(self, gate: Node, up: Node, *, clamped: bool = False) -> Node:
         """The gated activation: one op, or one by one where both sides are clamped (swiglu_clamp_exp and _shexp)."""

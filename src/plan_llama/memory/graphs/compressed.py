@@ -45,7 +45,6 @@ class DeepSeek4(HyperConnected):
     """
 
     default_gating = 4
-    expert_scales = False
 
     def __init__(self, builder: Builder) -> None:
         super().__init__(builder)

@@ -22,6 +22,29 @@ _MROPE_IF_DIVIDED = frozenset({"glm4", "glm4moe", "bailingmoe3", "hunyuan_vl"})
 # src/llama-hparams.h, enum llama_expert_gating_func_type
 _GATING = {1: "softmax", 2: "sigmoid", 3: "softmax-weight", 4: "sqrt-softplus"}
 
+# whether experts' weights are divided by their sum, where build_moe_ffn is not given what the header says
+_NORMALISES = {
+    **dict.fromkeys(("dbrx", "ernie4_5-moe", "granite", "granitemoe", "llama", "minimax-m2"), True),
+    **dict.fromkeys(("mistral3", "qwen3moe", "qwen3vlmoe"), True),
+    **dict.fromkeys(("deepseek", "olmoe", "qwen2moe"), False),
+}
+# whose scales beside experts are given to build_moe_ffn
+_EXPERT_SCALES = frozenset(
+    {
+        *(
+            "cohere2moe",
+            "deepseek32",
+            "dots3note",
+            "gemma4",
+            "glm-dsa",
+            "hy_v3",
+            "llama",
+            "mellum",
+            "mistral3",
+        ),
+        *("qwen35moe", "qwen3moe", "qwen3next", "qwen4exp"),
+    }
+)
 
 # norms behind the branches, by family
 _POST_ATTENTION = ("post_attention_norm", "attn_output_norm")
@@ -64,7 +87,6 @@ class Decoder:
     fixed_gating: int | None = None  # how experts are weighed, where the engine does not ask the header
     fixed_normalise: bool | None = None
     weighs_input = False  # the experts' weights are multiplied in before the experts (llama 4)
-    expert_scales = True  # scales beside experts are applied
     each_layer_differs = False  # no layer is like another though their tensors are (HRM)
     turns = 1  # so many kinds of layers take turns though their tensors do not differ (smollm3)
     leading_layers = 0  # so many at the start differ from the rest though their tensors do not (gemma 3n)
@@ -350,6 +372,9 @@ class Decoder:
         """The same with logits of a router that does not see `x`."""
         params = self.spec.hparams
         gating = self.fixed_gating or self.spec.int_param("expert_gating_func", 0) or self.default_gating
+        fixed = self.fixed_normalise
+        if fixed is None:
+            fixed = _NORMALISES.get(self.spec.architecture)
         normalise = params.get("expert_weights_norm", self.default_normalise)
         scale = params.get("expert_weights_scale", 0.0)
         return moe(
@@ -358,7 +383,7 @@ class Decoder:
             f"blk.{il}",
             used=self.spec.int_param("expert_used_count", layer=il),
             gating=_GATING.get(gating, "softmax"),
-            normalise=bool(normalise if self.fixed_normalise is None else self.fixed_normalise),
+            normalise=bool(normalise if fixed is None else fixed),
             scale=scale not in (0, 1),
             groups=(
                 self.spec.int_param("expert_group_count", 1),
@@ -366,7 +391,7 @@ class Decoder:
             ),
             logits=logits,
             weighs_input=self.weighs_input,
-            scaled=self.expert_scales,
+            scaled=self.spec.architecture in _EXPERT_SCALES,
             clamped=self._clamped("swiglu_clamp_exp", il),
             chosen=self.chosen_experts(il),
         )

@@ -40,14 +40,12 @@ class LladaMoe(NoCache):
     """The weights of experts are not divided by their sum (src/models/llada-moe.cpp)."""
 
     fixed_normalise = False
-    expert_scales = False
 
 
 class Rnd1(NoCache):
     """As Qwen3 with experts (src/models/rnd1.cpp)."""
 
     fixed_normalise = True
-    expert_scales = False
 
 
 class Encoder(NoCache):
@@ -158,4 +156,3 @@ class NomicBertMoe(Bert):
     """Experts in every n-th layer (nomic-bert-moe)."""
 
     fixed_normalise = False
-    expert_scales = False

@@ -60,7 +60,6 @@ class Maple(WindowRotation):
     """Experts in every layer, rotation behind windows only (src/models/maple.cpp)."""
 
     fixed_normalise = True
-    expert_scales = False
 
 
 class HrmText(Decoder):

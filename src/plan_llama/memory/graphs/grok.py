@@ -13,7 +13,6 @@ class Grok(Decoder):
     post_norms = True
     fixed_gating = 1
     fixed_normalise = True
-    expert_scales = False
 
     def feed_forward(self, x: Node, il: int) -> Node:
         """The experts, and where there is a dense branch the scaled sum of both."""

@@ -11,4 +11,3 @@ class Hunyuan(Decoder):
     rope_before_norms = True
     fixed_gating = 1
     fixed_normalise = True
-    expert_scales = False

@@ -17,7 +17,6 @@ class HyV4(GlmDsa):
     """The residual is several streams; each branch reads a mixture of them and is spread over all."""
 
     default_normalise = False
-    expert_scales = False
     rotates_index = False
 
     def drafting(self) -> type[Decoder]:

@@ -15,7 +15,6 @@ class BoundedGates(KimiLinear):
 
     fixed_normalise = None
     default_normalise = False
-    expert_scales = False
 
     def channel_gate(self, x: Node, prefix: str, head: int, heads: int) -> Node:
         """How much every channel forgets; the header's bound makes it a sigmoid."""

@@ -14,7 +14,6 @@ class Llama4(Decoder):
     fixed_gating = 2
     fixed_normalise = False
     weighs_input = True
-    expert_scales = False
 
     def attention_inputs(self) -> None:
         """build_inp_attn_scale and build_attn_inp_kv."""

@@ -12,4 +12,3 @@ class Phi3(Decoder):
     residual_first = True
     fixed_gating = 1
     fixed_normalise = True
-    expert_scales = False

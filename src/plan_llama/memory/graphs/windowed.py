@@ -34,7 +34,6 @@ class Step35(RowNorms):
     clamped_glu = True
     default_gating = 2
     default_normalise = False
-    expert_scales = False
 
     def rope(self, x: Node, il: int) -> Node:
         """Factors only without a window."""
@@ -53,7 +52,6 @@ class Mimo2(Decoder):
 
     fixed_gating = 2
     fixed_normalise = True
-    expert_scales = False
 
     def project(self, name: str, x: Node) -> Node:
         """A bias is loaded, and not added."""
@@ -67,7 +65,6 @@ class Afmoe(Decoder):
     rows_behind_norm = True
     default_gating = 2
     default_normalise = False
-    expert_scales = False
 
     def inputs(self) -> Node:
         """Scaled rows."""
@@ -89,7 +86,6 @@ class Laguna(Decoder):
 
     default_gating = 2
     default_normalise = False
-    expert_scales = False
 
     def heads_of(self, x: Node, il: int) -> Node:
         """The gate's width says which."""
@@ -107,7 +103,6 @@ class SmallThinker(Decoder):
     """The router sees the layer's input (src/models/smallthinker.cpp)."""
 
     fixed_normalise = True
-    expert_scales = False
 
     @property
     def unrotated(self) -> frozenset[int]:
@@ -147,7 +142,6 @@ class GraniteSwa(Decoder):
 
     fixed_gating = 1
     fixed_normalise = True
-    expert_scales = False
 
     @property
     def unrotated(self) -> frozenset[int]:
