@@ -24,7 +24,7 @@ common_params_print_info: build 11434 (abc) with GNU 12.2.0 for Linux x86_64
 srv    load_model: loading model '/home/alice/models/Qwen3-32B-Q4_K_M.gguf'
 print_info: arch                  = qwen3
 load_tensors: offloaded 65/65 layers to GPU
-load_tensors:        CUDA0 model buffer size = 18411.00 MiB
+load_tensors:        CUDA0 model buffer size = 18429.00 MiB
 llama_context: n_seq_max             = 1
 llama_context: n_ctx                 = 40960
 ggml_backend_cuda_buffer_type_alloc_buffer: allocating 10240.00 MiB on device 0: cudaMalloc failed: out of memory
@@ -135,3 +135,44 @@ def test_without_a_log(cli: Cli) -> None:
     ended = cli("doctor")
     assert ended.code == 2
     assert "--log" in ended.err
+
+
+def test_a_difference_of_measured_and_predicted_is_said(cli: Cli, log: Path) -> None:
+    log.write_text(
+        KV.replace("18429.00", "9411.00").partition("ggml_backend")[0] + "srv  llama_server: model loaded\n",
+        encoding="utf-8",
+    )
+    answer = cli("doctor", "--log", str(log), "--json").json
+    row = next(item for item in answer["plan"]["compared"] if item["kind"] == "weights")
+    assert row["measured_bytes"] == 9411 * 1024**2
+    assert row["predicted_bytes"] > 17 * 1024**3
+    assert "prediction-differs" in [item["id"] for item in answer["findings"]]
+
+
+def test_measured_and_predicted_agree(cli: Cli, log: Path) -> None:
+    """The published file (19,762,293,600 bytes) less the embedding (151,936 x 5,120 at 4.5 bits): 18,429 MiB."""
+    answer = cli("doctor", "--log", str(log), "--json").json
+    row = next(item for item in answer["plan"]["compared"] if item["kind"] == "weights")
+    assert abs(row["predicted_bytes"] - row["measured_bytes"]) < 0.05 * row["measured_bytes"]
+    assert "prediction-differs" not in [item["id"] for item in answer["findings"]]
+
+
+def test_experts_on_the_host_are_not_compared_with_a_guess(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text(
+        "srv load_model: loading model '/m/GLM-5.1-UD-IQ2_M-00001-of-00006.gguf'\n"
+        "  - CUDA0   : NVIDIA GeForce RTX 4090 (24126 MiB, 23571 MiB free)\n"
+        "load_tensors: offloaded 80/80 layers to GPU\n"
+        "load_tensors:    CUDA_Host model buffer size = 207510.22 MiB\n"
+        "load_tensors:        CUDA0 model buffer size = 12622.10 MiB\n"
+        "llama_context: n_ctx                 = 4096\n",
+        encoding="utf-8",
+    )
+    ended = cli("doctor", "--log", str(path), "--json")
+    assert "prediction-differs" not in [item["id"] for item in ended.json["findings"]]
+
+
+def test_the_engine_of_a_refused_command(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("error: invalid argument: --mlock\n", encoding="utf-8")
+    assert cli("doctor", "--log", str(path), "--json").json["engine"] == "llama.cpp"

@@ -32,6 +32,7 @@ from plan_llama.solver.profiles import beyond
 from plan_llama.units import gib, tokens
 
 _DIFFERS = 0.05
+_MUCH = 0.4  # more than the token embedding of a small model
 _SMALL_BYTES = 64 * 1024**2  # a difference in less is not worth a word
 _KINDS = (("weights", "model"), ("context", "context"), ("compute", "compute"))
 _ENGINES = ("llama.cpp", "ollama", "lm-studio", None)
@@ -257,14 +258,14 @@ def _command(start: Start) -> tuple[ParsedCommand, bool]:
         argv.append("-kvu")
     if table.lookup("-fit", "llama-server") is not None:
         argv += ["-fit", "off"]
-    moved = bool(start.get("overrides")) or _experts_elsewhere(start)
+    moved = bool(start.get("overrides")) or _weights_elsewhere(start)
     return parse(argv, table=table), offloaded is not None and not moved
 
 
-def _experts_elsewhere(start: Start) -> bool:
-    """Experts on the host, which the settings in a log do not tell of."""
+def _weights_elsewhere(start: Start) -> bool:
+    """Every layer on the GPU and much on the host: experts that a log's settings do not tell of."""
     host, gpu = start.number_of("host_model_bytes") or 0, start.number_of("gpu_model_bytes") or 0
-    return bool(start.number_of("experts")) and gpu > 0 and host > 0.2 * gpu
+    return gpu > 0 and host > _MUCH * gpu and start.number_of("offloaded") == start.number_of("layers")
 
 
 def _compare(

@@ -51,6 +51,16 @@ def _engine(name: str) -> Handler:
     return handler
 
 
+def _likely(name: str) -> Handler:
+    """What only one engine says, where no line names it."""
+
+    def handler(start: Start, hit: Hit) -> None:
+        if "engine" not in start.facts:
+            start.set("engine", name, hit.line)
+
+    return handler
+
+
 def _version(engine: str) -> Handler:
     def handler(start: Start, hit: Hit) -> None:
         start.set("engine", engine, hit.line)
@@ -280,6 +290,15 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("non-default args: <x>", _vllm_arguments),
     FactPattern("Initializing a V<n> LLM engine (v<x>) with config", _version("vllm")),
     FactPattern("Initializing an LLM engine (v<x>) with config", _version("vllm")),
+    FactPattern("source=server.go:<n>", _likely("ollama")),
+    FactPattern("source=sched.go:<n>", _likely("ollama")),
+    FactPattern("source=runner.go:<n>", _likely("ollama")),
+    FactPattern("ollama runner", _likely("ollama")),
+    FactPattern("/vllm/<s>", _likely("vllm")),
+    FactPattern("gpu_memory_utilization", _likely("vllm")),
+    FactPattern("error: invalid argument: -<s>", _likely("llama.cpp")),
+    FactPattern("error while handling argument <s>", _likely("llama.cpp")),
+    FactPattern("llama_model_load: <s>", _likely("llama.cpp")),
     FactPattern("ExecStart=<x>", _command),
     FactPattern("$ llama-server <x>", _server_command),
     FactPattern("./llama-server <x>", _server_command),
