@@ -158,3 +158,17 @@ def test_arguments_that_do_not_go_together(cli: Cli, arguments: list[str], found
     quiet = cli("check", *ONE_CARD, "--json", "--", *CLASH, "-cmoe", "--host", "127.0.0.2").json
     ids = {item["id"] for item in quiet["findings"]}
     assert not ids & {"flags-contradict", "no-api-key", "api-key-visible"}
+
+
+def test_a_command_of_vllm(cli: Cli, home: Path) -> None:
+    text = "services:\n  a:\n    image: vllm/vllm-openai:v0.33.0\n"
+    text += "    command: /models/none --max-model-len 4096 --no-such-argument\n"
+    (home / "compose.yml").write_text(text, "utf-8")
+    ended = cli("check", *ONE_CARD, "--file", "compose.yml")
+    assert ended.code in (2, 3)
+    answer = ended.out + ended.err
+    assert "vllm serve /models/none \\\n    --max-model-len 4096 --no-such-argument" in answer
+    (home / "two.sh").write_text("vllm serve x\nllama-server -m y.gguf\n", "utf-8")
+    refused = cli("check", *ONE_CARD, "--json", "--file", "two.sh")
+    assert (refused.code, refused.out) == (2, "")
+    assert "must be the only one in its file" in refused.err

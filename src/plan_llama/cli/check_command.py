@@ -99,6 +99,16 @@ def run(
     for index, given_command in enumerate(commands):
         if index and not output.json:
             Screen().write("\n")
+        if is_vllm(given_command.argv):
+            from plan_llama.cli import vllm_check
+
+            if output.json and len(commands) > 1:
+                text = "check --json: a command of vLLM must be the only one in its file"
+                raise UsageError(text, hint="check -- with that command, or leave --json out")
+            if not output.json:
+                Screen().write("\n".join(_given_lines(Screen(), given_command)))
+            codes.append(vllm_check.run(given_command.argv, model, hardware, wish_options, engine, output))
+            continue
         if ollama_words.meant(given_command.argv):
             from plan_llama.cli import ollama_check
 
@@ -126,7 +136,7 @@ def run(
         )
         codes.append(code)
         answers.append(answer)
-    if output.json:
+    if output.json and answers:
         first, *others = [answer for answer in answers if answer is not None]
         print_json(first | {"also": others} if file is not None else first)
     return max(codes)

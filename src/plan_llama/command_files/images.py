@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from plan_llama.command_files.types import Word, starts_engine
 
 _IMAGE = re.compile(r"(?:.*/)?llama\.?cpp(?:-[a-z]+)*:(server|light|full)\b.*")
+_VLLM_IMAGE = re.compile(r"(?:.*/)?vllm-openai(?::.*)?")  # its entry point is `vllm serve`
 _ENTERS = {"server": ("llama-server",), "light": ("llama-cli",)}
 _FULL = {
     "--server": "llama-server",
@@ -52,6 +53,8 @@ _SWITCHES = frozenset(
 
 def image_program(image: str, words: Sequence[Word]) -> tuple[list[Word], dict[str, str]] | None:
     """The command and the environment that an image makes of its arguments; None for an image that is not known."""
+    if _VLLM_IMAGE.fullmatch(image):
+        return [Word("vllm"), Word("serve"), *words], {}
     match = _IMAGE.fullmatch(image)
     if match is None:
         return (list(words), {}) if starts_engine(words) else None

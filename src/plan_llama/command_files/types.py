@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from plan_llama.engines import ollama_words
 from plan_llama.engines.commandline import program_of
+from plan_llama.engines.vllm.parsing import is_vllm
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ def names_program(words: Sequence[Word]) -> bool:
     if not first or not first[0].known:
         return False
     following = second[0].text if second else None
+    if following is not None and is_vllm((first[0].text, following)):
+        return True
     return bool(program_of(first[0].text, following)) or ollama_words.loads(first[0].text, following)
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from plan_llama.errors import InputError
-from plan_llama.launchers.types import ModelFile, Recipe, check_words
+from plan_llama.launchers.types import ModelFile, Recipe, by_line, check_words
 from plan_llama.units import MIB
 
 FILE_NAME = "start-llama-server.cmd"
@@ -40,7 +40,7 @@ def script(recipe: Recipe) -> str:
         "ENGINE": command.engine,
         "BUILD": str(command.build),
         "EXECUTABLE": _in_quotes(command.argv[0]),
-        "ARGUMENTS": " ^\n    ".join(quote(word) for word in command.argv[1:]),
+        "ARGUMENTS": " ^\n    ".join(" ".join(map(quote, line)) for line in by_line(command.argv[1:])),
         "CHECKS": "\n".join(checks),
         "EXPORTS": "".join(f'set "{name}={_in_quotes(value)}"\n' for name, value in command.env.items()),
     }

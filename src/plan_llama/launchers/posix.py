@@ -7,7 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
-from plan_llama.launchers.types import GpuNeed, ModelFile, Recipe, check_words
+from plan_llama.launchers.types import GpuNeed, ModelFile, Recipe, by_line, check_words
 
 FILE_NAME = "start-llama-server.sh"
 
@@ -59,7 +59,7 @@ def _needs(recipe: Recipe, rung: int) -> str:
 def _start(recipe: Recipe, rung: int) -> str:
     """How one context starts: a branch of the script's `start`."""
     argv = recipe.smaller[rung - 1].argv if rung else recipe.command.argv
-    words = " \\\n            ".join(shlex.quote(word) for word in argv[1:])
+    words = " \\\n            ".join(shlex.join(line) for line in by_line(argv[1:]))
     return (
         f'    {rung})\n        exec "$executable" \\\n            {words} \\\n            "$@"\n        ;;\n'
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plan_llama.launchers import posix
-from plan_llama.launchers.types import NAME, Recipe, check_words
+from plan_llama.launchers.types import NAME, Recipe, by_line, check_words
 
 FILE_NAME = f"{NAME}.service"
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
@@ -39,7 +39,7 @@ def unit(recipe: Recipe, folder: Path, *, checked: bool) -> str:
             f"ExecStartPre=/bin/sh {quote(str(script))} --check",
         ]
     lines += [
-        "ExecStart=" + " \\\n    ".join(quote(word) for word in command.argv),
+        "ExecStart=" + " \\\n    ".join(" ".join(map(quote, line)) for line in by_line(command.argv)),
         "LimitMEMLOCK=infinity",
         "Restart=on-failure",
         "RestartSec=10",

@@ -95,6 +95,17 @@ class Recipe:
         return argument(self.command.argv, "--port", "8080")
 
 
+def by_line(words: Sequence[str]) -> list[list[str]]:
+    """Arguments with their values, a line each."""
+    lines: list[list[str]] = []
+    for word in words:
+        if lines and not (word.startswith("-") and not word[1:2].isdigit()):
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    return lines
+
+
 def argument(argv: Sequence[str], flag: str, default: str) -> str:
     """The last value of an argument."""
     places = [place for place, word in enumerate(argv[:-1]) if word == flag]

@@ -171,6 +171,8 @@ def test_kubernetes_asks_for_what_the_plan_takes_and_looks_at_the_files(tmp_path
     made = recipe(model=str(file))
     made = replace(made, needs=replace(made.needs, files=(ModelFile(path=str(file), size_bytes=5),)))
     deployment = next(iter(yaml.safe_load_all(containers.kubernetes(made))))
+    for document in yaml.safe_load_all(containers.kubernetes(made)):
+        Draft7Validator(schema("kubernetes-1.31.json")).validate(document)
     pod = deployment["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"] == {
         "requests": {"memory": "102400Mi"},
