@@ -98,7 +98,12 @@ def test_the_recipe_is_accepted(cli: Cli) -> None:
     found = answer(cli, "check", *H200, "--json", *SERVE, *recipe.split())
     assert found["verdict"] == "fits"
     assert ids(found) == set()
-    assert {"not-counted", "no-api-key"} <= ids(found, "warning")
+    assert ids(found, "warning") == {"no-api-key"}
+    plain = answer(cli, "check", *H200, "--json", *SERVE, "--tensor-parallel-size", "8")
+    # its own block for next-token prediction: one layer of 78 more of weights and of cache, and a matrix of its own
+    drafting, without = (item["memory"]["devices"][0]["weights_bytes"] for item in (found, plain))
+    assert 1.0 * 2**30 < drafting - without < 1.4 * 2**30
+    assert found["settings"]["kv_cache"]["tokens"] < plain["settings"]["kv_cache"]["tokens"]
     assert found["command"]["argv"][3:] == recipe.split()
 
 
@@ -125,6 +130,17 @@ def test_a_wrong_command_is_corrected(cli: Cli, words: str, wanted: str) -> None
     assert found["memory"] is not None
     fixed = answer(cli, "check", *H200, "--json", "--", *found["command"]["argv"])
     assert fixed["verdict"] == "fits"
+
+
+def test_drafting_with_another_model_is_not_counted(cli: Cli) -> None:
+    words = (
+        "-tp",
+        "8",
+        "--speculative-config",
+        '{"method": "eagle3", "model": "a/b", "num_speculative_tokens": 3}',
+    )
+    found = answer(cli, "check", *H200, "--json", *SERVE, *words)
+    assert "not-counted" in ids(found, "warning")
 
 
 def test_gguf_is_refused(cli: Cli) -> None:

@@ -218,3 +218,15 @@ def test_rows_of_a_latent_cache() -> None:
     spec = checkpoint("glm-5.1 fp8").spec
     found = {name: latent_bytes(spec, name) for name in ("auto", "fp8", "fp8_ds_mla", "nvfp4_ds_mla")}
     assert found == {"auto": 1152, "fp8": 576, "fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
+
+
+def test_a_block_for_drafting_keeps_as_much_as_a_layer() -> None:
+    """With MTP a token takes 79/78 of what it takes without."""
+    spec = checkpoint("glm-5.1 fp8").spec
+    backend = Backend(name="FLASHMLA_SPARSE", kv_dtype="fp8_ds_mla", block_size=64, latent_bytes=656)
+    plain, drafting = (
+        sum(layer.token_bytes for layer in cache_layers(spec, Ranks(tensor=8), backend, drafts=drafts))
+        for drafts in (False, True)
+    )
+    assert plain == 61464
+    assert drafting * 78 == plain * 79

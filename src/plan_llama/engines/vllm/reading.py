@@ -92,6 +92,7 @@ def read(command: Command, checkpoint: Checkpoint, machine: Machine) -> Reading:
         kv_bytes=human_int(kv_bytes) if kv_bytes else None,
         eager=command.value("--enforce-eager") == "on",
         hybrid=command.value("--disable-hybrid-kv-cache-manager") != "on",
+        drafts=_own_drafts(draft_method(command)),
         offload_bytes=int(_number(command.value("--cpu-offload-gb"), 0.0) * GIB),
     )
     setup = Setup(
@@ -127,18 +128,32 @@ def _said(command: Command, utilisation: float) -> Iterable[Finding]:
             f"--gpu-memory-utilization {utilisation:g}: a share of the card's memory, above 0 and at most 1",
             "--gpu-memory-utilization 0.92",
         )
-    draft = json_value(command.value("--speculative-config"))
-    if draft or any(
-        item.spelling.startswith(("--speculative-config.", "--spec-method")) for item in command.given
-    ):
+    method = draft_method(command)
+    if method and not _own_drafts(method):
         yield Finding(
             id="not-counted",
             severity="warning",
-            text="the layers that draft tokens are not counted: one more layer of weights and of cache for MTP",
+            text=f"what drafting with {method} takes (another model, or its tables) is not counted",
         )
     for name in ("--kv-offloading-size", "--enable-lora", "--offload-group-size"):
         if command.value(name) not in (None, "off", "0"):
             yield Finding(id="not-counted", severity="warning", text=f"what {name} takes is not counted")
+
+
+def draft_method(command: Command) -> str:
+    """How the command drafts tokens: `mtp`, `eagle3`, …; empty where it does not."""
+    given = str(json_value(command.value("--speculative-config")).get("method") or "")
+    for item in command.given:
+        if item.spelling == "--speculative-config.method" or item.spelling == "--spec-method":
+            given = (item.values or ("",))[-1]
+        elif item.spelling.startswith(("--speculative-config.", "--spec-model", "-sc")) and not given:
+            given = "draft_model"
+    return given
+
+
+def _own_drafts(method: str) -> bool:
+    """Whether the model drafts with blocks of its own."""
+    return method == "mtp" or method.endswith("_mtp")
 
 
 def _exposed(host: str | None, *, key: bool) -> Iterable[Finding]:

@@ -86,8 +86,21 @@ def architecture_of(spec: ModelSpec) -> Architecture:
     return known[spec.architecture]
 
 
-def cache_layers(spec: ModelSpec, ranks: Ranks, backend: Backend) -> tuple[CacheLayer, ...]:
-    """The caches of all layers on one rank, whatever pipeline stage they are in."""
+def cache_layers(
+    spec: ModelSpec, ranks: Ranks, backend: Backend, *, drafts: bool = False
+) -> tuple[CacheLayer, ...]:
+    """The caches of all layers on one rank, whatever pipeline stage they are in.
+
+    With `drafts` the model's blocks for next-token prediction keep as much as its last layer, on the last stage.
+    """
+    found = _all_layers(spec, ranks, backend)
+    if not drafts:
+        return found
+    extra = spec.int_param("nextn_predict_layers", 0)
+    return (*found, *[layer for layer in found if layer.index == spec.layers - 1] * extra)
+
+
+def _all_layers(spec: ModelSpec, ranks: Ranks, backend: Backend) -> tuple[CacheLayer, ...]:
     known = architecture_of(spec)
     if known.attention != "heads":
         return tuple(_latent(spec, known, backend))

@@ -158,7 +158,12 @@ def stages(checkpoint: Checkpoint, start: Start, card: Card, backend: Backend) -
     for stage, (low, high) in enumerate(stage_bounds(spec.layers, ranks.pipeline)):
         last = stage == ranks.pipeline - 1
         weights = weights_bytes(
-            checkpoint, ranks, stage=stage, wide_router=known.router32, padding=_padding(card)
+            checkpoint,
+            ranks,
+            stage=stage,
+            wide_router=known.router32,
+            padding=_padding(card),
+            drafts=start.drafts,
         )
         activation = max(_forward(spec, start), _sampling(spec, start) if last else 0)
         found.append(

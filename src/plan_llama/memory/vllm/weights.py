@@ -97,14 +97,18 @@ def weights_bytes(
     stage: int = 0,
     wide_router: bool = False,
     padding: Padding | None = None,
+    drafts: bool = False,
 ) -> int:
     """What the first rank of a pipeline stage holds after loading. `wide_router`: the router is kept in 32 bits.
 
-    `padding` is that of the card's MXFP4 kernel; left out, the largest.
+    `padding` is that of the card's MXFP4 kernel; left out, the largest. `drafts`: the last stage holds the model's own
+    blocks for next-token prediction as well.
     """
     padding = padding or MARLIN
     low, high = stage_bounds(checkpoint.spec.layers, ranks.pipeline)[stage]
     first, last = stage == 0, stage == ranks.pipeline - 1
+    if drafts and last:
+        high = checkpoint.spec.int_param("block_count")
     classes, loose = _classes(checkpoint)
     total = 0
     for item in classes:

@@ -62,7 +62,7 @@ def judge(
         backend = backend_for(setup.checkpoint.spec, card, setup.kv_dtype)
     except NoBackend:
         backend = sixteen_bits(setup.checkpoint.spec)
-    layers = cache_layers(setup.checkpoint.spec, start.ranks, backend)
+    layers = cache_layers(setup.checkpoint.spec, start.ranks, backend, drafts=start.drafts)
     groups = kv.groups_of(layers, backend.block_size, hybrid=start.hybrid)
     need = kv.Request(
         max_model_len=start.max_model_len,
