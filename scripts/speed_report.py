@@ -154,7 +154,7 @@ def page(
         [
             "# How fast, and how sure",
             "",
-            _INTRODUCTION,
+            INTRODUCTION,
             "## Against published runs",
             "",
             f"{len(cases)} runs of `tests/data/throughput/calibration.jsonl`, constants of {fitted['date']}.",
@@ -186,7 +186,7 @@ def page(
     )
 
 
-_INTRODUCTION = """\
+INTRODUCTION = """\
 The speed model adds up what one pass over the model reads and computes, device by device, because llama.cpp
 runs the devices one after the other.
 
@@ -204,6 +204,21 @@ Several cards with a layer split work in turn on a token, so they add memory and
 they work on successive micro-batches unless a tensor is overridden. Two sockets count as one. What the
 machine does not tell (RAM speed, PCIe link, an unknown card) is assumed, said with the estimate, and widens
 its range.
+
+Several users: they share the reading of the weights, and each adds its cache and its arithmetic.
+llama-server gives every writing slot one token per turn of its loop and fills the rest of a batch with
+prompts, so a prompt holds up all; the figures under load are the steady state of that loop ([size a
+server](../guides/server.md)). No constant was fitted to runs with several streams. Over 195 of them
+(llama-batched-bench on a GB10 and an M2 Ultra, seven models, 2 to 32 streams,
+`tests/data/throughput/batched.jsonl`) the gain against one stream is off by 12 % in the median, and by less
+than a factor of 1.5 for 93 % of them; a hybrid model (Nemotron 3 Super) gains less than predicted.
+
+Drafting with the model's own block (`--spec-type draft-mtp`): a step drafts up to three tokens one after
+the other, each with the block and the output head, and verifies them in one batch. That each is right after
+right ones is assumed with a chance of 80 %. A dense model on a GPU gains twofold (predicted 2.0, 2.3, 1.9
+and 2.3 times where 1.8, 2.4, 1.5 and 2.2 were measured, with IQ4_XS and Q6_K standing in for Q4_K_M and
+Q8_0, `tests/data/throughput/drafting.jsonl`); with experts in RAM every verified token brings experts of
+its own, and drafting loses.
 """
 
 _TABLE_NOTE = (

@@ -38,6 +38,7 @@ def test_every_row_is_compared_or_has_a_reason(rows: Cases) -> None:
 def test_page_holds_the_numbers_of_the_shipped_constants(rows: Cases, constants: Constants) -> None:
     page = (ROOT / "docs" / "reference" / "speed.md").read_text(encoding="utf-8")
     assert speed_report.table(rows.cases, constants) in page
+    assert speed_report.INTRODUCTION in page
 
 
 def test_errors_and_coverage(rows: Cases, constants: Constants) -> None:
