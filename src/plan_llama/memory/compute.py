@@ -179,7 +179,8 @@ def _walked(
             table, settings, batch, placement, kinds, repacked, values, pipelined=pipelined, draft=draft
         )
         recordings.append(recording)
-    return Work(recording.sizes(values), recording.pool_sizes(values), recording.held_sizes(values))
+    sizes = recording.sizes(values)
+    return Work(sizes, recording.pool_sizes(values), recording.held_sizes(values, sizes))
 
 
 def kind_of_batch(table: ModelTable, batch: Batch) -> int:

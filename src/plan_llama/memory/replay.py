@@ -330,12 +330,12 @@ class Recording:
         """Bytes by backend."""
         return tuple(line.size(values) for line in self.lines)
 
-    def held_sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
-        """Bytes that each GPU's buffer is larger by with the tensors that fused kernels hold."""
+    def held_sizes(self, values: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes that each GPU's buffer is larger by, than these sizes, with the tensors that fused kernels hold."""
         if self.fused is None:
             return (0,) * len(self.pools)
-        both = zip(self.fused[:-1], self.lines[:-1], strict=True)
-        return tuple(max(0, fused.size(values) - line.size(values)) for fused, line in both)
+        both = zip(self.fused[:-1], sizes[:-1], strict=True)
+        return tuple(max(0, fused.size(values) - size) for fused, size in both)
 
     def pool_sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes of the pool of temporary buffers by GPU."""

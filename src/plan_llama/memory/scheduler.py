@@ -106,13 +106,14 @@ def record(graph: Graph, options: SchedulerOptions) -> Recorded:
     _assign(graph, options)
     parts, leafs = _split(graph, options)
     nodes = [node for part in parts for node in part.nodes]
-    tapes = _Allocator(options).run(nodes, leafs)
+    allocator = _Allocator(options)
+    tapes = allocator.run(nodes, leafs)
     longer = _fused(parts, options, counted)
     fused = None
     if longer is not None:
         for node in (*nodes, *leafs):
             node.allocated, node.children, node.views = False, 0, 0
-        fused = _Allocator(options).run(longer, leafs)
+        fused = allocator.run(longer, leafs)
     pools = tuple(
         pool_of((node for node in nodes if node.backend == backend), kind.chip)
         for backend, kind in enumerate(options.kinds[:-1])
@@ -314,10 +315,11 @@ class _Allocator:
 
     def __init__(self, options: SchedulerOptions) -> None:
         self.kinds = options.kinds
-        self.tapes = tuple(Tape(kind.alignment) for kind in options.kinds)
+        self.tapes: tuple[Tape, ...] = ()
         self._plain: dict[tuple[int, ...], int] = {}  # sizes by type and shape: many nodes share theirs
 
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
+        self.tapes = tuple(Tape(kind.alignment) for kind in self.kinds)
         # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
         for leaf in leafs:
             if leaf.buffer is None and not leaf.allocated and leaf.view_src is None:
