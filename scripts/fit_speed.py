@@ -5,8 +5,7 @@
 
 Needs numpy. The constants are found in log space by iteratively reweighted least squares: a robust loss (a
 run that contradicts the others does not pull), each group of dependent runs counted once, and a pull
-towards scripts/speed_priors.toml where few runs decide. Cross-validation leaves out whole groups, in ten
-folds.
+towards scripts/speed_priors.toml where few runs decide. Cross-validation leaves out one group after another.
 """
 
 from __future__ import annotations
@@ -28,14 +27,13 @@ import tomli_w
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts import speed_report  # noqa: E402  (the repository root is put on the path above)
+from scripts import speed_cuda, speed_report  # noqa: E402  (the repository root is put on the path above)
 from scripts.speed_cases import Case, read  # noqa: E402
 
 from plan_llama.speed.constants import Constants, parse, shipped  # noqa: E402
 
 CONSTANTS = ROOT / "profiles" / "speed" / "constants.toml"
 REPORT = ROOT / "docs" / "reference" / "speed.md"
-FOLDS = 10
 PULL = 0.10  # weight of the priors against one run
 SOFT = 0.12  # residuals (log) beyond this count linearly
 COVERED = 0.80
@@ -192,7 +190,8 @@ def main(arguments: Sequence[str]) -> int:
         "--report", action="store_true", help="only print the table for the shipped constants"
     )
     options = parser.parse_args(arguments)
-    cases, left_out = read()
+    published, left_out = read()
+    cases = (*published, *speed_cuda.read())
     if options.report:
         sys.stdout.write(speed_report.table(cases, shipped()))
         return 0
@@ -201,11 +200,10 @@ def main(arguments: Sequence[str]) -> int:
     values = fit(cases, priors)
     groups = sorted({case.group for case in cases})
     held: dict[str, tuple[float, float]] = {}
-    for fold in range(FOLDS):
-        out = set(groups[fold::FOLDS])
-        seen = [case for case in cases if case.group not in out]
+    for out in groups:
+        seen = [case for case in cases if case.group != out]
         constants = parse(with_values(priors, paths, fit(seen, priors, start=values, steps=4)))
-        held |= {case.id: speed_report.predict(case, constants) for case in cases if case.group in out}
+        held |= {case.id: speed_report.predict(case, constants) for case in cases if case.group == out}
     profile = with_values(priors, paths, [float(f"{v:.4g}") for v in values])
     decode: dict[str, list[float]] = {name: [] for name in speed_report.CLASSES}
     prefill: dict[str, list[float]] = {name: [] for name in speed_report.CLASSES}
@@ -230,7 +228,7 @@ def main(arguments: Sequence[str]) -> int:
         "held_out_prefill_in_range": round(sum(inside["prefill"]) / len(inside["prefill"]), 4),
     }
     head = (
-        "# Written by scripts/fit_speed.py from tests/data/throughput.\n"
+        "# Written by scripts/fit_speed.py from tests/data/throughput and tests/data/cuda.\n"
         "# Do not edit: change scripts/speed_priors.toml and fit again.\n"
     )
     write(CONSTANTS, head + tomli_w.dumps(profile))

@@ -69,6 +69,9 @@ class Constants:
     cache_read: float
     attention_decode: float
     attention_prefill: float
+    select_layer_s: float  # of a layer with sparse attention, per pass
+    select_cell_s: float  # and per cell whose score is sorted
+    select_cell_bytes: float  # and per cell and token: traffic of the card's memory
     core_attention_flops: float
     ram_peak: float
     ram_measured: float
@@ -141,6 +144,9 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         cache_read=gpu.take("cache_read", float),
         attention_decode=gpu.take("attention_decode", float),
         attention_prefill=gpu.take("attention_prefill", float),
+        select_layer_s=gpu.take("select_layer_s", float),
+        select_cell_s=gpu.take("select_cell_s", float),
+        select_cell_bytes=gpu.take("select_cell_bytes", float),
         core_attention_flops=host.take("core_attention_flops", float),
         ram_peak=host.take("ram_peak", float),
         ram_measured=host.take("ram_measured", float),

@@ -14,7 +14,7 @@ from plan_llama.hardware.types import Machine
 from plan_llama.memory.types import HOST, Settings
 from plan_llama.speed.constants import Constants
 from plan_llama.speed.rates import Assumptions, GpuRates, HostRates, gpu_rates, host_rates, link_rate
-from plan_llama.speed.types import Traffic
+from plan_llama.speed.types import CacheReads, Traffic
 
 # ggml copies host weights to a GPU from this batch on (GGML_OP_OFFLOAD_MIN_BATCH, ggml-cuda.cu, b11434).
 OFFLOAD_MIN_BATCH = 32
@@ -136,6 +136,7 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
             cells = c.cells(depth) * streams
             cache_s += cells * c.bytes_per_cell / (gpu.bandwidth * k.cache_read)
             cache_s += rows * cells * c.flops_per_cell / (gpu.flops * k.attention_decode)
+            cache_s += _selection(k, gpu, c, c.cells(depth), tokens)
         _add(parts, f"{name} cache", cache_s)
     return _tensor_split(work, parts)
 
@@ -166,8 +167,15 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
         _add(parts, f"{name} compute", _gpu_flops(work, gpu, t, tokens))
         _add(parts, f"{name} launches", t.layers * gpu.family.layer_s + t.expert_layers * k.expert_layer_s)
         flops = sum(c.cells(depth) * c.flops_per_cell for c in t.cache)
-        _add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill))
+        select_s = sum(_selection(k, gpu, c, c.cells(depth), tokens) for c in t.cache)
+        _add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill) + select_s)
     return parts
+
+
+def _selection(k: Constants, gpu: GpuRates, cache: CacheReads, cells: float, tokens: float) -> float:
+    """Seconds in which the layers of a sparse attention sort the scores of all cells for every token."""
+    sorting = k.select_cell_s + tokens * k.select_cell_bytes / gpu.bandwidth
+    return cache.selecting * (k.select_layer_s + cells * sorting)
 
 
 def prompt(work: Work, tokens: int, depth: float) -> Parts:

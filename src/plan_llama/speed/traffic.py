@@ -46,6 +46,15 @@ class Attention:
     index_flops: float = 0.0
 
 
+@dataclass(slots=True)
+class _Cells:
+    """What a cached token costs, summed over layers."""
+
+    size: float = 0.0
+    flops: float = 0.0
+    selecting: int = 0
+
+
 class _Tally:
     """A Traffic in the making."""
 
@@ -68,7 +77,7 @@ class _Tally:
         self.layers = 0
         self.expert_layers = 0
         self.crossings = 0
-        self.cache: dict[int | None, list[float]] = {}
+        self.cache: dict[int | None, _Cells] = {}
 
     def add_dense(self, part: _Part) -> None:
         for name, size in part.bytes_by_type.items():
@@ -86,13 +95,14 @@ class _Tally:
         self._cells(attention.most_cells, size, attention.flops)
         if attention.index_elements:
             # The index keys are kept in the K type and read for every cell, whatever the attention selects.
-            self._cells(None, attention.index_elements * k_bytes, attention.index_flops)
+            self._cells(None, attention.index_elements * k_bytes, attention.index_flops, selecting=1)
 
-    def _cells(self, most: int | None, size: float, flops: float) -> None:
+    def _cells(self, most: int | None, size: float, flops: float, selecting: int = 0) -> None:
         if size or flops:
-            row = self.cache.setdefault(most, [0.0, 0.0])
-            row[0] += size
-            row[1] += flops
+            row = self.cache.setdefault(most, _Cells())
+            row.size += size
+            row.flops += flops
+            row.selecting += selecting
 
     def traffic(self, device: int, used_ratio: float) -> Traffic:
         return Traffic(
@@ -106,7 +116,12 @@ class _Tally:
             dense_flops=self.dense_flops,
             expert_flops=self.expert_flops,
             cache=tuple(
-                CacheReads(bytes_per_cell=row[0], flops_per_cell=row[1], most_cells=most)
+                CacheReads(
+                    bytes_per_cell=row.size,
+                    flops_per_cell=row.flops,
+                    most_cells=most,
+                    selecting=row.selecting,
+                )
                 for most, row in self.cache.items()
             ),
         )

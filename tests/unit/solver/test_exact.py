@@ -96,7 +96,8 @@ def test_no_placement_is_faster(model: ModelTable, cards_mib: tuple[int, ...]) -
     plan = solve(task, ladder=False)
     best = best_of_all(task, 512)
     assert plan is not None
-    assert score(task, plan.chosen)[-1] <= best * (1 + 1e-9)
+    # the solver prices part by part what is priced as a whole here: of what is equal to a millionth it takes either
+    assert score(task, plan.chosen)[-1] <= best * (1 + 1e-6)
 
 
 def test_many_cards_are_split_as_well_as_without_limits() -> None:

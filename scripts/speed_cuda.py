@@ -1,0 +1,108 @@
+"""The runs of `tests/data/cuda/speed.jsonl` (llama-bench on an H200) as inputs of the speed model.
+
+Their models have random weights. Tokens then choose the same few experts again and again, so that prompts over experts
+on the host copy less than a real model's: those are left out. What a token reads is the same whichever it chooses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from scripts.speed_cases import Case
+from tests.conformance_cases import spec
+from tests.oracle_cases import BUILD
+from tests.small_models import cut
+
+from plan_llama.engines.command_settings import to_settings
+from plan_llama.engines.commandline import parse
+from plan_llama.engines.flags import FlagTable
+from plan_llama.hardware.gpu_table import lookup
+from plan_llama.hardware.types import Cpu, Gpu, Machine, Ram
+from plan_llama.memory import weights
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import HOST
+from plan_llama.speed.traffic import traffic
+from plan_llama.units import GIB, MIB
+
+DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "cuda"
+_CARD = "NVIDIA H200"
+
+
+def read() -> Iterator[Case]:
+    """Every run that can be compared."""
+    for number, line in enumerate((DATA / "speed.jsonl").read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        case = _case(f"h200-{number}-{row['model']}", row)
+        on_host = any(t.device == HOST and t.expert_bytes for t in case.traffic)
+        if not (row["prompt"] and on_host):
+            yield case
+
+
+def machine() -> Machine:
+    """The machine of these runs, as its README describes it."""
+    facts = lookup(_CARD)
+    if facts is None:
+        raise LookupError(_CARD)
+    read_rates = json.loads((DATA / "bandwidth.json").read_text(encoding="utf-8"))
+    gpu = Gpu(
+        name=facts.name,
+        vendor=facts.vendor,
+        backend=facts.backend,
+        total_bytes=143155 * MIB,
+        free_bytes=143155 * MIB,
+        compute_capability=facts.compute_capability,
+        bandwidth_bytes_per_s=facts.bandwidth_bytes_per_s,
+        fp16_flops_per_s=facts.fp16_flops_per_s,
+        pcie_gen=5,
+        pcie_width=16,
+    )
+    ram = Ram(
+        total_bytes=128 * GIB,
+        available_bytes=120 * GIB,
+        bandwidth_bytes_per_s=max(rate for name, rate in read_rates.items() if name.startswith("ram_read")),
+        sources={"bandwidth_bytes_per_s": "measured"},
+    )
+    cpu = Cpu(physical_cores=16, logical_cores=16, isa=("avx2", "f16c", "avx512", "avx512_vnni", "amx"))
+    return Machine(name=_CARD, gpus=(gpu,), ram=ram, cpu=cpu)
+
+
+@cache
+def _table(name: str) -> ModelTable:
+    full, _, layers = name.rpartition("-")
+    shortened = layers.endswith("L") and layers[:-1].isdigit()
+    return ModelTable(cut(spec("real", full), int(layers[:-1])) if shortened else spec("real", name))
+
+
+def _case(name: str, row: dict[str, Any]) -> Case:
+    table, here = _table(row["model"]), machine()
+    words = ["llama-bench", "-m", "model.gguf", *row["flags"].split(), "-t", str(row["threads"])]
+    words += ["-ub", str(row["ubatch"]), "-b", str(row["batch"]), "-d", str(row["depth"])]
+    words += ["-p", str(row["prompt"]), "-n", str(row["output"])]
+    command = parse(words, table=FlagTable.load(BUILD))
+    settings = to_settings(command, model=table.spec, machine=here).settings
+    settings = replace(settings, repack=False)
+    placed = weights.place(table, settings, [gpu.free_bytes for gpu in here.gpus])
+    shares = traffic(
+        table.spec, placed.device_of, placed.layer_device, settings, output_device=placed.output_device
+    )
+    used = max(t.expert_used_ratio for t in shares)
+    return Case(
+        id=name,
+        group=f"h200-{row['model']}",
+        data_class="own",
+        machine=here,
+        traffic=shares,
+        settings=settings,
+        engine="llama.cpp",
+        repacked=False,
+        depth=row["depth"] + row["output"] // 2,
+        prompt_tokens=row["prompt"] or 1,
+        decode_tok_s=None if row["prompt"] else row["tok_s"],
+        prefill_tok_s=row["tok_s"] if row["prompt"] else None,
+        active_bytes=sum(sum(t.dense_bytes.values()) + used * sum(t.expert_bytes.values()) for t in shares),
+    )
