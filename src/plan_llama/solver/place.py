@@ -26,15 +26,15 @@ from plan_llama.memory.patterns import MovableKind, movable_layers, movable_part
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, Override, Settings
 from plan_llama.solver.costs import Costs, Goal, Movable
-from plan_llama.solver.split import Card, Split, Splitter
+from plan_llama.solver.split import Card, Split, Splitter, many
 from plan_llama.speed.traffic import LayerTable, prepare
 
-_MOST_STEPS = 8
+_MOST_STEPS = 16
+_MOST_OPTIONS = 3  # of one order of the cards, to be estimated as a whole
 _WITHIN = 4  # blocks by which a boundary moves when the room of a card turns out otherwise
 _SLACK_BYTES = 32 << 20  # room found beyond what was reckoned with that is worth another look
 _WORTH = 0.003  # share of a request's time that splitting one layer's experts has to save
 _ANY = Goal()
-_FASTER_FIRST = 0.99  # another card goes first where that makes host work so much cheaper
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,7 @@ class Filler:
                 if self.machine.unified or len(self._kinds_of_cards()) == 1:
                     return
         for order in self._orders(base, goal):
-            split = self._split(base, order, goal)
-            if split is not None:
+            for split in self._split(base, order, goal):
                 yield split
                 found = True
         if not found:
@@ -147,9 +146,9 @@ class Filler:
         prices = {}
         for first in firsts:
             order = (first, *(i for i in every if i != first))
-            prices[order] = sum(self._costs(base, order, goal).away().movable)
+            prices[order] = sum(self._costs(base, order, goal).on(HOST).whole)
         fastest = min(prices, key=lambda order: prices[order])
-        if fastest != every and prices[fastest] < prices[every] * _FASTER_FIRST:
+        if fastest != every and prices[fastest] < prices[every]:
             yield fastest
 
     def _costs(self, base: Settings, order: tuple[int, ...], goal: Goal) -> Costs:
@@ -170,48 +169,99 @@ class Filler:
 
     # -- splitting ----------------------------------------------------------------------------------------------------
 
-    def _split(self, base: Settings, order: tuple[int, ...], goal: Goal) -> Filled | None:
-        """The cheapest split over these cards that the exact model agrees with."""
+    def _split(self, base: Settings, order: tuple[int, ...], goal: Goal) -> list[Filled]:
+        """The cheapest splits over these cards that the exact model agrees with, the best first.
+
+        What lies beside the weights depends on what is split how: it is sought from two sides, with all that can be
+        moved on the host and with none of it.
+        """
         costs = self._costs(base, order, goal)
         cards = self._cards(base, order, costs)
         overrides = self._overrides(self._all_movable(), (), 0)
-        everything = replace(base, gpu_layers=self.everything, overrides=overrides)
-        start = self._made(self._ordered(everything, order))
-        beside = [start.made.devices[i].working_bytes for i in order]
-        least = [0] * len(order)
+        found: dict[Settings, Filled] = {}
+        for start in (
+            replace(base, gpu_layers=self.everything, overrides=overrides),
+            replace(base, gpu_layers=self.everything // 2),
+        ):
+            made = self._made(self._ordered(start, order)).made
+            beside = [made.devices[i].working_bytes for i in order]
+            self._settle(base, order, costs, cards, beside, found)
+        if any(made.split and not made.settings.overrides for made in found.values()):
+            self._spread(base, order, costs, cards, beside, found)
+        best = sorted(found.values(), key=lambda item: item.split.seconds if item.split else 0.0)
+        if best and best[0].split is not None:
+            self._around[order] = best[0].split
+        return best[:_MOST_OPTIONS]
+
+    def _spread(
+        self,
+        base: Settings,
+        order: tuple[int, ...],
+        costs: Costs,
+        cards: Sequence[Card],
+        beside: Sequence[int],
+        found: dict[Settings, Filled],
+    ) -> None:
+        """With nothing left to the host the cards work on successive micro-batches: splits over as many cards as have
+        room for a share, the roomiest ones."""
+        roomiest = sorted(range(len(order)), key=lambda i: -cards[i].room)
+        for count in range(len(order), 1, -1):
+            used = sorted(roomiest[:count])
+            before = len(found)
+            self._settle(
+                base,
+                tuple(order[i] for i in used),
+                costs,
+                [cards[i] for i in used],
+                [beside[i] for i in used],
+                found,
+                every_card=True,
+            )
+            if len(found) > before:
+                return
+
+    def _settle(
+        self,
+        base: Settings,
+        order: tuple[int, ...],
+        costs: Costs,
+        cards: Sequence[Card],
+        beside: list[int],
+        found: dict[Settings, Filled],
+        *,
+        every_card: bool = False,
+    ) -> None:
+        """Splits with what a graph leaves room for, measures the split's own graph, and again until both agree. Adds
+        to `found` each that keeps every margin."""
         host_s, away = costs.on(HOST).whole, costs.away()
-        best: Filled | None = None
+        least = [0] * len(order)
         tried: set[Settings] = set()
-        around = self._around.get(order)
+        around = self._around.get(order) if many(len(order), self.table.blocks) else None
         for _ in range(_MOST_STEPS):
             roomy = [replace(card, room=card.room - beside[i]) for i, card in enumerate(cards)]
             splitter = Splitter(roomy, host_s, away.movable, away.rest)
-            split = splitter.best(around, _WITHIN) if around is not None else None
-            split = split or splitter.best()
+            split = splitter.best(around, _WITHIN, every_card=every_card) if around is not None else None
+            split = split or splitter.best(every_card=every_card)
             if split is None:
-                break
-            around = split
+                return
+            if many(len(order), self.table.blocks):
+                around = split
             settings = self._settings(base, order, split)
             if settings in tried:
-                break
+                return
             tried.add(settings)
             filled = replace(self._made(settings), split=split, order=order)
             over = set(self._over(filled))
             seen = self._beside(filled, order, cards)
-            if not over and (best is None or best.split is None or split.seconds < best.split.seconds):
-                best = filled
-            if not over and all(
-                seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n
-            ):
-                break
+            if not over:
+                found.setdefault(settings, filled)
+                if all(seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n):
+                    return
             for i, device in enumerate(order):
                 if split.per_card[i]:
                     if device in over:
                         least[i] = max(least[i], seen[i], beside[i] + 1)
                     beside[i] = max(least[i], seen[i])
-        if best is not None and best.split is not None:
-            self._around[order] = best.split
-        return best
 
     def _cards(self, base: Settings, order: Sequence[int], costs: Costs) -> list[Card]:
         batch = reserved_batch(base, self.table.windows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.footprint import Beyond
@@ -16,6 +18,7 @@ from plan_llama.solver.search import (
     best_at,
     candidates,
     kv_types,
+    may_quantise_cache,
     rungs,
     score,
     wanted_context,
@@ -84,16 +87,34 @@ def solve(task: Task, *, ladder: bool = True) -> Plan | None:
 
 
 def _search(task: Task, context: int) -> tuple[list[Candidate] | None, bool]:
+    """The search with f16 caches; with q8_0 ones only where nothing was said of them, f16 does not reach the context
+    that the workload needs at least, and the model is not known to break."""
+    found, reduced = _searched(task, context, kv_types(task.wishes))
+    floor = min(task.wishes.workload.context_floor, context)
+    if task.wishes.kv_type is None and not _reaches(found, floor) and may_quantise_cache(task):
+        smaller, _ = _searched(task, context, ("q8_0",), least=floor)
+        if smaller is not None and _reaches(smaller, floor):
+            return smaller, said.per_slot(smaller[0]) < context
+    return found, reduced
+
+
+def _reaches(found: list[Candidate] | None, context: int) -> bool:
+    return found is not None and found[0].footprint.verdict in _USABLE and said.per_slot(found[0]) >= context
+
+
+def _searched(
+    task: Task, context: int, types: Sequence[str], *, least: int = 0
+) -> tuple[list[Candidate] | None, bool]:
     """Candidates at the wanted context, best first; a smaller context only where none was asked for and only that fits.
 
     Where nothing fits, what would run from disk at the wanted context, else what comes nearest.
     """
     steps = [context]
     if task.wishes.context is None:
-        steps += [step for step in reversed((SMALLEST_CONTEXT, *LADDER)) if step < context]
+        steps += [step for step in reversed((SMALLEST_CONTEXT, *LADDER)) if least <= step < context]
     nearest: list[Candidate] | None = None
     for step in steps:
-        for kv_type in kv_types(task.wishes):
+        for kv_type in types:
             found = sorted(
                 (c for each in serving.by_slots(task) for c in candidates(each, step, kv_type)),
                 key=lambda c: score(task, c),

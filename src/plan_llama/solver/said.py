@@ -49,6 +49,7 @@ def context_for_gpu(task: Task, chosen: Candidate, ladder: Iterable[Rung]) -> It
 def about(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """Everything else, the worst first."""
     yield from memory_findings(task, chosen)
+    yield from _cache_chosen(task, chosen)
     yield from remarks(task, chosen)
 
 
@@ -109,6 +110,17 @@ def memory_findings(task: Task, chosen: Candidate) -> Iterator[Finding]:
 
 def _projector(device: DeviceUse) -> str:
     return f"projector {gib(device.projector_bytes)}, " if device.projector_bytes else ""
+
+
+def _cache_chosen(task: Task, chosen: Candidate) -> Iterator[Finding]:
+    if task.wishes.kv_type is None and kv_type(chosen.settings.kv_type_k).quantised:
+        yield Finding(
+            id="kv-quant-chosen",
+            severity="note",
+            text=f"the cache is {chosen.settings.kv_type_k}: with f16 less than the "
+            f"{tokens(task.wishes.workload.context_floor)} tokens that {task.wishes.workload.name} needs would fit",
+            fix="--kv-type f16 keeps it exact",
+        )
 
 
 def _quantised_cache(task: Task, chosen: Candidate) -> Iterator[Finding]:

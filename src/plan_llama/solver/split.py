@@ -13,7 +13,12 @@ from itertools import accumulate
 from math import inf
 
 _PLAINER = 0.003  # share of the time that may pass, per card, for a command that names the first layers only
-_FEW_STATES = 400  # splits (cards times layers) up to which every length of a card's share is tried
+_FEW_STATES = 200  # splits (cards times layers) up to which every length of a card's share is tried
+
+
+def many(cards: int, blocks: int) -> bool:
+    """Whether there are too many splits to try every length of each card's share."""
+    return cards * blocks > _FEW_STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,10 @@ class Splitter:
             known = next((line for line in self.lines if line.card == card), None)
             self.lines.append(known or _Line(card, away_s, bare_s))
 
-    def best(self, around: Split | None = None, within: int = 0) -> Split | None:
+    def best(self, around: Split | None = None, within: int = 0, *, every_card: bool = False) -> Split | None:
         """The cheapest split with at least the output on the last card that is used; None where no card has room for
-        the output. `around`: only splits with boundaries `within` so many blocks of that one's."""
+        the output. `around`: only splits with boundaries `within` so many blocks of that one's; `every_card`: only
+        those that leave no card without a block."""
         blocks, cards = self.blocks, len(self.cards)
         near = _boundaries(around) if around is not None else None
         # cost of the first b blocks on the host and the first cards; where the last of these begins
@@ -78,13 +84,13 @@ class Splitter:
                 starts = range(max(0, near[index] - within), min(blocks, near[index] + within) + 1)
                 ends = range(max(0, near[index + 1] - within), min(blocks, near[index + 1] + within) + 1)
             for a in starts:  # the last card that is used
-                if cost[a] < inf:
+                if cost[a] < inf and (not every_card or (index == cards - 1 and a < blocks)):
                     total = cost[a] + line.seconds(a, blocks, last=True)
                     if total < best:
                         best, best_at = total, (index, a)
             if index == cards - 1:
                 break
-            following = list(cost)
+            following = [inf] * (blocks + 1) if every_card else list(cost)
             begin = list(range(blocks + 1))  # an empty card
             for a in starts:
                 if cost[a] == inf:
@@ -103,7 +109,7 @@ class Splitter:
     def _longest(self) -> list[int]:
         """The most blocks that are tried on each card: of many cards about twice a fair share."""
         blocks, cards = self.blocks, len(self.cards)
-        if cards * blocks <= _FEW_STATES:
+        if not many(cards, blocks):
             return [blocks] * cards
         room = sum(max(0, card.room) for card in self.cards) or 1
         return [2 + 2 * blocks * max(0, card.room) // room for card in self.cards]

@@ -152,3 +152,23 @@ def test_slots_share_one_pool() -> None:
 def test_a_context_that_was_asked_for_is_never_reduced() -> None:
     plan = plan_of(table(GLM), one_card(16384), context=202752)
     assert plan.chosen.settings.context == 202752
+
+
+def agent_plan(model: ModelTable, ram_gib: int) -> Plan:
+    """For an agent on a CPU with this much memory."""
+    wishes = Wishes(workload=workload("agent"))
+    plan = solve(make_task(model, machine_with((), ram_bytes=ram_gib * GIB), wishes, beyond()), ladder=False)
+    assert plan is not None
+    return plan
+
+
+def test_a_quantised_cache_only_where_f16_does_not_reach_the_floor() -> None:
+    """Two conversations of 64K tokens of Llama 3.1 8B take 16 GiB with f16 (131,072 bytes a token), 8.5 with q8_0."""
+    llama = table("llama-3.1-8b-q4_k_m")
+    short = agent_plan(llama, 34)
+    assert short.chosen.settings.kv_type_k == short.chosen.settings.kv_type_v == "q8_0"
+    assert short.chosen.settings.slot_limit == 65536
+    assert "kv-quant-chosen" in {item.id for item in short.findings}
+    assert agent_plan(llama, 64).chosen.settings.kv_type_k == "f16"
+    breaks = ModelTable(replace(llama.spec, kv_quantisation_breaks="it was seen to"))
+    assert agent_plan(breaks, 34).chosen.settings.kv_type_k == "f16"
