@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         _refuse_bare_check(argv)
         parse = _parser(argv[0] if argv and argv[0] in _names() else "")
-        code = parse(list(argv), prog_name="plan-llama", standalone_mode=False)
+        code = parse(list(argv), prog_name="plan-llama", standalone_mode=False, obj=list(argv))
     except PlanLlamaError as error:
         return _refuse(error.line(), error.exit_code)
     except typer.Exit as ended:
@@ -82,6 +82,16 @@ def _refuse_bare_check(argv: Sequence[str]) -> None:
     if not {"--", "-h", "--help", "--file"} & {word.partition("=")[0] for word in argv}:
         hint = "plan-llama check -- llama-server -m FILE ..., or check --file PATH"
         raise UsageError("check: the command stands behind --", hint=hint)
+
+
+def _behind_dashes(context: typer.Context) -> list[str]:
+    """The command behind --, which alone is run: a forgotten --log before a file's name must start nothing."""
+    given = list(context.obj or [])
+    command = given[given.index("--") + 1 :] if "--" in given else []
+    if stray := context.args[: len(context.args) - len(command)]:
+        hint = "--log before a file's name, -- before a command"
+        raise UsageError(f"{context.info_name}: '{stray[0]}' is neither a log nor a command", hint=hint)
+    return command
 
 
 def _refuse(line: str, code: int) -> int:
@@ -265,13 +275,20 @@ def verify(
     )
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def doctor(
+    context: typer.Context,
     *,
     log: Annotated[
         list[str] | None,
         typer.Option("--log", metavar="FILE|-", help="A log to read; - is standard input. Repeatable."),
     ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=1, max=86400, help="Most time for a command behind --."
+        ),
+    ] = 600,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", metavar="MODEL", help="Which model it is, if the log does not say."),
@@ -288,11 +305,19 @@ def doctor(
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
 ) -> int:
-    """Why it ran out of memory, fell back to the CPU, is slow, or did not load."""
+    """Why it ran out of memory, fell back to the CPU, is slow, or did not load: a log, or a command behind --."""
     from plan_llama.cli import doctor_command
 
     return doctor_command.run(
-        log or (), model=model, quant=quant, ram=ram, json=json, bundle=bundle, force=force
+        log or (),
+        command=_behind_dashes(context),
+        timeout_s=timeout,
+        model=model,
+        quant=quant,
+        ram=ram,
+        json=json,
+        bundle=bundle,
+        force=force,
     )
 
 

@@ -1,4 +1,4 @@
-"""Why a server ran out of memory, fell back to the CPU, is slow, or did not load: from its log."""
+"""Why a server ran out of memory, fell back to the CPU, is slow, or did not load: from its log, or by watching it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ SCHEMA = 1
 def run(
     logs: Sequence[str],
     *,
+    command: Sequence[str],
+    timeout_s: float,
     model: str | None,
     quant: str | None,
     ram: str | None,
@@ -32,14 +34,17 @@ def run(
     bundle: Path | None,
     force: bool,
 ) -> int:
-    """Returns 0 where nothing is wrong, 4 where something is. Nothing but the logs is read."""
-    if not logs:
+    """Returns 0 where nothing is wrong, 4 where something is. With logs alone nothing but them is read."""
+    if not logs and not command:
         raise UsageError(
-            "doctor: no log is given", hint="plan-llama doctor --log FILE, or --log - for standard input"
+            "doctor: neither a log nor a command is given",
+            hint="plan-llama doctor --log FILE (- is standard input), or plan-llama doctor -- llama-server ...",
         )
+    if logs and command:
+        raise UsageError("doctor: a log and a command are given", hint="one of the two at a time")
     if bundle is not None and bundle.exists() and not force:
         raise InputError(f"{bundle}: is there already", hint="--force overwrites it")
-    evidence = read(logs)
+    evidence = _watch(command, timeout_s) if command else read(logs)
     found = report.findings(evidence, diagnose(evidence, rules.load()))
     planned = plan_of(evidence, found, model=model, quant=quant, ram=ram)
     found += planned.findings
@@ -52,6 +57,14 @@ def run(
         text = render(screen, evidence, found, planned)
         screen.write(text + (f"\nwritten: {bundle}\n" if bundle is not None else ""))
     return EXIT_PROBLEM_FOUND if any(item.severity != "note" for item in found) else EXIT_OK
+
+
+def _watch(command: Sequence[str], timeout_s: float) -> Evidence:
+    from plan_llama.cli import doctor_live
+
+    reader = LogReader(Book(rules.templates()))
+    doctor_live.watched(command, reader, timeout_s)
+    return reader.finish()
 
 
 def read(logs: Sequence[str]) -> Evidence:
@@ -118,6 +131,14 @@ def _answer(evidence: Evidence, found: Sequence[report.Found], planned: Planned)
                 for item in last.buffers
             ],
         },
+        "observed": [
+            {
+                "name": name,
+                "value": redacted(fact.value) if isinstance(fact.value, str) else fact.value,
+                "text": None if fact.line is None else report.clean(fact.line).text,
+            }
+            for name, fact in sorted(evidence.observed.items())
+        ],
         "plan": planned.as_json(),
     }
 

@@ -23,6 +23,11 @@ def render(screen: Screen, evidence: Evidence, found: Sequence[report.Found], pl
         lines += [screen.style("NOTHING WRONG FOUND", "good"), ""]
     for item in problems:
         lines += [*_problem(screen, item), ""]
+    if seen := _observed(evidence):
+        lines.append(screen.heading("What was seen beside the log"))
+        for text in seen:
+            lines += screen.wrap(f"{screen.glyph('·')} {text}", indent=2)
+        lines.append("")
     if planned.table:
         lines += [screen.heading("Memory: what the log measured, and what is predicted"), *planned.table, ""]
     if planned.command is not None:
@@ -61,6 +66,12 @@ def _head(evidence: Evidence) -> Iterator[str]:
     starts = len(evidence.starts) + evidence.dropped_starts
     counted = "1 start" if starts == 1 else f"{starts} starts, the last one"
     yield f"{what}; {evidence.lines:,} lines, {counted}: {report.state(last)}"
+
+
+def _observed(evidence: Evidence) -> list[str]:
+    """What probes said, each once."""
+    said = (fact.line.text for fact in evidence.observed.values() if fact.line is not None)
+    return [redacted(text) for text in dict.fromkeys(said)]
 
 
 def _problem(screen: Screen, item: report.Found) -> Iterator[str]:

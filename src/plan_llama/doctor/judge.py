@@ -26,6 +26,8 @@ class Diagnosis:
     remark: str = ""
     count: int = 1
     start: int = 1
+    cause: str = ""  # of the sign, in the rule's place
+    fix: str = ""
 
 
 def diagnose(evidence: Evidence, rules: Sequence[Rule]) -> list[Diagnosis]:
@@ -124,16 +126,18 @@ def _seen(rule: Rule, sign: Sign, start: Start, observed: Mapping[str, Fact]) ->
         severity=severity,
         confidence=confidence,
         evidence=tuple(_once(lines)[: _MOST_EVIDENCE + 2]),
-        values=_values(fitting, sign, start),
+        values=_values(fitting, sign, start, observed),
         remark=remark,
         count=sum(start.hits[text].count for text in sign.any if text in start.hits) or 1,
         start=start.number,
+        cause=sign.cause,
+        fix=sign.fix,
     )
 
 
-def _values(fitting: Sequence[Hit], sign: Sign, start: Start) -> dict[str, str]:
+def _values(fitting: Sequence[Hit], sign: Sign, start: Start, observed: Mapping[str, Fact]) -> dict[str, str]:
     """What texts may name: facts, and what stood in the holes of the first line."""
-    values = {name: str(fact.value) for name, fact in start.facts.items()}
+    values = {name: str(fact.value) for name, fact in (start.facts | dict(observed)).items()}
     for text in (text for alternatives in sign.also for text in alternatives if text in start.hits):
         values |= start.hits[text].first[0].values
     return values | (dict(fitting[0].values) if fitting else {})

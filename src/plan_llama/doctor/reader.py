@@ -143,6 +143,11 @@ class LogReader:
         self._lines += len(lines)
         self._number = number
 
+    @property
+    def served(self) -> bool:
+        """Whether the latest start serves."""
+        return bool(self._starts) and self._starts[-1].served
+
     def observe(self, name: str, fact: Fact) -> None:
         """What a probe of the machine found."""
         self._observed[name] = fact

@@ -13,6 +13,7 @@ from plan_llama.doctor.rules import Severity
 from plan_llama.doctor.spelling import spelled
 from plan_llama.engines.flags import FlagTable
 from plan_llama.errors import InputError
+from plan_llama.units import gib
 
 _LONGEST_LINE = 300
 _LOADING = re.compile(
@@ -96,7 +97,7 @@ def clean(line: Line) -> Line:
 def _found(item: Diagnosis, table: FlagTable | None) -> Found:
     rule = item.rule
     values = {name: redacted(value) for name, value in item.values.items()}
-    cause = _filled(rule.cause, values)
+    cause = _filled(item.cause or rule.cause, values)
     if item.remark:
         cause = f"{cause} ({item.remark})"
     return Found(
@@ -105,7 +106,7 @@ def _found(item: Diagnosis, table: FlagTable | None) -> Found:
         confidence=round(item.confidence, 2),
         title=rule.title,
         cause=spelled(cause, table),
-        fix=spelled(_filled(rule.fix, values), table),
+        fix=spelled(_filled(item.fix or rule.fix, values), table),
         commands=rule.commands,
         evidence=tuple(clean(line) for line in item.evidence),
         sources=rule.sources,
@@ -114,8 +115,13 @@ def _found(item: Diagnosis, table: FlagTable | None) -> Found:
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
-    """`{name}` is what the log says of it."""
-    return re.sub(r"\{([a-z_]+)\}", lambda found: values.get(found[1], found[0]), text)
+    """`{name}` is what the log, or a probe, says of it."""
+
+    def value(found: re.Match[str]) -> str:
+        known = values.get(found[1], found[0])
+        return gib(int(known)) if found[1].endswith("_bytes") and known.isdigit() else known
+
+    return re.sub(r"\{([a-z_]+)\}", value, text)
 
 
 def _unknown(evidence: Evidence) -> Found | None:
@@ -123,6 +129,19 @@ def _unknown(evidence: Evidence) -> Found | None:
     start = evidence.starts[-1]
     name = engine(evidence) or "llama.cpp"
     ask = _ASK.get("llama.cpp" if "llama" in name and name != "ollama" else name, _ASK["llama.cpp"])
+    if (ended := _ended(evidence)) is not None and (start.served is None or ended[0]):
+        return _cannot_tell("cause-not-found", "fatal", 0.3, [*start.errors[:4], ended[1]], ask)
+    if (waited := evidence.observed.get("ended_for_time")) is not None and waited.line is not None:
+        return Found(
+            id="not-ready-in-time",
+            severity="slow",
+            confidence=0.9,
+            title="It was not ready when the time was over",
+            cause="It had neither ended nor come up; a large file on a slow drive takes minutes.",
+            fix="Give it longer: --timeout SECONDS.",
+            commands=(),
+            evidence=(clean(waited.line), *(clean(line) for line in evidence.tail[-1:])),
+        )
     if start.served is None and (start.ended is not None or (start.begun is None and start.errors)):
         lines = [*start.errors[:4], *([start.ended] if start.ended else [])]
         return _cannot_tell("cause-not-found", "fatal", 0.3, lines, ask)
@@ -146,6 +165,15 @@ def _unknown(evidence: Evidence) -> Found | None:
     return None
 
 
+def _ended(evidence: Evidence) -> tuple[bool, Line] | None:
+    """How a command that was watched ended where that is no good end: whether by a signal, and what says so."""
+    for name in ("exit_signal", "exit_code"):
+        fact = evidence.observed.get(name)
+        if fact is not None and fact.value != 0 and fact.line is not None:
+            return name == "exit_signal", fact.line
+    return None
+
+
 def _stops_loading(evidence: Evidence) -> bool:
     last = next((line.text for line in reversed(evidence.tail) if line.text.strip()), "")
     if "model buffer size" in last:  # an excerpt may end here as well
@@ -156,7 +184,7 @@ def _stops_loading(evidence: Evidence) -> bool:
 def _cannot_tell(
     ident: str, severity: Severity, confidence: float, lines: Sequence[Line], ask: tuple[str, ...]
 ) -> Found:
-    once = {line.number: line for line in lines}
+    once = {(line.number, line.text): line for line in lines}
     return Found(
         id=ident,
         severity=severity,

@@ -18,7 +18,10 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sign:
-    """One way to see a failure: a line of `any` (behind one of `after`), all of `also` and `when`, none of `unless`."""
+    """One way to see a failure: a line of `any` (behind one of `after`), all of `also` and `when`, none of `unless`.
+
+    `cause` and `fix` say more than the rule's where it is seen so, and stand in their place.
+    """
 
     any: tuple[str, ...] = ()
     also: tuple[tuple[str, ...], ...] = ()
@@ -27,6 +30,8 @@ class Sign:
     when: tuple[Condition, ...] = ()
     severity: Severity | None = None
     confidence: float = 0.9
+    cause: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,8 @@ class Rule:
     """A failure: how it is seen, why it happens, what to do. `yields_to`: causes that explain it where they are found.
 
     `phase` "load": a start that serves afterwards has survived it. In texts, what stands between backquotes and begins
-    with `-` is an argument of llama.cpp, and `{a}` is what stood in the hole of that name.
+    with `-` is an argument of llama.cpp, and `{a}` is what stood in the hole of that name,
+    `{name}` a fact; bytes are shown in GiB or MiB.
     """
 
     id: str
@@ -121,6 +127,8 @@ def _sign(table: catalog.Table) -> Sign:
         when=tuple(condition(text, table.where) for text in table.strings("when")),
         severity=None if severity is None else _severity(severity, table.where),
         confidence=table.get("confidence", float) or 0.9,
+        cause=(table.get("cause", str) or "").strip(),
+        fix=(table.get("fix", str) or "").strip(),
     )
     table.done()
     if not sign.any and not sign.when:

@@ -39,8 +39,8 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
-def hierarchies(sysroot: Path, controller: str) -> list[Hierarchy]:
-    """Where the groups that bind this process are mounted: v2, and v1's hierarchy of the controller.
+def hierarchies(sysroot: Path, controller: str, process: str = "self") -> list[Hierarchy]:
+    """Where the groups that bind a process (this one, or a number) are mounted: v2, and v1's of the controller.
 
     In a container the mount point shows only a part of the host's tree (mountinfo's root field); a path from
     /proc/self/cgroup is then either below that root or, with a cgroup namespace, relative to it.
@@ -56,7 +56,7 @@ def hierarchies(sysroot: Path, controller: str) -> list[Hierarchy]:
         elif last[0] == "cgroup" and controller in last[2].split(","):
             mounts.append((1, _unescape(first[3]), _unescape(first[4])))
     ours: dict[int, str] = {}
-    for line in (text(under(sysroot, "/proc/self/cgroup")) or "").splitlines():
+    for line in (text(under(sysroot, f"/proc/{process}/cgroup")) or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
