@@ -197,6 +197,7 @@ MACHINES = {
     "2x3090-128": (128, 51.2e9, ("NVIDIA GeForce RTX 3090",) * 2),
     "4x3090-256": (256, 204.8e9, ("NVIDIA GeForce RTX 3090",) * 4),
     "4090-3060-64": (64, 96e9, ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 3060")),
+    "desktop-64": (64, 89.6e9, ()),
     "rtx3060-32": (32, 51.2e9, ("NVIDIA GeForce RTX 3060",)),
     "laptop-4060-32": (32, 83.2e9, ("NVIDIA GeForce RTX 4060 Laptop GPU",)),
     "rtx-pro-6000-512": (512, 307.2e9, ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition",)),

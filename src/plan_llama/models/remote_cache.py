@@ -19,7 +19,7 @@ from plan_llama.files import replace_text
 from plan_llama.hardware import cache
 from plan_llama.models.ggml_types import of_id
 from plan_llama.models.gguf import RawHeader
-from plan_llama.models.types import Tensor
+from plan_llama.models.types import Tensor, TensorType
 
 FRESH_S = 3600.0
 _FORMAT = 1
@@ -109,15 +109,22 @@ def header_from(value: Any, name: str) -> RawHeader | None:
             metadata=metadata,
             array_lengths={str(key): int(count) for key, count in value["array_lengths"].items()},
             tensors=tuple(
-                Tensor(str(tensor), known, tuple(int(size) for size in shape))
+                Tensor(str(tensor), _type(kind), tuple(int(size) for size in shape))
                 for tensor, kind, shape, _ in value["tensors"]
-                if (known := of_id(kind)) is not None
             ),
             offsets=tuple(int(row[3]) for row in value["tensors"]),
             **numbers,
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _type(number: Any) -> TensorType:
+    """The type with this number. Raises KeyError where no engine has one: the entry is damaged."""
+    found = of_id(number)
+    if found is None:
+        raise KeyError(number)
+    return found
 
 
 def _digest(kind: str, key: str) -> str:

@@ -71,11 +71,12 @@ models:
 
 
 def test_llama_swap() -> None:
-    words, env = one(SWAP)
-    assert words == [
+    ours, other = containers.commands(SWAP)
+    assert [word.text for word in ours.words] == [
         *("/usr/bin/llama-server", "--port", "9000", "-np", "1", "-m", "/models/a b.gguf", "--alias", "a"),
     ]
-    assert env == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert ours.env == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert [word.text for word in other.words] == ["vllm", "serve", "x"]
 
 
 POD = """

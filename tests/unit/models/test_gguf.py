@@ -159,7 +159,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "dimension 0": (build.header(KEYS, [("t", (4, 0), 0)])[0], "impossible shape (4, 0)"),
     "dimensions overflow": (build.header(KEYS, [("t", (1 << 40, 1 << 40), 0)])[0], "impossible shape"),
     "dimension 2**63": (build.header(KEYS, [("t", (1 << 63,), 0)])[0], "impossible shape"),
-    "unknown type": (build.header(KEYS, [("t", (32,), 139)])[0], "unknown type 139"),
+    "unknown type": (build.header(KEYS, [("t", (32,), 9139)])[0], "unknown type 9139"),
     "removed type": (build.header(KEYS, [("t", (32,), 31)])[0], "type q4_0_4_4, which llama.cpp has removed"),
     "type without a name": (build.header(KEYS, [("t", (32,), (1 << 32) - 1)])[0], "unknown type"),
     "row no multiple": (build.header(KEYS, [("t", (48,), 8)])[0], "rows of 48 elements, expected a multiple"),
