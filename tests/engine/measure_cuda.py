@@ -1,0 +1,260 @@
+"""Measure llama.cpp on a CUDA card: what `tests/data/cuda` holds. Needs a CUDA build of b11434 with `membytes` in BIN.
+
+usage: python -m tests.engine.measure_cuda models DIR NAME[:LAYERS]...
+       python -m tests.engine.measure_cuda memory BIN OUT.jsonl
+       python -m tests.engine.measure_cuda speed  BIN DIR OUT.jsonl
+       python -m tests.engine.measure_cuda server BIN MODEL.gguf OUT.jsonl [plan options]...
+
+`models` makes files of real size with random but valid weights of stored headers (numpy). `memory` asks the recorded
+commands of `tests/data/conformance/real.jsonl` again, several equal cards as shares of the first one. `speed` runs
+llama-bench. `server` runs the command that plan-llama prints, sends three requests of random tokens and notes the
+memory in use on the card (nvidia-ml-py). Nothing is sent anywhere but to that server on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plan_llama.models.gguf import read_file
+from plan_llama.models.types import Tensor
+from plan_llama.models.writer import write_header
+from tests.conformance_cases import measured, spec
+from tests.engine.record_memory import header
+from tests.small_models import cut
+
+_TILE_BYTES = 24 << 20
+# (place in the block, value) of the f16 scales that keep weights near a deviation of 0.02 and a mean of 0
+_SCALES: dict[str, tuple[tuple[int, float], ...]] = {
+    "q4_K": ((0, 1.2e-4), (2, 9e-4)),
+    "q5_K": ((0, 6e-5), (2, 9.3e-4)),
+    "q6_K": ((208, 1.5e-5),),
+    "q8_0": ((0, 2.7e-4),),
+    "q4_0": ((0, 4.3e-3),),
+    "iq2_xxs": ((0, 4e-4),),
+    "iq3_xxs": ((0, 1.7e-4),),
+}
+_MXFP4_EXPONENT = 119
+_RUNS: tuple[tuple[str, str, str], ...] = (  # model, placement, what is measured
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99", "-p 2048 -n 64 -d 0,16384"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-b 4096 -ub 512,2048,4096 -p 4096 -n 0 -t 16"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-p 0 -n 32 -t 16,8 -d 0,8192"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 24", "-ub 2048 -p 2048 -n 32 -t 16"),
+    ("glm-5.1-ud-iq2-8L", "-ngl 99", "-p 2048 -n 32 -d 0,16384,65536"),
+    ("glm-5.1-ud-iq2-8L", "-ngl 99 -ncmoe 99", "-ub 512,2048 -p 2048 -n 24 -t 16"),
+    ("llama-3.1-8b-q4_k_m", "-ngl 99", "-p 2048 -n 64 -ub 512,2048 -d 0,16384"),
+    ("llama-3.1-8b-q4_k_m", "-ngl 16", "-p 512 -n 24 -t 16"),
+    ("llama-3.1-8b-q4_k_m", "-ngl 0", "-p 512 -n 16 -t 16"),
+    ("gpt-oss-20b-mxfp4", "-ngl 99", "-p 2048 -n 64 -d 0,16384"),
+    ("gpt-oss-20b-mxfp4", "-ngl 99 -ncmoe 24", "-ub 512,2048 -p 2048 -n 32 -t 16"),
+)
+
+
+def make_models(folder: Path, names: Sequence[str]) -> None:
+    """Files of real size; `NAME:8` has the first eight layers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for text in names:
+        name, _, layers = text.partition(":")
+        model = cut(spec("real", name), int(layers)) if layers else spec("real", name)
+        path = folder / f"{name}{f'-{layers}L' if layers else ''}.gguf"
+        write_header(model, path, force=True)
+        found = read_file(path)
+        with path.open("r+b") as file:
+            for tensor, offset in zip(found.tensors, found.offsets, strict=True):
+                file.seek(found.data_offset + offset)
+                for part in _data(tensor):
+                    file.write(part)
+
+
+def _data(tensor: Tensor) -> Iterator[bytes]:
+    if tensor.type.name == "f32" and re.search("norm|rope_f", tensor.name):
+        yield np.ones(tensor.elements, np.float32).tobytes()
+        return
+    if tensor.type.name == "f32" and re.search("bias|sinks|exp_probs", tensor.name):
+        yield bytes(tensor.nbytes)
+        return
+    tile, block = _tile(tensor.type.name, tensor.type.block_bytes), tensor.type.block_bytes
+    chosen, left = random.Random(tensor.name), tensor.nbytes  # noqa: S311  # to be made again
+    while left:
+        start = chosen.randrange(len(tile) // block // 2) * block
+        part = tile[start : start + left]
+        left -= len(part)
+        yield part
+
+
+def _tile(kind: str, block: int, made: dict[str, bytes] = {}) -> bytes:  # noqa: B006  # kept on purpose
+    if kind not in made:
+        numbers = np.random.default_rng(7)
+        if kind == "f32":
+            made[kind] = (numbers.standard_normal(_TILE_BYTES // 4, np.float32) * np.float32(0.02)).tobytes()
+            return made[kind]
+        blocks = numbers.integers(0, 256, (_TILE_BYTES // block, block), dtype=np.uint8)
+        if kind == "mxfp4":
+            blocks[:, 0] = _MXFP4_EXPONENT
+        for place, value in _SCALES.get(kind, ()):
+            blocks[:, place : place + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+        made[kind] = blocks.tobytes()
+    return made[kind]
+
+
+def memory(bin_folder: Path, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Bytes by place of each recorded command with equal cards."""
+    for case in measured("real"):
+        cards = case.asked.cards
+        if case.refused or not cards or len(set(cards)) > 1:
+            continue
+        env = {**os.environ, "GGML_CUDA_DEVICES": str(len(cards))}
+        if case.asked.program == "llama-server":
+            env["MEMBYTES_MODE"] = "server"
+        path = header(spec("real", case.model), scratch)
+        argv = [str(bin_folder / "membytes"), "-m", str(path), *case.asked.flags]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        answer = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+        if "error" in answer:
+            continue
+        places: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        for buffer in answer["bufts"]:
+            place = "Host" if buffer["is_host"] else "GPU" + buffer["dev"].removeprefix("CUDA")
+            for index, part in enumerate(("model", "context", "compute")):
+                places[place][index] += buffer[part]
+        yield {
+            "model": case.model,
+            "program": case.asked.program,
+            "cards": cards,
+            "flags": " ".join(case.asked.flags),
+            "bytes": places,
+        }
+
+
+def speed(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """llama-bench's rows."""
+    for model, placement, asked in _RUNS:
+        flags = f"-fa on {placement} -lm none"
+        argv = [
+            str(bin_folder / "llama-bench"),
+            "-o",
+            "jsonl",
+            "-r",
+            "2",
+            "-m",
+            str(folder / f"{model}.gguf"),
+        ]
+        done = subprocess.run(
+            [*argv, *flags.split(), *asked.split()], capture_output=True, text=True, check=True
+        )
+        for row in map(json.loads, done.stdout.splitlines()):
+            yield {
+                "model": model,
+                "flags": flags,
+                "ubatch": row["n_ubatch"],
+                "batch": row["n_batch"],
+                "threads": row["n_threads"],
+                "prompt": row["n_prompt"],
+                "output": row["n_gen"],
+                "depth": row["n_depth"],
+                "tok_s": round(row["avg_ts"], 2),
+                "deviation": round(row["stddev_ts"], 2),
+            }
+
+
+def server(bin_folder: Path, model: Path, options: Sequence[str]) -> dict[str, Any]:
+    """The printed command, run: the card's memory before, when loaded and at most, and three requests."""
+    import pynvml
+
+    program = str(bin_folder / "llama-server")
+    asked = [sys.executable, "-m", "plan_llama", "--model", str(model), "--engine-path", program, "--json"]
+    plan = json.loads(subprocess.run([*asked, *options], capture_output=True, text=True, check=True).stdout)
+    argv = [program, *plan["command"]["argv"][1:]]
+    pynvml.nvmlInit()
+    card = pynvml.nvmlDeviceGetHandleByIndex(0)
+    most = before = pynvml.nvmlDeviceGetMemoryInfo(card).used
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.01):
+            most = max(most, pynvml.nvmlDeviceGetMemoryInfo(card).used)
+
+    threading.Thread(target=watch, daemon=True).start()
+    with Path("server.log").open("wb") as log:
+        running = subprocess.Popen([*argv, "-lv", "4"], stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{argv[argv.index('--port') + 1]}"
+    try:
+        while not _answers(f"{address}/health"):
+            if running.poll() is not None:
+                sys.exit("llama-server ended; see server.log")
+            time.sleep(0.1)
+        loaded = most
+        _ask(address, 64, 8)
+        requests = [_ask(address, tokens, 64) for tokens in (2048, 8000, 8000)]
+    finally:
+        running.terminate()
+        running.wait()
+        ended.set()
+    return {
+        "model": model.stem,
+        "argv": argv[1:],
+        "used_before": before,
+        "used_loaded": loaded,
+        "used_peak": most,
+        "requests": requests,
+    }
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  # this machine
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _ask(address: str, tokens: int, output: int) -> dict[str, Any]:
+    chosen = random.Random(tokens + output)  # noqa: S311
+    prompt = [chosen.randrange(100, 20000) for _ in range(tokens)]
+    body = {"prompt": prompt, "n_predict": output, "ignore_eos": True, "temperature": 0.0}
+    request = urllib.request.Request(  # noqa: S310
+        f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310
+        found: dict[str, Any] = json.loads(answer.read())["timings"]
+    return found
+
+
+def main(words: Sequence[str]) -> int:
+    """Exit code 0, 2 for a wrong call."""
+    what, *rest = words or ("",)
+    if what == "models" and len(rest) > 1:
+        make_models(Path(rest[0]), rest[1:])
+        return 0
+    if what == "memory" and len(rest) == 2:
+        rows = memory(Path(rest[0]), Path(rest[1]).parent)
+    elif what == "speed" and len(rest) == 3:
+        rows = speed(Path(rest[0]), Path(rest[1]))
+    elif what == "server" and len(rest) > 2:
+        rows = iter([server(Path(rest[0]), Path(rest[1]), rest[3:])])
+    else:
+        sys.stderr.write(f"{__doc__}\n")
+        return 2
+    with Path(rest[2] if what in ("speed", "server") else rest[1]).open("a", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, separators=(",", ":")) + "\n")
+            out.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
