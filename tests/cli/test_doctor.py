@@ -131,12 +131,6 @@ def test_what_cannot_be_read_is_refused(cli: Cli, tmp_path: Path, content: bytes
     assert ended.out == ""
 
 
-def test_without_a_log(cli: Cli) -> None:
-    ended = cli("doctor")
-    assert ended.code == 2
-    assert "--log" in ended.err
-
-
 def test_a_difference_of_measured_and_predicted_is_said(cli: Cli, log: Path) -> None:
     log.write_text(
         KV.replace("18429.00", "9411.00").partition("ggml_backend")[0] + "srv  llama_server: model loaded\n",

@@ -107,7 +107,6 @@ def test_the_time_is_limited(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "neither a log nor a command"),
         (["--log", "a.log", "--", "true"], "a log and a command"),
         (["server.log"], "'server.log' is neither"),
         (["server.log", "--", "true"], "'server.log' is neither"),

@@ -283,6 +283,7 @@ def doctor(
         list[str] | None,
         typer.Option("--log", metavar="FILE|-", help="A log to read; - is standard input. Repeatable."),
     ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Beside --log: look at this machine too.")] = False,
     timeout: Annotated[
         float,
         typer.Option(
@@ -305,13 +306,14 @@ def doctor(
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object for programs.")] = False,
 ) -> int:
-    """Why it ran out of memory, fell back to the CPU, is slow, or did not load: a log, or a command behind --."""
+    """Why it ran out of memory, fell back to the CPU, is slow or did not load: a log, a command behind --, or here."""
     from plan_llama.cli import doctor_command
 
     return doctor_command.run(
         log or (),
         command=_behind_dashes(context),
         timeout_s=timeout,
+        live=live,
         model=model,
         quant=quant,
         ram=ram,

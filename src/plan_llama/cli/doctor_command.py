@@ -1,4 +1,6 @@
-"""Why a server ran out of memory, fell back to the CPU, is slow, or did not load: from its log, or by watching it."""
+"""Why a server ran out of memory, fell back to the CPU, is slow, or did not load: from its log, by watching it, or
+from the machine alone.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,7 @@ def run(
     *,
     command: Sequence[str],
     timeout_s: float,
+    live: bool,
     model: str | None,
     quant: str | None,
     ram: str | None,
@@ -35,16 +38,11 @@ def run(
     force: bool,
 ) -> int:
     """Returns 0 where nothing is wrong, 4 where something is. With logs alone nothing but them is read."""
-    if not logs and not command:
-        raise UsageError(
-            "doctor: neither a log nor a command is given",
-            hint="plan-llama doctor --log FILE (- is standard input), or plan-llama doctor -- llama-server ...",
-        )
     if logs and command:
         raise UsageError("doctor: a log and a command are given", hint="one of the two at a time")
     if bundle is not None and bundle.exists() and not force:
         raise InputError(f"{bundle}: is there already", hint="--force overwrites it")
-    evidence = _watch(command, timeout_s) if command else read(logs)
+    evidence = _watch(command, timeout_s) if command else read(logs, live=live)
     found = report.findings(evidence, diagnose(evidence, rules.load()))
     planned = plan_of(evidence, found, model=model, quant=quant, ram=ram)
     found += planned.findings
@@ -60,16 +58,25 @@ def run(
 
 
 def _watch(command: Sequence[str], timeout_s: float) -> Evidence:
-    from plan_llama.cli import doctor_live
+    from plan_llama.cli import doctor_live, doctor_machine
+    from plan_llama.hardware.probe import probe
 
     reader = LogReader(Book(rules.templates()))
+    doctor_machine.observe(reader, probe(with_engines=False))
     doctor_live.watched(command, reader, timeout_s)
     return reader.finish()
 
 
-def read(logs: Sequence[str]) -> Evidence:
-    """All logs, in order. Raises InputError for one that cannot be read, or that holds nothing."""
+def read(logs: Sequence[str], *, live: bool = False) -> Evidence:
+    """All logs, in order, and this machine where it is asked for or nothing else is given.
+
+    Raises InputError for a log that cannot be read, or that holds nothing.
+    """
     reader = LogReader(Book(rules.templates()))
+    if live or not logs:
+        from plan_llama.cli import doctor_machine
+
+        doctor_machine.gathered(reader, alone=not logs)
     for name in logs:
         try:
             if name == "-":
@@ -82,7 +89,7 @@ def read(logs: Sequence[str]) -> Evidence:
             hint = "give a text file, or - for standard input"
             raise InputError(f"--log {name}: cannot be read ({why})", hint=hint) from error
     evidence = reader.finish()
-    if evidence.lines == 0:
+    if logs and evidence.lines == 0:
         raise InputError(
             f"--log {logs[0]}: is empty", hint="a server writes to standard error: 2>&1 | tee server.log"
         )
