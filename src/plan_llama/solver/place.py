@@ -7,6 +7,7 @@ by the exact model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, combinations
@@ -137,7 +138,8 @@ class Filler:
         return (gpu.name, gpu.backend, gpu.compute_capability, *speed)
 
     def _orders(self, base: Settings, goal: Goal) -> Iterator[tuple[int, ...]]:
-        """The cards as they are, and with another one first where host weights are faster to work with there."""
+        """The cards as they are; with another one first where host weights are faster to work with there; and, where
+        they are unequal, without one of a kind."""
         every = tuple(range(len(self.machine.gpus)))
         yield every
         firsts = list(self._kinds_of_cards().values())
@@ -148,8 +150,17 @@ class Filler:
             order = (first, *(i for i in every if i != first))
             prices[order] = sum(self._costs(base, order, goal).on(HOST).whole)
         fastest = min(prices, key=lambda order: prices[order])
+        orders = [every]
         if fastest != every and prices[fastest] < prices[every]:
+            orders.append(fastest)
             yield fastest
+        # a slow card may cost more than it brings, and the search over all of them may not come to leave it out
+        counts = Counter(map(self._kind_of_card, every))
+        last = {self._kind_of_card(index): index for index in every}
+        for kind, index in last.items():
+            if len(every) > 2 or counts[kind] > 1:
+                for order in orders:
+                    yield tuple(i for i in order if i != index)
 
     def _costs(self, base: Settings, order: tuple[int, ...], goal: Goal) -> Costs:
         mode = base.load_mode if self.machine.unified else "none"
