@@ -15,8 +15,9 @@ Made from `profiles/failures` by `scripts/doctor_rules.py`. How each is seen sta
 A rule of one's own is a TOML file in the folder `failures` of the user's profiles.
 
 Beside these, doctor says `cause-not-found` (a start ended and no known line tells why), `log-ends-early` (the log stops
-while the model loads), `not-ready-in-time` (a watched command had not come up when the time was over) and
-`prediction-differs` (measured and predicted buffers are more than 5 % apart).
+while the model loads), `not-ready-in-time` (a watched command had not come up when the time was over),
+`output-garbage` (a probe of the output found no text, and no rule says why) and `prediction-differs`
+(measured and predicted buffers are more than 5 % apart).
 """
 
 

@@ -284,10 +284,19 @@ def doctor(
         typer.Option("--log", metavar="FILE|-", help="A log to read; - is standard input. Repeatable."),
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="Beside --log: look at this machine too.")] = False,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help="Ask a server that runs.")] = None,
+    pid: Annotated[int | None, typer.Option("--pid", metavar="N", min=1, help="Look at a process.")] = None,
+    probe_output: Annotated[
+        bool, typer.Option("--probe-output", help="With --url: judge what it writes to a fixed prompt.")
+    ] = False,
     timeout: Annotated[
         float,
         typer.Option(
-            "--timeout", metavar="SECONDS", min=1, max=86400, help="Most time for a command behind --."
+            "--timeout",
+            metavar="SECONDS",
+            min=1,
+            max=86400,
+            help="Most time for a command behind --, or a probe.",
         ),
     ] = 600,
     model: Annotated[
@@ -314,6 +323,9 @@ def doctor(
         command=_behind_dashes(context),
         timeout_s=timeout,
         live=live,
+        url=url,
+        pid=pid,
+        probe_output=probe_output,
         model=model,
         quant=quant,
         ram=ram,

@@ -30,6 +30,9 @@ def run(
     command: Sequence[str],
     timeout_s: float,
     live: bool,
+    url: str | None,
+    pid: int | None,
+    probe_output: bool,
     model: str | None,
     quant: str | None,
     ram: str | None,
@@ -38,11 +41,19 @@ def run(
     force: bool,
 ) -> int:
     """Returns 0 where nothing is wrong, 4 where something is. With logs alone nothing but them is read."""
-    if logs and command:
-        raise UsageError("doctor: a log and a command are given", hint="one of the two at a time")
+    if command and (logs or url is not None or pid is not None):
+        other = "a log" if logs else "a server that runs"
+        raise UsageError(f"doctor: {other} and a command are given", hint="one of the two at a time")
+    if probe_output and url is None:
+        raise UsageError("--probe-output: no server is named", hint="--url http://127.0.0.1:8080")
     if bundle is not None and bundle.exists() and not force:
         raise InputError(f"{bundle}: is there already", hint="--force overwrites it")
-    evidence = _watch(command, timeout_s) if command else read(logs, live=live)
+    if command:
+        evidence = _watch(command, timeout_s)
+    elif url is not None or pid is not None:
+        evidence = _running(logs, url=url, pid=pid, probe_s=timeout_s if probe_output else None)
+    else:
+        evidence = read(logs, live=live)
     found = report.findings(evidence, diagnose(evidence, rules.load()))
     planned = plan_of(evidence, found, model=model, quant=quant, ram=ram)
     found += planned.findings
@@ -67,6 +78,24 @@ def _watch(command: Sequence[str], timeout_s: float) -> Evidence:
     return reader.finish()
 
 
+def _running(logs: Sequence[str], *, url: str | None, pid: int | None, probe_s: float | None) -> Evidence:
+    """A server that runs now, with what its log said before."""
+    from plan_llama.cli import doctor_machine, doctor_process, doctor_server
+    from plan_llama.hardware.probe import probe
+
+    reader = LogReader(Book(rules.templates()))
+    _read(reader, logs)
+    if pid is not None:
+        doctor_machine.observe(reader, probe(with_engines=False), memory=False)
+        doctor_process.looked_at(reader, pid)
+    if url is not None:
+        server = doctor_server.Server(url)
+        doctor_server.asked(reader, server)
+        if probe_s is not None:
+            doctor_server.probed(reader, server, probe_s)
+    return reader.finish()
+
+
 def read(logs: Sequence[str], *, live: bool = False) -> Evidence:
     """All logs, in order, and this machine where it is asked for or nothing else is given.
 
@@ -77,6 +106,16 @@ def read(logs: Sequence[str], *, live: bool = False) -> Evidence:
         from plan_llama.cli import doctor_machine
 
         doctor_machine.gathered(reader, alone=not logs)
+    _read(reader, logs)
+    evidence = reader.finish()
+    if logs and evidence.lines == 0:
+        raise InputError(
+            f"--log {logs[0]}: is empty", hint="a server writes to standard error: 2>&1 | tee server.log"
+        )
+    return evidence
+
+
+def _read(reader: LogReader, logs: Sequence[str]) -> None:
     for name in logs:
         try:
             if name == "-":
@@ -88,12 +127,6 @@ def read(logs: Sequence[str], *, live: bool = False) -> Evidence:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             hint = "give a text file, or - for standard input"
             raise InputError(f"--log {name}: cannot be read ({why})", hint=hint) from error
-    evidence = reader.finish()
-    if logs and evidence.lines == 0:
-        raise InputError(
-            f"--log {logs[0]}: is empty", hint="a server writes to standard error: 2>&1 | tee server.log"
-        )
-    return evidence
 
 
 def _facts(facts: dict[str, Fact]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from plan_llama.cli import render_plan
 from plan_llama.cli.doctor_plan import Planned
 from plan_llama.cli.screen import Screen
 from plan_llama.doctor import report
-from plan_llama.doctor.evidence import MACHINE, Evidence
+from plan_llama.doctor.evidence import MACHINE, RUNNING, Evidence
 from plan_llama.doctor.redact import redacted
 
 _STYLE = {"fatal": "bad", "degraded": "bad", "slow": "warn", "note": "dim"}
@@ -24,7 +24,7 @@ def render(screen: Screen, evidence: Evidence, found: Sequence[report.Found], pl
     for item in problems:
         lines += [*_problem(screen, item), ""]
     if seen := _observed(evidence):
-        lines.append(screen.heading("What was seen of the machine"))
+        lines.append(screen.heading("What was seen beside the log"))
         for text in seen:
             lines += screen.wrap(f"{screen.glyph('·')} {text}", indent=2)
         lines.append("")
@@ -55,6 +55,9 @@ def _head(evidence: Evidence) -> Iterator[str]:
     last = evidence.starts[-1]
     if last.source == MACHINE:
         yield "this machine, as it is now"
+        return
+    if last.source == RUNNING and "engine" not in last.facts:
+        yield "a process that runs"
         return
     words = [report.engine(evidence) or "unknown engine"]
     if build := report.build(evidence):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MIB = 1024**2
+RUNNING = "the running server"
 MACHINE = "this machine"  # the source of what is in no log
 Value = int | float | str | bool
 _FIRST = 4  # of many equal lines, how many are kept beside the last

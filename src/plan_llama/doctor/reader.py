@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from plan_llama.doctor import prefixes
@@ -51,6 +51,7 @@ class _Open:
     served: bool = False
     ended: bool = False
     path: str = ""
+    known: dict[str, Fact] = field(default_factory=dict)
 
 
 class Book:
@@ -152,6 +153,10 @@ class LogReader:
         """What a probe of the machine found."""
         self._observed[name] = fact
 
+    def know(self, name: str, fact: Fact) -> None:
+        """What is true of the latest start and stands in no line; `served` says that it serves."""
+        self._starts[-1].known[name] = fact
+
     def finish(self) -> Evidence:
         """Everything that was read."""
         starts: list[Start] = []
@@ -161,6 +166,9 @@ class LogReader:
                 inherit(starts[-1], start)
             start.source = item.source
             self._look(item, start)
+            start.facts |= item.known
+            if "served" in item.known:
+                start.served = start.begun = item.known["served"].line
             derive(start)
             starts.append(start)
         return Evidence(

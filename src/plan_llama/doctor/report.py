@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from plan_llama.doctor.evidence import Evidence, Line, Start
+from plan_llama.doctor.evidence import Evidence, Fact, Line, Start
 from plan_llama.doctor.judge import Diagnosis
 from plan_llama.doctor.redact import redacted
 from plan_llama.doctor.rules import Severity
@@ -51,6 +51,9 @@ def findings(evidence: Evidence, diagnoses: Sequence[Diagnosis]) -> list[Found]:
     """Everything to say, most likely first; the start of one that ended without a known cause is said too."""
     table = flag_table(evidence)
     shown = [_found(item, table) for item in diagnoses]
+    output = evidence.observed.get("output_fault")
+    if output is not None and output.value != "refused" and not _explained(shown):
+        shown.insert(0, _no_text(output, table))
     if not any(item.severity != "note" for item in shown) and evidence.starts:
         unknown = _unknown(evidence)
         shown = [unknown, *shown] if unknown is not None else shown
@@ -172,6 +175,29 @@ def _ended(evidence: Evidence) -> tuple[bool, Line] | None:
         if fact is not None and fact.value != 0 and fact.line is not None:
             return name == "exit_signal", fact.line
     return None
+
+
+def _explained(shown: Sequence[Found]) -> bool:
+    return any(item.severity != "note" and item.id.startswith("output-") for item in shown)
+
+
+def _no_text(output: Fact, table: FlagTable | None) -> Found:
+    """A probe of the output that found none, and no rule that says why."""
+    return Found(
+        id="output-garbage",
+        severity="degraded",
+        confidence=0.85,
+        title="What it writes is no text",
+        cause=f"A fixed question at temperature 0 was answered with no text ({output.value}). Sampling is not the "
+        "reason. A damaged file, a cache type, a kernel that is wrong for the card, or another chat template may be.",
+        fix=spelled(
+            "Change one thing at a time and ask again: `-ctk f16 -ctv f16`; `-fa off`; `-ngl 0` (the CPU alone); the "
+            "file's checksum; a newer build. What makes it text again is the reason.",
+            table,
+        ),
+        commands=("plan-llama doctor --url URL --probe-output",),
+        evidence=() if output.line is None else (clean(output.line),),
+    )
 
 
 def _stops_loading(evidence: Evidence) -> bool:
