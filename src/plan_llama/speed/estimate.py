@@ -24,13 +24,16 @@ _BOUNDS = (
     (
         "CPU",
         "CPU cores",
-        "more or newer cores, more on a card or a quant without tables (not IQ1 to IQ3)",
+        "more or newer cores, or more of the weights on a card",
     ),
     ("crossings", "hand-overs between GPU and CPU", "a card that holds the experts"),
     ("launches", "GPU kernel launches", "nothing of the memory; several requests at once fill the gaps"),
     ("compute", "GPU compute", "a card with more FLOP/s"),
     ("", "GPU memory bandwidth", "a card with more bandwidth or a smaller quant"),
 )
+
+_TABLES = ("iq1", "iq2", "iq3")  # looked up weight by weight, which is what takes the cores' time
+_OTHER_QUANT = "; or a quant without tables (not IQ1 to IQ3)"
 
 
 def placement_class(machine: Machine, traffic: Iterable[Traffic]) -> str:
@@ -117,7 +120,7 @@ def estimate(
         load_s=_load(machine, traffic),
         bound_by=_with_bytes(bound, work.traffic),
         bound_share=share,
-        moved_by=moves,
+        moved_by=moves + (_OTHER_QUANT if bound == "CPU cores" and _has_tables(work.traffic) else ""),
         prefill_bound_by=_bound(prefill_parts)[0],
         parts=parts,
         prefill_parts=prefill_parts,
@@ -134,6 +137,12 @@ def _positive(seconds: float) -> float:
 def _rate(expected: float, spread: float, said: Assumptions) -> Rate:
     factor = widened(spread, said.factors)
     return Rate(low=expected / factor, expected=expected, high=expected * factor)
+
+
+def _has_tables(traffic: Iterable[Traffic]) -> bool:
+    """Whether weights of a table-based type lie on the host."""
+    host = (t for t in traffic if t.device == HOST)
+    return any(name.startswith(_TABLES) for t in host for name in (*t.dense_bytes, *t.expert_bytes))
 
 
 def _load(machine: Machine, traffic: Iterable[Traffic]) -> float | None:
