@@ -76,3 +76,48 @@ def test_a_server_without_a_limit_is_fine(engine_bin: Path, model: Path) -> None
     seen = {item["name"]: item["value"] for item in answer["observed"]}
     assert seen["rss_peak_bytes"] > 100 * 1024**2
     assert not {"exit_code", "exit_signal"} & set(seen)
+
+
+def test_a_server_that_runs_is_asked_and_its_output_judged(
+    engine_bin: Path, model: Path, tmp_path: Path
+) -> None:
+    """The model's weights are random: what it writes at temperature 0 is no text."""
+    port = processes.free_port()
+    argv = [
+        str(engine_bin / "llama-server"),
+        "-m",
+        str(model),
+        "-c",
+        "4096",
+        "-np",
+        "2",
+        "-t",
+        "1",
+        "-fit",
+        "off",
+    ]
+    argv += ["--metrics", "--port", str(port), "--api-key", "geheim"]
+    env = processes.engine_env(engine_bin)
+    with processes.running(argv, env=env, log=tmp_path / "log") as process:
+        processes.wait_until(
+            lambda: processes.ask(port, "/health") is not None,
+            process,
+            tmp_path / "log",
+            what="llama-server",
+            timeout_s=60,
+        )
+        words = ["--url", f"http://127.0.0.1:{port}", "--pid", str(process.pid), "--probe-output", "--json"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "plan_llama", "doctor", *words],
+            env={**env, "LLAMA_API_KEY": "geheim"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    answer = json.loads(ended.stdout)
+    assert ended.returncode == 4
+    assert "output-garbage" in [item["id"] for item in answer["findings"]]
+    facts = answer["log"]["facts"]
+    assert (answer["build"], facts["slots"], facts["slot_context"]) == ("b11434", 2, 2048)
+    assert "geheim" not in ended.stdout

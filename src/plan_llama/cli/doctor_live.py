@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from plan_llama.cli.interrupts import interruptible
@@ -213,5 +212,5 @@ class _Output:
 def _environment(argv: Sequence[str]) -> Mapping[str, str]:
     """This process's, with the verbosity that a diagnosis needs where nobody chose another."""
     chosen = _VERBOSE_ARGUMENTS.intersection(argv) or any(name in os.environ for name in _VERBOSE)
-    llama = any(Path(word).name.startswith("llama-") for word in argv)
+    llama = any("llama" in word for word in argv)
     return os.environ if chosen or not llama else {**os.environ, **_VERBOSE}

@@ -89,28 +89,29 @@ def tree(pid: int, sysroot: Path = _ROOT) -> tuple[int, ...]:
 
 def groups(pid: int | str = "self", sysroot: Path = _ROOT) -> tuple[Group, ...]:
     """The memory cgroups of a process, innermost first, those with a limit or a kill."""
-    found: list[Group] = []
-    for hierarchy in hierarchies(sysroot, "memory", str(pid)):
-        second = hierarchy.version == 2
-        for folder in hierarchy.path():
-            file = folder / ("memory.max" if second else "memory.limit_in_bytes")
-            limit = integer(file)
-            events = fields(text(folder / ("memory.events" if second else "memory.oom_control")), " ")
-            kills = events.get("oom_kill", "0")
-            bounded = limit if limit is not None and limit < 1 << 60 else None
-            if bounded is None and kills == "0":
-                continue
-            used = integer(folder / ("memory.current" if second else "memory.usage_in_bytes"))
-            where = "/" + str(file.relative_to(sysroot)) if file.is_relative_to(sysroot) else str(file)
-            found.append(
-                Group(
-                    where=where,
-                    limit_bytes=bounded,
-                    used_bytes=used,
-                    kills=int(kills) if kills.isdigit() else 0,
-                )
-            )
-    return tuple(found)
+    found = [
+        _group(folder, sysroot)
+        for hierarchy in hierarchies(sysroot, "memory", str(pid))
+        for folder in hierarchy.path()
+    ]
+    return tuple(item for item in found if item is not None and (item.limit_bytes is not None or item.kills))
+
+
+def _group(folder: Path, sysroot: Path) -> Group | None:
+    """A group's folder, v2 or v1; None where it has no memory controller, or is gone."""
+    second = (folder / "memory.max").exists()
+    file = folder / ("memory.max" if second else "memory.limit_in_bytes")
+    if not file.exists():
+        return None
+    limit = integer(file)
+    events = fields(text(folder / ("memory.events" if second else "memory.oom_control")), " ")
+    kills = events.get("oom_kill", "0")
+    return Group(
+        where="/" + str(file.relative_to(sysroot)) if file.is_relative_to(sysroot) else str(file),
+        limit_bytes=limit if limit is not None and limit < 1 << 60 else None,
+        used_bytes=integer(folder / ("memory.current" if second else "memory.usage_in_bytes")),
+        kills=int(kills) if kills.isdigit() else 0,
+    )
 
 
 @dataclass(slots=True)
@@ -133,7 +134,7 @@ class Watch:
         """Once more. All of /proc is walked now and then only: a large machine has thousands of processes."""
         if self._looks % 10 == 0:
             self._members = tree(self.pid, self.sysroot)
-            self.look_at_groups()
+        self.look_at_groups()
         self._looks += 1
         now = {pid: found for pid in self._members if (found := usage(pid, self.sysroot)) is not None}
         for pid, found in now.items():
@@ -148,12 +149,12 @@ class Watch:
 
     def look_at_groups(self) -> None:
         """The groups, also once the process has gone: they count on."""
-        found = groups(self.pid, self.sysroot) or (groups(sysroot=self.sysroot) if not self.groups else ())
-        if found:
-            self.groups = found
-        else:  # gone: those that it was in
-            again = {item.where: item for item in groups(sysroot=self.sysroot)}
-            self.groups = tuple(again.get(item.where, item) for item in self.groups)
+        now = {item.where: item for item in groups(self.pid, self.sysroot)}
+        for item in self.groups:  # those of before too: it has gone, or moved
+            if item.where not in now:
+                again = _group(under(self.sysroot, item.where).parent, self.sysroot)
+                now[item.where] = again or item
+        self.groups = tuple(now.values())
         if self._before is None:
             self._before = {item.where: item.kills for item in self.groups}
         for item in self.groups:
