@@ -152,8 +152,13 @@ def _quantised(kind: str) -> bool:
 
 
 def _head_size(model: ModelSpec, half: str) -> int | None:
-    """The header's head size, else embedding / heads; None for a model without attention heads."""
+    """The header's head size, else embedding / heads; None for a model without attention heads.
+
+    Of a WavTokenizer the width inside is features_length; embedding_length is that of its output
+    (llama_model_base::load_hparams, src/llama-model.cpp, b11434).
+    """
     if (given := model.hparams.get(f"attention.{half}_length")) is not None:
         return int(given)
     heads = model.int_param("attention.head_count", 0)
-    return model.int_param("embedding_length") // heads if heads else None
+    width = model.int_param("features_length", 0) or model.int_param("embedding_length")
+    return width // heads if heads else None
