@@ -13,7 +13,6 @@ from pathlib import Path
 from plan_llama.cli import check_file, checked_model, ik_command, images, plan_json, render_plan
 from plan_llama.cli.check_file import Given
 from plan_llama.cli.correct_command import Checked, corrected_command
-from plan_llama.cli.hardware import as_json
 from plan_llama.cli.options import (
     EngineOptions,
     HardwareOptions,
@@ -288,18 +287,7 @@ def _unknown_model(
 
     findings = [*argument_findings(parsed), *said]
     if output.json:
-        return {
-            "schema": plan_json.SCHEMA,
-            "model": None,
-            "machine": as_json(machine),
-            "settings": None,
-            "memory": None,
-            "speed": None,
-            "verdict": "invalid",
-            "command": None,
-            "findings": [plan_json.finding(item) for item in findings],
-            "provenance": {},
-        } | _given_json(command, parsed)
+        return plan_json.unknown_model(machine, findings) | _given_json(command, parsed)
     screen = Screen()
     lines = [
         *_given_lines(screen, command),

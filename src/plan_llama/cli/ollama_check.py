@@ -240,20 +240,7 @@ def _unknown(
 ) -> dict[str, Any] | None:
     """What can be said without the model."""
     if output.json:
-        from plan_llama.cli.hardware import as_json
-
-        return {
-            "schema": plan_json.SCHEMA,
-            "model": None,
-            "machine": as_json(machine),
-            "settings": None,
-            "memory": None,
-            "speed": None,
-            "verdict": "invalid",
-            "command": None,
-            "findings": [plan_json.finding(item) for item in said],
-            "provenance": {},
-        }
+        return plan_json.unknown_model(machine, said)
     screen = Screen()
     lines = [screen.style("UNKNOWN", "warn") + f"  ollama {words.action}: the model is not known here"]
     lines += [

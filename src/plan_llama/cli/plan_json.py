@@ -244,6 +244,22 @@ def further(item: FurtherCommand) -> dict[str, Any]:
     return {"what": item.what, "argv": list(item.argv), "env": dict(item.env)}
 
 
+def unknown_model(machine: Machine, findings: Iterable[Finding]) -> dict[str, Any]:
+    """What can be answered of a command whose model is not known: nothing but its arguments is judged."""
+    return {
+        "schema": SCHEMA,
+        "model": None,
+        "machine": machine_json(machine),
+        "settings": None,
+        "memory": None,
+        "speed": None,
+        "verdict": "invalid",
+        "command": None,
+        "findings": [finding(item) for item in findings],
+        "provenance": {},
+    }
+
+
 def finding(item: Finding) -> dict[str, str]:
     """One finding."""
     return {"id": item.id, "severity": item.severity, "text": item.text, "fix": item.fix}

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from plan_llama.cli import plan_json, vllm_json, vllm_plan, vllm_render
-from plan_llama.cli.hardware import as_json
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.plan_command import in_order, machine_notes, print_json
 from plan_llama.cli.screen import Screen
@@ -215,19 +214,7 @@ def _unknown(machine: Machine, said: list[Finding], output: OutputOptions) -> in
     """Only the arguments can be judged."""
     findings = in_order(said)
     if output.json:
-        answer: dict[str, object] = {
-            "schema": plan_json.SCHEMA,
-            "model": None,
-            "machine": as_json(machine),
-            "settings": None,
-            "memory": None,
-            "speed": None,
-            "verdict": "invalid",
-            "command": None,
-            "findings": [plan_json.finding(item) for item in findings],
-            "provenance": {},
-        }
-        print_json(answer)
+        print_json(plan_json.unknown_model(machine, findings))
         return EXIT_NO_FIT
     screen = Screen()
     from plan_llama.cli import render_plan
