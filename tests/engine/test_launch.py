@@ -18,6 +18,8 @@ import pytest
 from tests.cli.conftest import Cli, cli  # noqa: F401 - a fixture
 from tests.engine import make_model, processes
 
+pytestmark = pytest.mark.engine
+
 CONTEXT = "4096"
 
 
