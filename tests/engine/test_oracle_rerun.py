@@ -11,6 +11,8 @@ import pytest
 
 from tests.engine.conftest import GpuSimulation, MembytesRunner
 from tests.engine.measure import Sums, places
+from tests.engine.processes import finished
+from tests.oracle_cases import fit_choices
 
 pytestmark = pytest.mark.engine
 
@@ -64,3 +66,17 @@ def test_recorded_bytes_are_measured_again(
             env["MEMBYTES_MODE"] = "server"
         answer = membytes(["-m", tmp_path / f"{model}.gguf", *rpc, *flags.split()], env)
     assert places(answer) == recorded(model, kind, cards, flags)
+
+
+def test_a_choice_of_fit_is_made_again(engine_bin: Path, sim_gpus: GpuSimulation, tmp_path: Path) -> None:
+    """With a quantised cache, of which flash attention on CUDA keeps copies in f16."""
+    model = "llama-3.1-8b-q4_k_m"
+    row = next(row for row in fit_choices(model) if "-ctk" in row["flags"])
+    rebuild = [sys.executable, str(ORACLE / "rebuild.py"), str(tmp_path), model]
+    subprocess.run(rebuild, check=True, capture_output=True, timeout=60)
+    path = tmp_path / f"{model}.gguf"
+    cards = [[card[key] for card in row["sim_gpus"]] for key in ("mib", "used_mib")]
+    with sim_gpus(*cards) as (env, rpc):
+        argv = [engine_bin / "llama-fit-params", "-m", path, *rpc, *row["flags"]]
+        done = finished(argv, env=env, address_space_bytes=(32 << 30) + path.stat().st_size)
+    assert done.stdout.splitlines()[-1].strip() == row["chosen"]

@@ -41,7 +41,7 @@ def fitted_to(case: Case, given: CommandReading) -> fit.Fitted:
     )
 
 
-@pytest.mark.parametrize("model", [GLM, "glm-4.5-air-q4_k_m"])
+@pytest.mark.parametrize("model", [GLM, "glm-4.5-air-q4_k_m", "gemma-3-27b-q4_0", "llama-3.1-8b-q4_k_m"])
 def test_the_choice_is_the_engines(model: str) -> None:
     compared = 0
     for row in fit_choices(model):
