@@ -169,6 +169,7 @@ def memory(used: Footprint) -> dict[str, Any]:
                 "available_bytes": pool.available_bytes,
                 "used_bytes": pool.used_bytes,
                 "margin_bytes": pool.margin_bytes,
+                "growth_bytes": pool.growth_bytes,
             }
             for pool in used.pools
         ],

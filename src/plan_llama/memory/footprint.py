@@ -96,13 +96,22 @@ class HostUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """Memory that uses add up in: one for RAM, one per discrete card; one in all when unified."""
+    """Memory that uses add up in: one for RAM, one per discrete card; one in all when unified.
+
+    `growth_bytes` is what the uses in it grow by on a long prompt: no part of `used_bytes`, and it has to fit.
+    """
 
     name: str
     total_bytes: int
     available_bytes: int
     used_bytes: int
     margin_bytes: int
+    growth_bytes: int = 0
+
+    @property
+    def peak_bytes(self) -> int:
+        """What is used once a long prompt was read."""
+        return self.used_bytes + self.growth_bytes
 
     @property
     def spare_bytes(self) -> int:
@@ -152,11 +161,6 @@ def host_margin_bytes(machine: Machine, beyond: Beyond) -> int:
         share = int(machine.ram.total_bytes * beyond.host_margin_ratio)
         margin = max(beyond.host_margin_bytes, share)
     return margin + machine.ram.reserved_bytes
-
-
-def host_budget_bytes(machine: Machine, beyond: Beyond) -> int:
-    """What a plan may use of system memory with the margin kept."""
-    return machine.ram.available_bytes - host_margin_bytes(machine, beyond)
 
 
 def footprint(
@@ -293,6 +297,7 @@ def _pools(
         - host.lazy_bytes
         + (sum(d.total_bytes for d in devices) if machine.unified else 0),
         margin_bytes=host_margin_bytes(machine, beyond),
+        growth_bytes=host.growth_bytes + (sum(d.pool_bytes for d in devices) if machine.unified else 0),
     )
     if machine.unified:
         return (ram,)
@@ -306,6 +311,7 @@ def _pools(
             margin_bytes=gpu_margin_bytes(machine, gpu, beyond, margin_bytes)
             if device.total_bytes > device.driver_bytes
             else 0,
+            growth_bytes=device.pool_bytes,
         )
         for gpu, device in zip(machine.gpus, devices, strict=True)
     )
@@ -313,18 +319,16 @@ def _pools(
 
 
 def _judge(
-    settings: Settings,
-    devices: Sequence[DeviceUse],
-    host: HostUse,
-    pools: Sequence[Pool],
+    settings: Settings, devices: Sequence[DeviceUse], host: HostUse, pools: Sequence[Pool]
 ) -> tuple[Verdict, float]:
     """The verdict, and the share of host weights that stays in memory."""
-    ram, cards = pools[0], pools[1:]
-    over_card = any(d.peak_bytes > pool.available_bytes for d, pool in zip(devices, cards, strict=False))
+    ram = pools[0]
+    # in one pool too: Metal and the GTT let a GPU have a part of it only
+    over_card = any(device.peak_bytes > device.free_bytes for device in devices)
     mapped = settings.load_mode in ("mmap", "auto")
     # a repacked weight is no page of the file: it lies in memory of its own
     pageable = host.weights_bytes - host.lazy_bytes - host.repacked_bytes if mapped else 0
-    unmovable = ram.used_bytes + host.growth_bytes - pageable
+    unmovable = ram.peak_bytes - pageable
     if over_card or unmovable > ram.available_bytes:
         return "does-not-fit", 1.0
     room = ram.available_bytes - unmovable

@@ -19,9 +19,7 @@ from plan_llama.memory.footprint import (
     Beyond,
     device_memory,
     gpu_margin_bytes,
-    host_budget_bytes,
     projector_use,
-    server_cache_bytes,
 )
 from plan_llama.memory.patterns import MovableKind, movable_layers, movable_part, whole_blocks
 from plan_llama.memory.table import ModelTable
@@ -414,11 +412,3 @@ class Filler:
                 if saved > best:
                     best, left = saved, tuple(sorted(set(stems) - set(chosen)))
         return best, left
-
-    def host_spare_bytes(self, filled: Filled) -> int:
-        """What is left of the host's budget; negative where it does not fit."""
-        made = filled.made.host.total_bytes + server_cache_bytes(self.table, filled.settings)
-        if self.machine.unified:
-            made += sum(part.total_bytes for part in filled.made.devices)
-            made += sum(self.beyond.context_bytes[gpu.backend] for gpu in self.machine.gpus)
-        return host_budget_bytes(self.machine, self.beyond) - made

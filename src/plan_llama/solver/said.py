@@ -67,16 +67,18 @@ def memory_findings(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """What does not fit, or only just, with its parts."""
     used = chosen.footprint
     ram = used.pools[0]
-    for device, pool in zip(used.devices, used.pools[1:], strict=False):
-        if device.peak_bytes > pool.available_bytes:
+    shared = task.machine.unified
+    for device in used.devices:
+        if device.peak_bytes > device.free_bytes:
             yield Finding(
                 id="gpu-oom-weights",
                 severity="error",
-                text=f"{pool.name} ({device.name}) would need {gib(device.peak_bytes)}: weights "
+                text=f"{device.pool} ({device.name}) would need {gib(device.peak_bytes)}: weights "
                 f"{gib(device.weights_bytes)}, context {gib(device.context_bytes)}, compute "
                 f"{gib(device.compute_bytes)}, {_projector(device)}driver {gib(device.driver_bytes)}"
                 + (f", {gib(device.pool_bytes)} more on a long prompt" if device.pool_bytes else "")
-                + f"; it has {gib(pool.available_bytes)} free",
+                + f"; {'the GPU may have' if shared else 'it has'} {gib(device.free_bytes)}"
+                + ("" if shared else " free"),
                 fix="what does not fit goes to the CPU: fewer layers, or the experts of more layers there",
             )
     if used.verdict == "pages-from-disk":
@@ -89,11 +91,12 @@ def memory_findings(task: Task, chosen: Candidate) -> Iterator[Finding]:
             f"{rate(chosen.speed.decode_tok_s.expected)} tok/s",
             fix="a smaller quant, more memory or another card; --allow-paging accepts it",
         )
-    elif ram.used_bytes > ram.available_bytes:
+    elif ram.peak_bytes > ram.available_bytes:
+        growth = f", {gib(ram.growth_bytes)} of it on a long prompt" if ram.growth_bytes else ""
         yield Finding(
             id="host-alloc-failed",
             severity="error",
-            text=f"{ram.name} would need {gib(ram.used_bytes)} and has {gib(ram.available_bytes)} available",
+            text=f"{ram.name} would need {gib(ram.peak_bytes)}{growth} and has {gib(ram.available_bytes)} available",
             fix="a smaller quant, a smaller context, --load-mode mmap, or more memory",
         )
     elif used.verdict == "tight":

@@ -389,10 +389,7 @@ def _lacks(candidate: Candidate) -> str:
     """Where memory is missing for a candidate that does not fit."""
     if candidate.footprint.verdict != "does-not-fit":
         return ""
-    short = {pool.name: pool.used_bytes - pool.available_bytes for pool in candidate.footprint.pools}
-    for device in candidate.footprint.devices:
-        over = device.peak_bytes - device.free_bytes
-        short[device.pool] = max(over, short.get(device.pool, over))
+    short = {pool.name: pool.peak_bytes - pool.available_bytes for pool in candidate.footprint.pools}
     return ", ".join(f"{gib(size)} too little in {name}" for name, size in short.items() if size > 0)
 
 
