@@ -73,12 +73,13 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A buffer that the log shows. `kind` is model, context or compute."""
+    """A buffer that the log shows. `kind` is model, context or compute; `context` counts the contexts made so far."""
 
     device: str
     kind: str
     size_bytes: int
     line: Line
+    context: int = 0
 
 
 @dataclass(slots=True)
@@ -92,6 +93,7 @@ class Start:
     hits: dict[str, Hits] = field(default_factory=dict)  # by template
     devices: dict[str, Device] = field(default_factory=dict)
     buffers: list[Buffer] = field(default_factory=list)
+    contexts: int = 0
     begun: Line | None = None  # the load has begun
     served: Line | None = None
     ended: Line | None = None

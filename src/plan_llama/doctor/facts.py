@@ -75,8 +75,10 @@ def _begun(start: Start, hit: Hit) -> None:
 
 def _loading(start: Start, hit: Hit) -> None:
     _begun(start, hit)
-    start.buffers.clear()
     path = hit.values["x"].strip().strip("'\"")
+    if path == start.get("draft_path"):  # beside the model's own buffers
+        return
+    start.buffers.clear()
     start.set("model_path", path, hit.line)
     if "engine" not in start.facts:
         start.set("engine", "llama.cpp", hit.line)
@@ -92,12 +94,19 @@ def _ended(start: Start, hit: Hit) -> None:
     start.set("ended", True, hit.line)
 
 
+def _new_context(start: Start, _hit: Hit) -> None:
+    """One that drafts has buffers beside those of the model's own."""
+    start.contexts += 1
+
+
 def _buffer(kind: str) -> Handler:
     def handler(start: Start, hit: Hit) -> None:
-        name = _device_name(hit.values["x"])
+        name, now = _device_name(hit.values["x"]), start.contexts
         if kind == "compute":  # a retry, or a later reservation, replaces it
-            start.buffers[:] = [item for item in start.buffers if (item.device, item.kind) != (name, kind)]
-        start.buffers.append(Buffer(name, kind, int(number(hit.values["a"]) * MIB), hit.line))
+            start.buffers[:] = [
+                item for item in start.buffers if (item.device, item.kind, item.context) != (name, kind, now)
+            ]
+        start.buffers.append(Buffer(name, kind, int(number(hit.values["a"]) * MIB), hit.line, now))
 
     return handler
 
@@ -250,7 +259,7 @@ def _mapped(start: Start, hit: Hit) -> None:
     start.set("load_mode", "mmap" if hit.values["x"].startswith("t") else "none", hit.line)
 
 
-_NAMED = re.compile(r"\b(model|KV|RS|compute|output|self|pipeline)\s+buffer size")
+_NAMED = re.compile(r"\b(model|KV|RS|state|compute|output|self|pipeline)\s+buffer size")
 
 
 def _old_buffer(start: Start, hit: Hit) -> None:
@@ -307,7 +316,9 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("load_model: loading model <x>", _loading, "load"),
     FactPattern("main: loading model", _begun, "begun"),
     FactPattern("loaded meta data with <n> key-value pairs and <n> tensors from <x> (version", _loading, "load"),
+    FactPattern("loading draft model '<x>'", _text("draft_path")),
     FactPattern("getting device memory data", _measuring),
+    FactPattern("constructing llama_context", _new_context),
     FactPattern("llama_server: model loaded", _served, "served"),
     FactPattern("main: model loaded", _served, "served"),
     FactPattern("server is listening on", _served, "served"),
@@ -387,6 +398,7 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("<x> buffer size = <a> MiB", _old_buffer),
     FactPattern("<x> KV buffer size = <a> MiB", _buffer("context")),
     FactPattern("<x> RS buffer size = <a> MiB", _buffer("context")),
+    FactPattern("<x> DSV4 <s> state buffer size = <a> MiB", _buffer("context")),
     FactPattern("<x> compute buffer size = <a> MiB", _buffer("compute")),
     FactPattern("<x> compute buffer size is <a> MiB", _buffer("compute")),
     FactPattern('msg="model weights" buffer=<x> size="<a> <y>"', _sized("model")),

@@ -81,6 +81,41 @@ def test_facts_of_a_start() -> None:
     assert start.served is not None
 
 
+def test_a_model_that_drafts_has_buffers_of_its_own() -> None:
+    """llama-server b11434 with `-md` on a simulated card, of two tiny models: the lines about files and buffers."""
+    loaded = "llama_model_loader: loaded meta data with 152 key-value pairs and 64 tensors from"
+    text = f"""\
+I srv    load_model: loading model '/m/llama-dense.gguf'
+I {loaded} /m/llama-dense.gguf (version GGUF V3 (latest))
+I load_tensors:   CPU_Mapped model buffer size =     0.12 MiB
+I load_tensors: RPC0[127.0.0.1:52389] model buffer size =     4.40 MiB
+I llama_context: constructing llama_context
+I llama_context:        CPU  output buffer size =     0.00 MiB
+I llama_kv_cache: RPC0[127.0.0.1:52389] KV buffer size =     8.00 MiB
+I sched_reserve: RPC0[127.0.0.1:52389] compute buffer size =     6.26 MiB
+I sched_reserve:        CPU compute buffer size =     4.02 MiB
+I common_speculative_init_result: loading draft model '/m/llama-small.gguf'
+I {loaded} /m/llama-small.gguf (version GGUF V3 (latest))
+I load_tensors:   CPU_Mapped model buffer size =     0.12 MiB
+I load_tensors: RPC0[127.0.0.1:52389] model buffer size =     4.40 MiB
+I llama_context: constructing llama_context
+I llama_kv_cache: RPC0[127.0.0.1:52389] KV buffer size =     4.25 MiB
+I sched_reserve: RPC0[127.0.0.1:52389] compute buffer size =     8.59 MiB
+I sched_reserve:        CPU compute buffer size =     4.10 MiB
+"""
+    start = read(text).starts[-1]
+    assert start.get("model_path") == "/m/llama-dense.gguf"
+    sizes = {
+        kind: [round(item.size_bytes / 1024**2, 2) for item in start.buffers if item.kind == kind]
+        for kind in ("model", "context", "compute")
+    }
+    assert sizes == {
+        "model": [0.12, 4.40, 0.12, 4.40],
+        "context": [8.00, 4.25],
+        "compute": [6.26, 4.02, 8.59, 4.10],
+    }
+
+
 def test_a_restart_is_another_start_and_a_fit_is_not() -> None:
     load = "llama_model_loader: loaded meta data with 25 key-value pairs and 111 tensors from a.gguf (version 3)\n"
     fit = "common_params_fit_impl: getting device memory data for initial parameters:\n"
