@@ -24,18 +24,22 @@ _WORD_BYTES: Final = frozenset(
     for byte in range(256)
     if byte >= 0x80 or chr(byte).isalpha() or byte == ord("_") or byte == 0x01  # 0x01: a hole in a template
 )
-TABLE: Final = bytes(byte if byte in _WORD_BYTES else 0x20 for byte in range(256))
+TABLE: Final = bytes(
+    byte if byte in _WORD_BYTES or byte == 0x0A else 0x20 for byte in range(256)
+)  # lines stay lines
 DIGITS: Final = b"0123456789"
-_MOST_SHAPES = 50_000
+_MOST_SHAPES = 20_000
+_LONGEST_KNOWN = 512  # bytes of a shape that is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A template ready for use: `words` are those that every matching line has."""
+    """A template ready for use: `words` are those that every matching line has; `numbered`: it holds digits itself."""
 
     template: str
     words: frozenset[bytes]
     key: bytes
+    numbered: bool
 
     def search(self, text: str) -> re.Match[str] | None:
         """Where a line matches."""
@@ -49,7 +53,8 @@ def compiled(template: str) -> Pattern:
     words = frozenset(word for word in shape(marked.encode()).split() if b"\x01" not in word)
     if not words:
         raise ProfileError(f"pattern '{template}': has no whole word to look for")
-    return Pattern(template, words, max(sorted(words), key=len))
+    numbered = any(character.isdigit() for character in template)
+    return Pattern(template, words, max(sorted(words), key=len), numbered)
 
 
 @cache
@@ -93,23 +98,42 @@ class Index:
         for place, pattern in enumerate(self.patterns):
             self._by_key.setdefault(pattern.key, []).append(place)
         self._keys = frozenset(self._by_key)
-        self.known: dict[int, tuple[int, ...]] = {}  # by the hash of a shape; empty where nothing can match
+        self._known: dict[bytes, tuple[int, ...]] = {}
 
-    def candidates(self, outline: bytes) -> tuple[int, ...]:
-        """The patterns whose words a shape has; the caller has looked into `known` already."""
-        words = set(outline.split())
-        found = tuple(
+    def candidates(self, outlines: Iterable[bytes]) -> dict[bytes, tuple[int, ...]]:
+        """The patterns whose words a shape has, of those shapes that have any.
+
+        Most shapes have no key of a pattern and are forgotten at once: a server's own lines are few shapes, and what
+        is in requests never comes again.
+        """
+        found: dict[bytes, tuple[int, ...]] = {}
+        known, keys = self._known, self._keys
+        for outline in outlines:
+            places = known.get(outline)
+            if places is None:
+                words = outline.split()
+                if keys.isdisjoint(words):
+                    continue
+                places = self._matching(words, outline)
+            if places:
+                found[outline] = places
+        return found
+
+    def _matching(self, words: Sequence[bytes], outline: bytes) -> tuple[int, ...]:
+        there = frozenset(words)
+        places = tuple(
             sorted(
                 place
-                for key in self._keys & words
+                for key in self._keys & there
                 for place in self._by_key[key]
-                if self.patterns[place].words <= words
+                if self.patterns[place].words <= there
             )
         )
-        if len(self.known) >= _MOST_SHAPES:
-            self.known.clear()
-        self.known[hash(outline)] = found
-        return found
+        if len(self._known) >= _MOST_SHAPES:
+            self._known.clear()
+        if len(outline) <= _LONGEST_KNOWN:
+            self._known[outline] = places
+        return places
 
 
 def number(text: str) -> float:

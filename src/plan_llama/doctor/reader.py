@@ -5,21 +5,20 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from plan_llama.doctor import prefixes
 from plan_llama.doctor.derived import derive, inherit
 from plan_llama.doctor.evidence import Evidence, Fact, Hit, Hits, Line, Start
 from plan_llama.doctor.facts import FACTS, FactPattern
+from plan_llama.doctor.kept import FIRST, LAST, Open
 from plan_llama.doctor.patterns import DIGITS, TABLE, Index, Pattern, compiled, distinct
 from plan_llama.errors import InputError
 
 _CHUNK = 1 << 20
 _LONGEST = 8192  # of a longer line, this much of its beginning and of its end is read
 _MOST_STARTS = 40
-_MOST_KEPT = 1500  # shapes of one start
-_FIRST, _LAST = 40, 10  # lines of a shape: eight cards, listed by every pass
+_MOST_BYTES = 48 << 20  # of the lines that are kept of all starts
 _TAIL = 30
 _ERRORS = 12
 # fmt: off
@@ -34,24 +33,9 @@ _TEXT_BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-
-
-@dataclass(slots=True)
-class _Open:
-    """A start whose lines are not looked at yet: most logs hold more starts than anybody asks about."""
-
-    number: int
-    first_line: int
-    source: str
-    lines: dict[
-        int, tuple[tuple[int, ...], list[tuple[int, bytes]]]
-    ]  # by shape: patterns, first and last lines
-    dropped: dict[int, int]  # by shape: how many between
-    begun: bool = False
-    served: bool = False
-    ended: bool = False
-    path: str = ""
-    known: dict[str, Fact] = field(default_factory=dict)
+Telling = Mapping[
+    bytes, tuple[int, ...]
+]  # the shapes of some lines that patterns may match, and which patterns
 
 
 class Book:
@@ -70,6 +54,10 @@ class Book:
         self.marks = {
             place: item.marks for place, items in enumerate(self.facts) for item in items if item.marks
         }
+        self.turning = frozenset(self.marks)
+        general = self.errors - self.rules - by_template.keys()
+        self.general = frozenset(n for n, item in enumerate(self.patterns) if item.template in general)
+        self.numbered = frozenset(n for n, item in enumerate(self.patterns) if item.numbered)
         self.index = Index(self.patterns)
 
 
@@ -78,11 +66,11 @@ class LogReader:
 
     def __init__(self, book: Book) -> None:
         self._book = book
-        self._starts: deque[_Open] = deque(maxlen=_MOST_STARTS)
+        self._starts: deque[Open] = deque(maxlen=_MOST_STARTS)
         self._count = 0
         self._lines = 0
         self._number = 0
-        self._tail: deque[Line] = deque(maxlen=_TAIL)
+        self._tail: deque[tuple[int, bytes, str]] = deque(maxlen=_TAIL)
         self._observed: dict[str, Fact] = {}
         self._source = ""
 
@@ -96,53 +84,22 @@ class LogReader:
         chunk, carry = first, b""
         while chunk:
             data = carry + (decoder.decode(chunk).lstrip("\ufeff").encode() if decoder else chunk)
-            lines = data.split(b"\n")
-            carry = lines.pop()
+            end = data.rfind(b"\n")
+            carry = data[end + 1 :]
             if len(carry) > _CHUNK:  # a line without an end
-                carry = carry[:_LONGEST] + carry[-_LONGEST:]
-            self.feed(lines, source)
+                carry = _cut(carry)
+            if end >= 0:
+                self._scan(data[:end], source)
             chunk = stream.read(_CHUNK)
         if carry:
-            self.feed([carry], source)
+            self._scan(carry, source)
 
     def feed(self, lines: Sequence[bytes], source: str) -> None:
         """Some whole lines, in order. Every source is a start of its own."""
-        if source != self._source or not self._starts:
-            self._source, self._number = source, 0
-            self._open(1)
-        known = self._book.index.known
-        marks = self._book.marks
-        kept = self._starts[-1].lines
-        boundaries = frozenset(marks)
-        number = self._number
-        for raw in lines:
-            number += 1
-            if len(raw) > 2 * _LONGEST:
-                raw = raw[:_LONGEST] + b" " + raw[-_LONGEST:]
-            outline = raw.translate(TABLE, DIGITS)
-            ident = hash(outline)
-            found = known.get(ident)
-            if found is None:
-                found = self._book.index.candidates(outline)
-            if not found:
-                continue
-            if not boundaries.isdisjoint(found):
-                self._mark(number, raw, found)
-                kept = self._starts[-1].lines
-            entry = kept.get(ident)
-            if entry is None:
-                if len(kept) < _MOST_KEPT:
-                    kept[ident] = (found, [(number, raw)])
-                continue
-            entry[1].append((number, raw))
-            if len(entry[1]) > _FIRST + _LAST:
-                del entry[1][_FIRST]
-                dropped = self._starts[-1].dropped
-                dropped[ident] = dropped.get(ident, 0) + 1
-        for offset, raw in enumerate(lines[-_TAIL:], number - len(lines[-_TAIL:]) + 1):
-            self._tail.append(Line(offset, _text(raw), source))
-        self._lines += len(lines)
-        self._number = number
+        if lines:
+            self._scan(b"\n".join(lines), source)
+        else:
+            self._turn_to(source)
 
     @property
     def served(self) -> bool:
@@ -175,40 +132,132 @@ class LogReader:
             starts=tuple(starts),
             lines=self._lines,
             dropped_starts=self._count - len(starts),
-            tail=tuple(self._tail),
+            tail=tuple(Line(number, _text(raw), source) for number, raw, source in self._tail),
             observed=dict(self._observed),
         )
 
+    def _turn_to(self, source: str) -> None:
+        if source != self._source or not self._starts:
+            self._source, self._number = source, 0
+            self._open(1)
+
     def _open(self, number: int) -> None:
         self._count += 1
-        self._starts.append(_Open(self._count, number, self._source, {}, {}))
+        while sum(item.size_bytes for item in self._starts) > _MOST_BYTES:
+            self._starts.popleft()
+        self._starts.append(Open(self._count, number, self._source))
 
-    def _mark(self, number: int, raw: bytes, found: tuple[int, ...]) -> None:
-        """Whether a new start begins here: a process after a load has begun, or a load after one has ended."""
-        text = raw.decode("utf-8", "replace")
-        for place in found:
-            mark = self._book.marks.get(place)
-            if mark is None:
+    def _scan(self, data: bytes, source: str) -> None:
+        """Whole lines. What cannot matter is told from what may by the shapes, of which there are few."""
+        self._turn_to(source)
+        shapes = data.translate(TABLE, DIGITS).split(b"\n")
+        telling = self._book.index.candidates(frozenset(shapes))
+        if telling:
+            lines = data.split(b"\n")
+            self._collect(shapes, lines, telling)
+            tail = lines[-_TAIL:]
+        else:
+            tail = data.rsplit(b"\n", _TAIL)[-_TAIL:]
+        self._number += len(shapes)
+        self._lines += len(shapes)
+        for number, raw in enumerate(tail, self._number - len(tail) + 1):
+            self._tail.append((number, _cut(raw), source))
+
+    def _collect(self, shapes: Sequence[bytes], lines: Sequence[bytes], telling: Telling) -> None:
+        """The lines that patterns may match, shape by shape, for the start that they are of."""
+        turning = self._book.turning
+        turns = {
+            shape: turning.intersection(places)
+            for shape, places in telling.items()
+            if not turning.isdisjoint(places)
+        }
+        waiting = self._waiting(telling, turns)
+        for place, shape in enumerate(shapes):
+            group = waiting.get(shape)
+            if group is None:
                 continue
+            if shape in turns and (now := self._marks(lines[place], turns[shape])):
+                if self._begins(now):
+                    self._keep(waiting, lines, telling)
+                    self._open(self._number + place + 1)
+                    waiting = self._waiting(telling, turns)
+                    group = waiting[shape]
+                self._note(now)
+            group.append(place)
+        self._keep(waiting, lines, telling)
+
+    def _waiting(self, telling: Telling, turns: Mapping[bytes, object]) -> dict[bytes, list[int]]:
+        """Shapes whose lines are to be collected: not those of which enough were seen that match nothing."""
+        dull = self._starts[-1].dull
+        return {shape: [] for shape in telling if hash(shape) not in dull or shape in turns}
+
+    def _keep(self, groups: Mapping[bytes, Sequence[int]], lines: Sequence[bytes], telling: Telling) -> None:
+        """Hands the lines that were collected, by their places among `lines`, to the latest start."""
+        start, book = self._starts[-1], self._book
+
+        def line(place: int) -> tuple[int, bytes]:
+            return self._number + 1 + place, _cut(lines[place])
+
+        for shape, group in groups.items():
+            places = telling[shape]
+            if group and book.general.issuperset(places):
+                for place in group:
+                    start.keep_error(places, line(place))
+                continue
+            numbered = sorted(book.numbered.intersection(places)) if group else []
+            for ident, some in (
+                self._kinds(shape, numbered, group, lines) if numbered else ((hash(shape), group),)
+            ):
+                if some:
+                    picked = some if len(some) <= FIRST + LAST else (*some[:FIRST], *some[-LAST:])
+                    unseen = len(some) - len(picked)
+                    start.keep(ident, places, [line(place) for place in picked], unseen, book.patterns)
+
+    def _kinds(
+        self, shape: bytes, numbered: Sequence[int], group: Sequence[int], lines: Sequence[bytes]
+    ) -> Iterable[tuple[int, list[int]]]:
+        """Lines of a shape by which of the patterns with numbers of their own they match."""
+        kinds: dict[int, list[int]] = {}
+        for place in group:
+            text = _cut(lines[place]).decode("utf-8", "replace")
+            found = tuple(n for n in numbered if self._book.patterns[n].search(text))
+            kinds.setdefault(hash((shape, found)), []).append(place)
+        return kinds.items()
+
+    def _marks(self, raw: bytes, places: Iterable[int]) -> list[tuple[str, str]]:
+        """What a line marks in the life of a server, and the model's path where a load begins."""
+        marks = self._book.marks
+        if self._starts[-1].served and all(marks[place] == "served" for place in places):
+            return []  # "all slots are idle" comes with every request
+        text = _cut(raw).decode("utf-8", "replace")
+        found: list[tuple[str, str]] = []
+        for place in sorted(places):
             match = self._book.patterns[place].search(text)
-            if match is None:
-                continue
-            now = self._starts[-1]
-            path = match["x"].strip().strip("'\"") if mark == "load" else ""
-            over = now.ended or (now.served and path != now.path)
-            if (mark == "start" and (now.begun or now.ended)) or (mark == "load" and over):
-                self._open(number)
-                now = self._starts[-1]
+            if match is not None:
+                load = marks[place] == "load"
+                found.append((marks[place], match["x"].strip().strip("'\"") if load else ""))
+        return found
+
+    def _begins(self, marks: Iterable[tuple[str, str]]) -> bool:
+        """Whether a new start begins: a process after a load has begun, or a load after one has ended."""
+        now = self._starts[-1]
+        return any(
+            (mark == "start" and (now.begun or now.ended))
+            or (mark == "load" and (now.ended or (now.served and path != now.path)))
+            for mark, path in marks
+        )
+
+    def _note(self, marks: Iterable[tuple[str, str]]) -> None:
+        now = self._starts[-1]
+        for mark, path in marks:
             now.begun |= mark in ("load", "begun", "served")
             now.served |= mark == "served"
             now.ended |= mark == "ended"
             now.path = path or now.path
 
-    def _look(self, item: _Open, start: Start) -> None:
+    def _look(self, item: Open, start: Start) -> None:
         """The lines of a start, in order: facts, rules' patterns, errors."""
-        lines = [(number, raw, found) for found, entries in item.lines.values() for number, raw in entries]
-        lines.sort(key=lambda entry: entry[0])
-        for number, raw, found in lines:
+        for number, raw, found in item.all():
             text = _text(raw)
             line = Line(number, text, item.source)
             for place in found:
@@ -223,11 +272,12 @@ class LogReader:
                     start.hits.setdefault(pattern.template, Hits()).add(hit)
                 if pattern.template in self._book.errors:
                     _error(start, line)
-        for ident, unseen in item.dropped.items():
-            for place in item.lines[ident][0]:
-                hits = start.hits.get(self._book.patterns[place].template)
-                if hits is not None:
-                    hits.count += unseen
+        for kind in item.kinds.values():
+            for place in kind.places if kind.dropped else ():
+                pattern = self._book.patterns[place]
+                hits = start.hits.get(pattern.template)
+                if hits is not None and pattern.search(_text(kind.lines[-1][1])):
+                    hits.count += kind.dropped
 
 
 def _values(groups: Mapping[str, str | None]) -> dict[str, str]:
@@ -242,5 +292,9 @@ def _error(start: Start, line: Line) -> None:
     start.errors.append(line)
 
 
+def _cut(raw: bytes) -> bytes:
+    return raw if len(raw) <= 2 * _LONGEST else raw[:_LONGEST] + b" " + raw[-_LONGEST:]
+
+
 def _text(raw: bytes) -> str:
-    return prefixes.strip(raw[: 2 * _LONGEST + 1].decode("utf-8", "replace"))
+    return prefixes.strip(raw.decode("utf-8", "replace"))
