@@ -124,6 +124,7 @@ TREES: Sequence[Tree] = (
 _COMMON, _HEADER = "common/arg.cpp", "common/common.h"
 _BENCH = ("tools/llama-bench/llama-bench.cpp", "examples/llama-bench/llama-bench.cpp")
 _ARCHITECTURES = ("src/llama-arch.cpp", "src/llama.cpp")  # the second before they had a file of their own
+_GRAPHS, _DRAFTS = "src/models/", "gtype == LLM_GRAPH_TYPE_DECODER_MTP"  # the graph of --spec-type draft-mtp
 NOT_MODELS = ("(unknown)", "clip")  # named, and refused as a model
 
 
@@ -140,12 +141,14 @@ def sources(tree: Tree, folder: Path) -> dict[str, str]:
         sys.exit(f"{path}: sha256 is {found}, expected {tree.sha256}")
     vendored = "vendor/" if name == "llama-cpp-python" else ""
     top = f"{name.replace('-', '_')}-{version}/{vendored}llama.cpp/"
-    wanted = {top + item: item for item in (_COMMON, _HEADER, *_BENCH, *_ARCHITECTURES)}
+    wanted = {top + item for item in (_COMMON, _HEADER, *_BENCH, *_ARCHITECTURES)}
     texts = {}
     with tarfile.open(path) as archive:
         for member in archive:
-            if member.name in wanted and (handle := archive.extractfile(member)):
-                texts[wanted[member.name]] = handle.read().decode("utf-8")
+            name = member.name.removeprefix(top)
+            graph = member.name.startswith(top + _GRAPHS) and name.endswith(".cpp")
+            if (graph or member.name in wanted) and (handle := archive.extractfile(member)):
+                texts[name] = handle.read().decode("utf-8")
     return texts
 
 
@@ -159,10 +162,31 @@ def architectures(texts: dict[str, str]) -> list[str]:
     return [name for name in names if name not in NOT_MODELS]
 
 
+def drafting(texts: dict[str, str]) -> list[str]:
+    """Of these the ones whose own block can draft: the file of their graph has one for it."""
+    stems = (name.removeprefix(_GRAPHS).removesuffix(".cpp") for name in texts if name.startswith(_GRAPHS))
+    own = {re.sub("[-_]", "", stem) for stem in stems if _DRAFTS in texts[f"{_GRAPHS}{stem}.cpp"]}
+    found = [name for name in architectures(texts) if re.sub("[-_]", "", name) in own]
+    if len(found) != len(own):
+        sys.exit(f"graphs that draft {sorted(own)} are not those of {found}")
+    return found
+
+
 def arguments(texts: dict[str, str]) -> list[dict[str, Any]]:
     """All arguments of a tree's programs, in their order."""
     bench = next(texts[name] for name in _BENCH if name in texts)
     return [*common_arguments(texts[_COMMON], texts[_HEADER]), *bench_arguments(bench)]
+
+
+def grouped(builds: Sequence[int], listed: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Names by the trees that have them."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for name, first, last in spans(builds, listed):
+        found.setdefault((first, last), []).append(name)
+    return [
+        {"since": first, **({} if last == builds[-1] else {"until": last}), "names": sorted(names)}
+        for (first, last), names in sorted(found.items())
+    ]
 
 
 def spans(builds: Sequence[int], listed: Sequence[Sequence[Any]]) -> list[tuple[Any, int, int]]:
@@ -229,6 +253,7 @@ def main() -> None:
     builds = [tree.build for tree in TREES]
     listed = [arguments(texts) for texts in read]
     known = [architectures(texts) for texts in read]
+    drafts = [drafting(texts) for texts in read]
     newest = builds[-1]
 
     new, old = [], []
@@ -254,21 +279,16 @@ def main() -> None:
     (PROFILES / "history.toml").write_text(
         text + rows("tree", trees) + rows("argument", old), encoding="utf-8"
     )
-    grouped: dict[tuple[int, int], list[str]] = {}
-    for name, first, last in spans(builds, known):
-        grouped.setdefault((first, last), []).append(name)
-    loads = [
-        {"since": first, **({} if last == newest else {"until": last}), "names": sorted(names)}
-        for (first, last), names in sorted(grouped.items())
-    ]
     text = head(
-        "The architectures that llama.cpp knows (src/llama-arch.cpp), by the first known tree that does.",
+        "The architectures that llama.cpp knows (src/llama-arch.cpp), by the first known tree that does; drafts: those "
+        "whose own block it drafts with (--spec-type draft-mtp; src/models).",
         engine="llama.cpp",
     )
-    (PROFILES / "architectures.toml").write_text(text + rows("loads", loads), encoding="utf-8")
+    text += rows("loads", grouped(builds, known)) + rows("drafts", grouped(builds, drafts))
+    (PROFILES / "architectures.toml").write_text(text, encoding="utf-8")
 
     told = {program: changes([spelled(items, program) for items in listed]) for program in PROGRAMS}
-    told["architectures"] = changes(known)
+    told["architectures"], told["drafting"] = changes(known), changes(drafts)
     by_tree = [
         {"build": tree.build, "origin": tree.origin, **{what: told[what][place] for what in told}}
         for place, tree in enumerate(TREES)

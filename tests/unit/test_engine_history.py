@@ -189,6 +189,7 @@ def test_each_trees_architectures_are_given_back(place: int) -> None:
     known = architectures.architectures()
     here = {n for n, k in known.items() if k.since <= build and (k.until is None or build <= k.until)}
     assert here == said(place, "architectures")
+    assert {name for name in known if architectures.drafts(build, name)} == said(place, "drafting")
 
 
 def test_a_model_that_is_newer_than_the_build() -> None:

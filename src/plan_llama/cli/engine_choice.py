@@ -6,13 +6,14 @@ differs. One that does not makes a plan of its own: `plan_command.run` hands ove
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from plan_llama.cli import llama_command
 from plan_llama.cli.options import EngineOptions
-from plan_llama.cli.target import for_build
+from plan_llama.cli.target import target_build
 from plan_llama.cli.wishes import engine_build
+from plan_llama.engines import architectures, memory_rules
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.refusals import unreadable
 from plan_llama.errors import ModelError, UsageError
@@ -90,9 +91,12 @@ class LlamaServer:
     installed: InstalledEngine | None
 
     def wishes(self, wanted: Wishes, spec: ModelSpec, machine: Machine, /) -> Wishes:
-        """What an older build does otherwise with memory."""
+        """What an older build does otherwise with memory, and whether it drafts with the model's own block."""
         refuse_types(spec, "llama.cpp")
-        return for_build(wanted, machine, self.build, self.installed)
+        build = target_build(machine, self.build, self.installed)
+        return replace(
+            wanted, older=memory_rules.older(build), can_draft=architectures.drafts(build, spec.architecture)
+        )
 
     def command(self, task: Task, plan: Plan) -> tuple[LaunchCommand, list[Finding]]:
         """The llama-server command."""

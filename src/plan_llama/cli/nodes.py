@@ -78,8 +78,8 @@ class RpcServers:
     nodes: Nodes
 
     def wishes(self, wanted: Wishes, spec: ModelSpec, machine: Machine, /) -> Wishes:
-        """As on one machine."""
-        return self.inner.wishes(wanted, spec, machine)
+        """As on one machine, without drafting: what its steps cost over a network is not known."""
+        return replace(self.inner.wishes(wanted, spec, machine), can_draft=False)
 
     def command(self, task: Task, plan: Plan) -> tuple[LaunchCommand, list[Finding]]:
         """The server's command and that of every RPC server."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from plan_llama.engines import llama_server, memory_rules
+from plan_llama.engines import llama_server
 from plan_llama.hardware.types import InstalledEngine, Machine
-from plan_llama.solver.types import Wishes
 
 
 def engine_of(machine: Machine) -> InstalledEngine | None:
@@ -22,10 +19,3 @@ def target_build(machine: Machine, build: int | None, installed: InstalledEngine
         return build
     installed = installed or engine_of(machine)
     return installed.build if installed and installed.build is not None else llama_server.BUILD
-
-
-def for_build(
-    wanted: Wishes, machine: Machine, build: int | None, installed: InstalledEngine | None
-) -> Wishes:
-    """The wishes with what the plan's build does otherwise with memory."""
-    return replace(wanted, older=memory_rules.older(target_build(machine, build, installed)))

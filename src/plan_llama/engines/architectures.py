@@ -22,18 +22,40 @@ class Known:
 
 
 @cache
-def architectures() -> Mapping[str, Known]:
-    """All of them, by name."""
+def _profile() -> tuple[Mapping[str, Known], Mapping[str, Known]]:
+    """What is loaded, and of that what drafts with a block of its own, by name."""
     path = catalog.root() / "engines" / ENGINE / "architectures.toml"
     table = catalog.Table(catalog.load(path), str(path))
     head(table)
+    loads, drafting = _rows(table, "loads"), _rows(table, "drafts")
+    table.done()
+    return loads, drafting
+
+
+def _rows(table: catalog.Table, key: str) -> Mapping[str, Known]:
     found = {}
-    for row in table.tables("loads"):
+    for row in table.tables(key):
         known = Known(since=row.take("since", int), until=row.get("until", int))
         found.update(dict.fromkeys(row.strings("names"), known))
         row.done()
-    table.done()
     return MappingProxyType(found)
+
+
+def architectures() -> Mapping[str, Known]:
+    """All of them, by name."""
+    return _profile()[0]
+
+
+def drafting() -> Mapping[str, Known]:
+    """Those whose models' own block llama.cpp can draft with (--spec-type draft-mtp), by name."""
+    return _profile()[1]
+
+
+def drafts(build: int, architecture: str) -> bool:
+    """Whether a build surely drafts with such a model's own block (--spec-type draft-mtp); one without a number is
+    taken for a new one."""
+    known = drafting().get(architecture)
+    return known is not None and (build <= 1 or build >= known.since)
 
 
 def finding(build: int, spec: ModelSpec) -> Finding | None:

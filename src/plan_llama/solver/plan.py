@@ -9,17 +9,15 @@ from plan_llama.hardware.types import Machine
 from plan_llama.memory.footprint import Beyond
 from plan_llama.memory.table import ModelTable
 from plan_llama.solver import said, serving
+from plan_llama.solver.choice import best_at, choices, rungs
 from plan_llama.solver.place import Filler
 from plan_llama.solver.profiles import repack_breakages
 from plan_llama.solver.search import (
     LADDER,
     SMALLEST_CONTEXT,
     Task,
-    best_at,
-    candidates,
     kv_types,
     may_quantise_cache,
-    rungs,
     score,
     wanted_context,
 )
@@ -116,7 +114,7 @@ def _searched(
     for step in steps:
         for kv_type in types:
             found = sorted(
-                (c for each in serving.by_slots(task) for c in candidates(each, step, kv_type)),
+                (c for each in serving.by_slots(task) for c in choices(each, step, kv_type)),
                 key=lambda c: score(task, c),
             )
             if not found:
@@ -136,7 +134,9 @@ def _other_settings(chosen: Candidate, others: list[Candidate]) -> list[Alternat
     slots = chosen.settings.parallel
     made = serving.other_slots(chosen, others)
     base = chosen.speed
-    for other in (item for item in others if item.settings.parallel == slots):
+    drafts = chosen.settings.draft_layers
+    alike = (c for c in others if c.settings.parallel == slots and c.settings.draft_layers == drafts)
+    for other in alike:
         speed = other.speed
         effect = (
             f"{other.footprint.verdict}: prefill {rate(speed.prefill_tok_s.expected)} instead of "

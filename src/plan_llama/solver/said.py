@@ -9,11 +9,13 @@ from plan_llama.findings import Finding
 from plan_llama.memory.caches import kv_type
 from plan_llama.memory.compute import is_described
 from plan_llama.memory.experts import EXACT_INPUTS
-from plan_llama.memory.footprint import DeviceUse
+from plan_llama.memory.footprint import DeviceUse, footprint
 from plan_llama.solver import serving
+from plan_llama.solver.choice import DRAFT_GAIN, DRAFT_STREAMS, gains, resident
 from plan_llama.solver.search import Task, judged, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate, Rung
 from plan_llama.solver.whatif import smaller_context
+from plan_llama.speed.constants import shipped
 from plan_llama.units import MIB, gib, rate, seconds, tokens
 
 _LARGE_POOL_BYTES = 256 * MIB
@@ -222,18 +224,7 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             f"{chosen.footprint.pools[0].name}, whatever the load mode",
         )
     if task.table.blocks > task.table.layers:
-        drafts = task.table.blocks - task.table.layers
-        unused = sum(
-            tensor.nbytes
-            for tensor, block in zip(task.table.spec.tensors, task.table.block_of, strict=True)
-            if block is not None and block >= task.table.layers
-        )
-        yield Finding(
-            id="draft-block-unused",
-            severity="note",
-            text=f"the file's draft block{'s' if drafts > 1 else ''} ({gib(unused)}) "
-            f"{'are' if drafts > 1 else 'is'} not loaded" + _drafting(task, chosen),
-        )
+        yield _draft_block(task, chosen)
     crash = repack_crash(task)
     if crash is not None and not settings.repack:
         yield Finding(
@@ -250,12 +241,63 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
         )
 
 
-def _drafting(task: Task, chosen: Candidate) -> str:
-    """What the draft block would do to the speed."""
-    with_it = judged(task, replace(chosen.settings, draft_layers=True), chosen.footprint)
-    fast, plain = with_it.speed.decode_tok_s.expected, chosen.speed.decode_tok_s.expected
-    how = " (--pin draft-layers=on)" if fast > plain else ""
-    return f"; with it{how} decode would be about {rate(fast)} instead of {rate(plain)} tok/s"
+def _draft_block(task: Task, chosen: Candidate) -> Finding:
+    """What the model's own block for drafting does to speed and memory, or would do."""
+    drafts = task.table.blocks - task.table.layers
+    blocks = "draft blocks" if drafts > 1 else "draft block"
+    used = chosen.settings.draft_layers
+    other = judged(task, replace(chosen.settings, draft_layers=not used), chosen.footprint)
+    mine, theirs = (item.speed.decode_tok_s.expected for item in (chosen, other))
+    if not used:
+        size = sum(
+            tensor.nbytes
+            for tensor, block in zip(task.table.spec.tensors, task.table.block_of, strict=True)
+            if block is not None and block >= task.table.layers
+        )
+        return Finding(
+            id="draft-block-unused",
+            severity="note",
+            text=f"the file's {blocks} ({gib(size)}) {'are' if drafts > 1 else 'is'} not loaded; with it decode would "
+            f"be about {rate(theirs)} instead of {rate(mine)} tok/s" + _why_unused(task, chosen, other),
+        )
+    plain = footprint(
+        task.table,
+        other.settings,
+        task.machine,
+        task.beyond,
+        margin_bytes=task.wishes.margin_bytes,
+    )
+    takes = sum(pool.used_bytes for pool in chosen.footprint.pools) - sum(p.used_bytes for p in plain.pools)
+    chance = shipped().assumed["draft_accepted"] * 100
+    slower = mine < theirs
+    return Finding(
+        id="draft-block-used",
+        severity="warning" if slower else "note",
+        text=f"the model drafts up to {chosen.settings.draft_tokens} tokens with its own {blocks} and checks them "
+        f"together: decode about {rate(mine)} instead of {rate(theirs)} tok/s if {chance:.0f} % of them are right, "
+        f"for {gib(takes)} of memory",
+        fix="--pin draft-layers=off, or a command without --spec-type"
+        + (
+            "" if slower else ", leaves it out; the server's log counts the drafted tokens that were accepted"
+        ),
+    )
+
+
+def _why_unused(task: Task, chosen: Candidate, drafting: Candidate) -> str:
+    """Why a block that would make decode faster is left out."""
+    if drafting.speed.decode_tok_s.expected <= chosen.speed.decode_tok_s.expected:
+        return ""
+    if not task.wishes.can_draft:
+        return ""
+    if not resident(task.table, chosen):
+        why = "which is not to be relied on while a part of the model is on the CPU"
+    elif min(task.users or 1, task.slots) > DRAFT_STREAMS:
+        why = f"which is not to be relied on with more than {DRAFT_STREAMS} answers at once"
+    elif not gains(task, drafting, chosen):
+        why = f"and the request gains less than {(DRAFT_GAIN - 1) * 100:.0f} %"
+    else:
+        why = "but there is no room for it and its cache beside this"
+    return f", {why} (--pin draft-layers=on takes it)"
 
 
 def _unsure(task: Task, chosen: Candidate) -> Iterator[Finding]:

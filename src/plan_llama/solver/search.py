@@ -20,7 +20,7 @@ from plan_llama.memory.types import HOST, LoadMode, Settings
 from plan_llama.memory.weights import Placement, place
 from plan_llama.solver.costs import Goal
 from plan_llama.solver.place import Filled, Filler
-from plan_llama.solver.types import Breakage, Candidate, Rung, Wishes, Workload
+from plan_llama.solver.types import Breakage, Candidate, Wishes, Workload
 from plan_llama.speed.estimate import estimate
 from plan_llama.speed.traffic import LayerTable
 from plan_llama.speed.types import Request
@@ -355,42 +355,6 @@ def score(task: Task, candidate: Candidate) -> tuple[float, float, float]:
         return rank, late, speed.request_s
     wait = speed.load.follow_up_ttft_s if task.wishes.workload.interactive else 0.0
     return rank, late, speed.load.request_s + wait
-
-
-def best_at(task: Task, context: int, kv_type: str) -> Candidate | None:
-    """The best placement for a context, or None where nothing can be placed at all."""
-    return next(iter(candidates(task, context, kv_type)), None)
-
-
-def rungs(task: Task, kv_type: str, chosen: Candidate, context: int) -> tuple[Rung, ...]:
-    """The context ladder: from 8K to what the model was trained for, the chosen context among them."""
-    trained = task.table.spec.context_train
-    steps = sorted(
-        {
-            *(step for step in LADDER if step <= max(trained, context)),
-            context,
-            *([trained] if trained else []),
-        }
-    )
-    found = []
-    for step in steps:
-        if step == context:
-            found.append(Rung(context=step, candidate=chosen, reason=_lacks(chosen)))
-            continue
-        candidate = best_at(task, step, kv_type)
-        reason = _lacks(candidate) if candidate else "no layer fits beside this context"
-        found.append(Rung(context=step, candidate=candidate, reason=reason))
-        if candidate is None or candidate.footprint.verdict == "does-not-fit":
-            break
-    return tuple(found)
-
-
-def _lacks(candidate: Candidate) -> str:
-    """Where memory is missing for a candidate that does not fit."""
-    if candidate.footprint.verdict != "does-not-fit":
-        return ""
-    short = {pool.name: pool.peak_bytes - pool.available_bytes for pool in candidate.footprint.pools}
-    return ", ".join(f"{gib(size)} too little in {name}" for name, size in short.items() if size > 0)
 
 
 def pinned_settings(task: Task, settings: Settings) -> Settings:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from plan_llama.findings import Finding
+from plan_llama.solver.choice import best_at
 from plan_llama.solver.place import Filler
 from plan_llama.solver.search import (
     SMALLEST_CONTEXT,
     Task,
-    best_at,
     first_token_s,
     judged,
     kept,

@@ -8,6 +8,8 @@ from plan_llama.hardware.types import Source
 from plan_llama.memory.caches import bytes_per_token
 from plan_llama.memory.compute import is_described
 from plan_llama.memory.footprint import gpu_margin_bytes, host_margin_bytes
+from plan_llama.memory.table import ModelTable
+from plan_llama.memory.types import Settings
 from plan_llama.models.spec import is_expert
 from plan_llama.solver.search import Task, wanted_context
 from plan_llama.solver.types import Candidate
@@ -28,7 +30,7 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
     )
     yield (
         f"  {table.layers} layers run"
-        + (f", {table.blocks - table.layers} draft block is left out" if table.blocks > table.layers else "")
+        + (f", {_draft_blocks(table, settings)}" if table.blocks > table.layers else "")
         + (
             f"; routed experts are {gib(experts)}, {gib(max(table.expert_bytes))} in one layer"
             if experts
@@ -67,6 +69,7 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
     )
     yield "Micro-batches tried (prefill and decode in tok/s, the request in seconds):"
     experts = any(table.expert_bytes)
+    both = len({c.settings.draft_layers for c in (chosen, *others)}) > 1
     several = len({c.settings.parallel for c in (chosen, *others)}) > 1
     for candidate in sorted((chosen, *others), key=lambda c: (c.settings.parallel, c.settings.ubatch)):
         speed = candidate.speed
@@ -78,12 +81,21 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
             f"-ub {candidate.settings.ubatch:<5} {candidate.footprint.verdict:<16} prefill "
             f"{speed.prefill_tok_s.expected:7.1f}  decode {speed.decode_tok_s.expected:6.2f}  request "
             f"{speed.request_s:7.1f}"
+            + (f"  drafting {'on ' if candidate.settings.draft_layers else 'off'}" if both else "")
             + (f"  CPU experts in {candidate.cpu_moe_layers} layers" if experts else "")
             + mark
         )
     yield f"A decoded token takes {1000 / chosen.speed.decode_tok_s.expected:.1f} ms:"
     for name, seconds in sorted(chosen.speed.parts.items(), key=lambda item: -item[1]):
         yield f"  {seconds * 1000:8.2f} ms  {name}"
+
+
+def _draft_blocks(table: ModelTable, settings: Settings) -> str:
+    count = table.blocks - table.layers
+    what = "draft blocks" if count > 1 else "draft block"
+    if settings.draft_layers:
+        return f"{count} {what} beside them"
+    return f"{count} {what} {'are' if count > 1 else 'is'} left out"
 
 
 def _request(task: Task) -> str:

@@ -9,8 +9,9 @@ from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory.footprint import footprint
 from plan_llama.memory.types import Settings
 from plan_llama.solver import fit
+from plan_llama.solver.choice import best_at, may_draft
 from plan_llama.solver.place import Filler
-from plan_llama.solver.search import SMALLEST_CONTEXT, Task, best_at, judged, score
+from plan_llama.solver.search import SMALLEST_CONTEXT, Task, candidates, judged, score
 from plan_llama.solver.types import Alternative, Candidate
 from plan_llama.units import rate, seconds, tokens
 
@@ -43,11 +44,32 @@ def what_ifs(task: Task, chosen: Candidate) -> Iterator[Alternative]:
             )
             roomy = best_at(_on(task, replace(machine, ram=twice)), context, kv_type)
             yield from _told("twice the memory", chosen, roomy)
+    yield from _drafting(task, chosen, context, kv_type)
     asked = task.request.prompt_tokens + task.request.output_tokens
     if context // 2 >= max(SMALLEST_CONTEXT, asked):
         yield from _told(
             f"--ctx {context // 2}", chosen, best_at(task, context // 2, kv_type), least_gain=0.99
         )
+
+
+def _drafting(task: Task, chosen: Candidate, context: int, kv_type: str) -> Iterator[Alternative]:
+    """The other choice about the model's own block for drafting, where the plan made it."""
+    if not may_draft(task):
+        return
+    pin = "off" if chosen.settings.draft_layers else "on"
+    wishes = replace(task.wishes, parallel=chosen.settings.parallel, users=task.users)
+    pins = {**wishes.pins, "draft_layers": pin, "ubatch": str(chosen.settings.ubatch)}
+    for other in candidates(replace(task, wishes=replace(wishes, pins=pins)), context, kv_type):
+        before, after = chosen.speed, other.speed
+        whole = [speed.load.request_s if speed.load else speed.request_s for speed in (before, after)]
+        effect = f"{other.footprint.verdict}: decode {rate(after.decode_tok_s.expected)} instead of "
+        effect += f"{rate(before.decode_tok_s.expected)} tok/s, the request {seconds(whole[1])} instead of "
+        effect += seconds(whole[0])
+        if other.cpu_moe_layers != chosen.cpu_moe_layers:
+            effect += (
+                f", experts of {other.cpu_moe_layers} instead of {chosen.cpu_moe_layers} layers on the CPU"
+            )
+        yield Alternative(what=f"--pin draft-layers={pin}", effect=effect)
 
 
 def _told(

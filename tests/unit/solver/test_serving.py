@@ -11,9 +11,10 @@ from plan_llama.hardware.overrides import HardwareChoice, resolve
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.catalog_models import resolve as model_of
+from plan_llama.solver.choice import best_at
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond, workload
-from plan_llama.solver.search import Task, best_at, first_token_s, judged, misses_ttft
+from plan_llama.solver.search import Task, first_token_s, judged, misses_ttft
 from plan_llama.solver.serving import by_slots, with_slots
 from plan_llama.solver.types import Objective, Plan, Wishes
 from plan_llama.speed.types import Load
