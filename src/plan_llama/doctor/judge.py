@@ -46,10 +46,12 @@ def diagnose(evidence: Evidence, rules: Sequence[Rule]) -> list[Diagnosis]:
     return sorted(merged.values(), key=_order)
 
 
-def _order(item: Diagnosis) -> tuple[bool, float, int, int]:
+def _order(item: Diagnosis) -> tuple[int, float, int, int]:
+    """What ended it comes before what made it slow or worse, unless a later start serves without it; notes are last."""
     weight = {"fatal": 0, "degraded": 1, "slow": 2, "note": 3}[item.severity]
+    group = 2 if item.severity == "note" else int(item.severity != "fatal" or bool(item.remark))
     place = item.evidence[0].number if item.evidence else 0
-    return item.severity == "note", -item.confidence, weight, place
+    return group, -item.confidence, weight, place
 
 
 def _better(before: Diagnosis, after: Diagnosis) -> Diagnosis:
@@ -74,7 +76,12 @@ def _seen_later(item: Diagnosis, evidence: Evidence, per_start: Sequence[Sequenc
 def _yielded(found: list[Diagnosis]) -> list[Diagnosis]:
     """Without those whose cause was found."""
     ids = {item.rule.id for item in found if item.severity != "note"}
-    return [item for item in found if not ids.intersection(item.rule.yields_to)]
+    explained = any(item.severity == "fatal" and not item.rule.last_resort for item in found)
+    return [
+        item
+        for item in found
+        if not ids.intersection(item.rule.yields_to) and not (explained and item.rule.last_resort)
+    ]
 
 
 def _judged(rule: Rule, start: Start, observed: Mapping[str, Fact]) -> Diagnosis | None:

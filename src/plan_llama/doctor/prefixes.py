@@ -25,9 +25,40 @@ _PREFIXES = tuple(
 )
 
 
+# What forums, trackers and JSON make of quotes and spaces.
+_SPELLED = (
+    ("&quot;", '"'),
+    ("&#39;", "'"),
+    ("&#x27;", "'"),
+    ("&lt;", "<"),
+    ("&gt;", ">"),
+    ("&amp;", "&"),
+    ('\\"', '"'),
+)
+_CHARACTERS = str.maketrans(
+    {
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u00a0": " ",
+        "\u200b": None,
+        "\ufeff": None,
+    }
+)
+
+
+def plain(text: str) -> str:
+    """A line with the quotes and spaces that the engine wrote."""
+    if "&" in text or "\\" in text:
+        for spelled, character in _SPELLED:
+            text = text.replace(spelled, character)
+    return text if text.isascii() else text.translate(_CHARACTERS)
+
+
 def strip(text: str) -> str:
     """A line without them, however many there are."""
-    rest = text.rstrip("\r\n")
+    rest = plain(text.rstrip("\r\n"))
     for _ in range(6):
         before = rest
         for prefix in _PREFIXES:

@@ -92,14 +92,16 @@ def flag_table(evidence: Evidence) -> FlagTable | None:
 
 def clean(line: Line) -> Line:
     """A line as it may be shown: without secrets and names, and not too long."""
-    text = redacted(line.text).strip()
-    short = text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} ..."
-    return Line(line.number, short, redacted(line.source))
+    return Line(line.number, _short(redacted(line.text).strip()), redacted(line.source))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_LINE else f"{text[:_LONGEST_LINE]} ..."
 
 
 def _found(item: Diagnosis, table: FlagTable | None) -> Found:
     rule = item.rule
-    values = {name: redacted(value) for name, value in item.values.items()}
+    values = {name: _short(redacted(value)) for name, value in item.values.items()}
     cause = _filled(item.cause or rule.cause, values)
     if item.remark:
         cause = f"{cause} ({item.remark})"

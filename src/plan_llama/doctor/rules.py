@@ -38,7 +38,8 @@ class Sign:
 class Rule:
     """A failure: how it is seen, why it happens, what to do. `yields_to`: causes that explain it where they are found.
 
-    `phase` "load": a start that serves afterwards has survived it. In texts, what stands between backquotes and begins
+    `phase` "load": a start that serves afterwards has survived it. `last_resort`: it names a message in general, and is
+    left out where another fatal cause was found. In texts, what stands between backquotes and begins
     with `-` is an argument of llama.cpp, and `{a}` is what stood in the hole of that name,
     `{name}` a fact; bytes are shown in GiB or MiB.
     """
@@ -50,6 +51,7 @@ class Rule:
     phase: Phase = "load"
     signs: tuple[Sign, ...]
     yields_to: tuple[str, ...] = ()
+    last_resort: bool = False
     cause: str
     fix: str
     commands: tuple[str, ...] = ()
@@ -105,6 +107,7 @@ def _rule(table: catalog.Table, section: str) -> Rule:
         severity=severity,
         phase=cast(Phase, phase),
         yields_to=table.strings("yields_to"),
+        last_resort=table.get("last_resort", bool) or False,
         cause=table.take("cause", str).strip(),
         fix=table.take("fix", str).strip(),
         commands=table.strings("commands"),
