@@ -16,12 +16,16 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
+from plan_llama.models.writer import write_header
+from plan_llama.units import MIB
 from tests.cli.conftest import GLM, Cli, Ended
+from tests.conformance_cases import spec
 from tests.gguf_builder import ORACLE, oracle_file
 
 SCHEMA = json.loads(files("plan_llama").joinpath("schema/plan.schema.json").read_text(encoding="utf-8"))
 MODEL = "glm-5.1-ud-iq2"
-CARD = "CUDA0: NVIDIA GeForce RTX 4090 (24576 MiB, 24064 MiB free)"
+# A stand-in for a card: the numbers that were recorded are of one, without what CUDA's own kernels hold.
+CARD = "RPC0: 127.0.0.1:50052 (24576 MiB, 24064 MiB free)"
 # Of the real --help of b11434: the arguments that these commands use.
 HELP = """-h,    --help, --usage                  print usage and exit
 -t,    --threads N                      number of CPU threads
@@ -89,7 +93,7 @@ def recorded(*flags: str) -> tuple[str, dict[str, dict[str, int]]]:
         same = case["model"] == MODEL and case["flags"] == list(flags) and case["set"] == "real"
         if same and len(case["sim_gpus"]) == 1 and "bytes" in case:
             lines = [
-                f"{place.replace('GPU', 'CUDA')} {part['model']} {part['context']} {part['compute']} "
+                f"{place.replace('GPU', 'RPC')} {part['model']} {part['context']} {part['compute']} "
                 for place, part in case["devices"].items()
             ]
             return f"printf '%s\\n' {shlex.join(lines)}", case["devices"]
@@ -146,7 +150,7 @@ def test_server_arguments_are_kept_from_the_dry_run(cli: Cli, engine: MakeEngine
 def test_a_number_below_the_real_need_is_named(cli: Cli, engine: MakeEngine, home: Path) -> None:
     body, devices = recorded(*FITS)
     line = devices["GPU0"]
-    more = f"CUDA0 {line['model']} {line['context']} {line['compute'] + 200} "
+    more = f"RPC0 {line['model']} {line['context']} {line['compute'] + 200} "
     ended = on_recorded(cli, engine, home, f"{body}; echo '{more}'")
     found = ended.json["verify"]
     assert (ended.code, found["verdict"]) == (3, "differs")
@@ -173,7 +177,7 @@ def test_a_plan_that_does_not_fit_by_the_real_numbers(cli: Cli, engine: MakeEngi
             "cur_backend_id",
         ),
         ("head -c 100000 /dev/urandom", "not-verified", "printed no memory lines"),
-        ("echo 'CUDA0 many of them'; echo 'Host 1 2'", "not-verified", "printed no memory lines"),
+        ("echo 'RPC0 many of them'; echo 'Host 1 2'", "not-verified", "printed no memory lines"),
         ("exit 0", "not-verified", "printed no memory lines"),
         ("echo 'error: invalid argument: -cmoe' >&2; exit 1", "refused", "invalid argument: -cmoe"),
         (
@@ -268,9 +272,12 @@ def test_no_engine_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     ended = cli("verify", *GLM, *ONE)
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
-    assert "no llama-fit-params on PATH" in ended.err
+    assert "no llama-server or llama-fit-params on PATH" in ended.err
     assert "--engine-path" in ended.err
-    for folder, said in ((tmp_path / "nowhere", "no such program"), (tmp_path, "no llama-fit-params there")):
+    for folder, said in (
+        (tmp_path / "nowhere", "no such program"),
+        (tmp_path, "no llama-server or llama-fit-params there"),
+    ):
         ended = cli("verify", *GLM, *ONE, "--engine-path", str(folder))
         assert (ended.code, ended.err.count("\n")) == (2, 1)
         assert said in ended.err
@@ -284,10 +291,84 @@ def test_what_cannot_be_verified_is_refused(cli: Cli, engine: MakeEngine) -> Non
         (("--", "llama-server", "-m", "nowhere.gguf"), "nowhere.gguf"),
         (("--", "ls"), "no program of llama.cpp"),
         (("--engine-build", "b9093", *GLM), "is b11434"),
+        (("--program", "llama-bench", *GLM), "--program llama-bench: no such program"),
     ):
         ended = cli("verify", "--engine-path", folder, *argv)
         assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1), ended
         assert said in ended.err
+
+
+# What llama-server b11434 logged of buffers on a CPU, with `-m llama-dense.gguf -c 4096 -np 2 -fa on -nr -lv 4`.
+LOG = """\
+0.00.020.268 I srv    load_model: loading model '/m/llama-dense.gguf'
+0.00.025.144 I load_tensors:   CPU_Mapped model buffer size =     4.52 MiB
+0.00.025.443 I llama_context: constructing llama_context
+0.00.025.475 I llama_context:        CPU  output buffer size =     0.00 MiB
+0.00.025.680 I llama_kv_cache:        CPU KV buffer size =     8.00 MiB
+0.00.032.395 I sched_reserve:        CPU compute buffer size =     6.02 MiB
+0.01.327.925 I srv    load_model: initializing, n_slots = 2, n_ctx_slot = 256, kv_unified = 'false'
+0.01.355.306 I srv  llama_server: listening on http://127.0.0.1:53379"""
+PARSES = 'case "$*" in *--help) exit 0;; esac\n'
+SERVED = ("--no-gpu", "--ram", "16GiB", "--timeout", "20")
+COMMAND = ("llama-server", "-c", "4096", "-np", "2", "-fa", "on", "--fit", "off")
+
+
+def with_server_alone(engine: MakeEngine, tmp_path: Path, body: str) -> tuple[Path, Path]:
+    """A folder with a llama-server only, and the header of the model that its log is of."""
+    folder = engine("", server=body)
+    (folder / "llama-fit-params").unlink()
+    path = tmp_path / "llama-dense.gguf"
+    write_header(spec("tiny", "llama-dense"), path)
+    return folder, path
+
+
+def test_a_build_without_the_dry_run_has_its_server_read_and_ended(
+    cli: Cli, engine: MakeEngine, scratch: Path, tmp_path: Path
+) -> None:
+    folder, path = with_server_alone(engine, tmp_path, f"{PARSES}cat <<'E'\n{LOG}\nE\nexec sleep 300")
+    ended = verified(cli, folder, *SERVED, "--", *COMMAND, "-m", str(path))
+    found = ended.json["verify"]
+    Draft202012Validator(SCHEMA).validate(ended.json)
+    assert (ended.code, ended.err, found["verdict"]) == (0, "", "verified"), found["reason"]
+    assert found["dry_run"]["exit_code"] is None
+    assert found["dry_run"]["seconds"] < 15
+    real = {line["part"]: line["real_bytes"] / MIB for line in found["lines"]}
+    assert real == pytest.approx({"model": 4.52, "context": 8.0, "compute": 6.02, "total": 18.54}, abs=0.02)
+    text = cli("verify", "--engine-path", str(folder), *SERVED, "--", *COMMAND, "-m", str(path))
+    assert "ended once it had said what it reserves" in text.flat
+
+
+@pytest.mark.parametrize(
+    ("body", "verdict", "said"),
+    [
+        (
+            f"cat <<'E'\n{LOG.partition('0.00.025.680')[0]}E\nkill -SEGV $$",
+            "not-verified",
+            "killed by SIGSEGV",
+        ),
+        (
+            PARSES + "echo 'E srv load_model: failed to load model' >&2; exit 1",
+            "refused",
+            "failed to load model",
+        ),
+        (PARSES + "exec sleep 60", "not-verified", "without an answer"),
+    ],
+)
+def test_a_server_that_fails(
+    cli: Cli, engine: MakeEngine, tmp_path: Path, body: str, verdict: str, said: str
+) -> None:
+    folder, path = with_server_alone(engine, tmp_path, body)
+    ended = verified(cli, folder, *SERVED, "--timeout", "1", "--", *COMMAND, "-m", str(path))
+    found = ended.json["verify"]
+    assert (ended.code, found["verdict"]) == (3, verdict)
+    assert said in found["reason"]
+
+
+def test_a_server_is_not_asked_for_where_there_is_none(cli: Cli, engine: MakeEngine) -> None:
+    folder = engine("exit 0", with_server=False)
+    ended = cli("verify", *GLM, *ONE, "--engine-path", str(folder), "--program", "llama-server")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "no llama-server there" in ended.err
 
 
 def alive(pid: int) -> bool:

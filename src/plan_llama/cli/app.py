@@ -257,6 +257,14 @@ def verify(
             "--rpc", metavar="HOST:PORT,...", help="RPC servers whose devices the engine is to use."
         ),
     ] = None,
+    program: Annotated[
+        str,
+        typer.Option(
+            "--program",
+            metavar="NAME",
+            help="llama-fit-params or llama-server is run. [auto: the first that is there]",
+        ),
+    ] = "auto",
     timeout: Annotated[
         float,
         typer.Option("--timeout", metavar="SECONDS", min=1, max=3600, help="Most time for each program."),
@@ -271,7 +279,7 @@ def verify(
     from plan_llama.cli import verify_command
 
     return verify_command.run(
-        context.args, model, hardware, wishes, engine, output, rpc=rpc, timeout_s=timeout
+        context.args, model, hardware, wishes, engine, output, rpc=rpc, program=program, timeout_s=timeout
     )
 
 

@@ -52,6 +52,7 @@ def as_json(found: Verification, engine: InstalledEngine) -> dict[str, Any]:
             for device in found.devices
         ],
         "dry_run": {
+            "program": found.program,
             "argv": list(ended.argv),
             "exit_code": ended.code,
             "ended": ended.how,
@@ -108,7 +109,7 @@ def text(
             for item in items:
                 lines += screen.wrap(f"{screen.glyph('·')} {item}", indent=2)
             lines.append("")
-    lines += [screen.heading("Dry run"), f"  {shlex.join(found.dry_run.argv)}"]
+    lines += [screen.heading("What was run"), f"  {shlex.join(found.dry_run.argv)}"]
     lines += screen.wrap(f"{found.dry_run.how}, {found.dry_run.seconds:.1f} s", indent=2)
     heading = screen.heading(f"Command  ({launch.engine}, {older_builds.named(launch.build)})")
     lines += ["", heading, *render_plan.command(screen, launch)]
@@ -127,7 +128,9 @@ def _table(screen: Screen, found: Verification) -> Iterator[str]:
 
 
 def _row(screen: Screen, line: Line) -> str:
-    real = "-" if line.real_bytes is None else f"{line.real_bytes // MIB:,}"
+    real = "-"
+    if line.real_bytes is not None:
+        real = f"{line.real_bytes / MIB:,.{1 if line.real_bytes % MIB else 0}f}"
     off = "-" if line.difference_bytes is None else f"{line.difference_bytes / MIB:+,.1f}"
     if line.difference_bytes == 0:
         off = "0"
@@ -139,12 +142,22 @@ def _row(screen: Screen, line: Line) -> str:
 
 def _remarks(found: Verification) -> list[str]:
     said = list(found.notes)
-    if any(line.part == "compute" and line.planned_bytes != line.predicted_bytes for line in found.lines):
+    serves = found.program == "llama-server"
+    if not serves and any(
+        line.part == "compute" and line.planned_bytes != line.predicted_bytes for line in found.lines
+    ):
         said.append(
             "compared is what is predicted for llama-fit-params, which reserves an output row for every token of a "
             "micro-batch; llama-server, in the last column, reserves one per slot"
         )
     if found.header_only:
         said.append("the model is not here: a file with its header over a hole of its size stood in for it")
-    said.append("real numbers are printed in whole MiB, cut off; differences are those beyond that")
+    if serves:
+        said.append(
+            "llama-server was started with mapped weights, without a warm-up, and ended once it had reserved its "
+            "buffers; of weights on the host its log has the stretch of the file from the first to the last"
+        )
+        said.append("real numbers are rounded to 0.01 MiB for each buffer; differences are those beyond that")
+    else:
+        said.append("real numbers are printed in whole MiB, cut off; differences are those beyond that")
     return said

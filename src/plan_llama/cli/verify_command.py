@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from plan_llama.cli import plan_json, render_verify
 from plan_llama.cli.checked_model import model_of, with_projector
@@ -17,12 +18,14 @@ from plan_llama.engines.command_settings import to_settings
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.launch import LaunchCommand
-from plan_llama.engines.verify import Subject, verify
+from plan_llama.engines.server_run import ServerRun
+from plan_llama.engines.verify import verify
+from plan_llama.engines.verify_run import DryRun, Subject
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.engines import describe, llama_programs
 from plan_llama.hardware.overrides import resolve
-from plan_llama.hardware.probe import measured
+from plan_llama.hardware.probe import measured, probe
 from plan_llama.hardware.types import InstalledEngine, Source
 from plan_llama.memory.footprint import footprint
 from plan_llama.memory.table import ModelTable
@@ -53,6 +56,7 @@ def run(
     output: OutputOptions,
     *,
     rpc: str | None,
+    program: str,
     timeout_s: float,
 ) -> int:
     """Returns 0 where all that could be compared agrees and it fits by the real numbers, else 3."""
@@ -64,7 +68,8 @@ def run(
     wanted = wishes(wish_options)
     asked = engine_build(engine)
     fit_params, server = llama_programs(engine.engine_path)
-    installed = describe(server or fit_params, "llama.cpp")
+    runs = _program(program, fit_params, server)
+    installed = describe(server or runs, "llama.cpp")
     engine = replace(engine, engine_path=str(server) if server else None)
     if installed.build is not None and installed.build > 1:  # the prediction is for the engine that is run
         if asked not in (None, installed.build):
@@ -78,7 +83,12 @@ def run(
     else:
         given = _plan(model, hardware, wanted, engine, installed if server else None)
     with interruptible():
-        found = verify(given.subject, fit_params, server, rpc=rpc, timeout_s=timeout_s)
+        if runs == server:
+            free = probe(with_gpus=False, with_engines=False).ram.available_bytes
+            run: DryRun = ServerRun(given.subject, str(runs), rpc, timeout_s, free)
+        else:
+            run = DryRun(given.subject, str(runs), rpc, timeout_s)
+        found = verify(run, server)
     if output.json:
         answer = plan_json.answer(
             table=given.task.table,
@@ -96,6 +106,20 @@ def run(
         text = render_verify.text(screen, spec, machine, found, installed, given.launch, given.findings)
         screen.write(text)
     return EXIT_OK if found.verdict in ("verified", "partly-verified") else EXIT_NO_FIT
+
+
+def _program(name: str, fit_params: Path | None, server: Path | None) -> Path:
+    """The one that is asked for; by itself the dry run, which allocates nothing, before the server."""
+    found = {"llama-fit-params": fit_params, "llama-server": server}
+    if name not in (*found, "auto"):
+        raise UsageError(f"verify: --program {name}: no such program", hint=f"auto, {', '.join(found)}")
+    runs = (fit_params or server) if name == "auto" else found[name]
+    if runs is None:
+        other = next(path for path in found.values() if path is not None)
+        raise InputError(
+            f"{other.parent}: no {name} there to verify with", hint=f"leave --program {name} out"
+        )
+    return runs
 
 
 def _plan(

@@ -59,24 +59,38 @@ class EngineDevice:
 
 @dataclass(frozen=True, slots=True)
 class RealBytes:
-    """What the engine printed of one device: whole MiB, cut off, so that up to 1 MiB is missing of each part."""
+    """What the engine printed of one device. Each part may be larger than printed by `above_bytes`: whole MiB are cut
+    off; and where they are rounded, smaller by `below_bytes`. Without `model_bytes` the weights are not to be compared.
+    """
 
-    model_bytes: int
+    model_bytes: int | None
     context_bytes: int
     compute_bytes: int
+    above_bytes: int = MIB
+    below_bytes: int = 0
 
     def __add__(self, other: RealBytes) -> RealBytes:
         return RealBytes(
-            self.model_bytes + other.model_bytes,
+            None
+            if self.model_bytes is None or other.model_bytes is None
+            else self.model_bytes + other.model_bytes,
             self.context_bytes + other.context_bytes,
             self.compute_bytes + other.compute_bytes,
         )
 
 
-def translate(parsed: ParsedCommand, known: InstalledHelp, *, host_only: bool, repack: bool) -> Translated:
-    """A command's arguments as this llama-fit-params takes them; `known` is its own --help.
+def translate(
+    parsed: ParsedCommand,
+    known: InstalledHelp,
+    *,
+    host_only: bool,
+    repack: bool,
+    without: frozenset[str] = frozenset(),
+) -> Translated:
+    """A command's arguments as this program takes them; `known` is its own --help.
 
-    `host_only` leaves out all that speaks of devices. Without `repack` the host's weights stay as they are in the file.
+    `host_only` leaves out all that speaks of devices, `without` more. Without `repack` the host's weights stay as they
+    are in the file.
     """
     kept: list[ParsedArgument] = []
     other: list[str] = []
@@ -84,7 +98,7 @@ def translate(parsed: ParsedCommand, known: InstalledHelp, *, host_only: bool, r
         if item.argument is None or item.status not in ("ok", "duplicate") or item.from_env:
             continue
         names = {*item.argument.names}
-        if names & _OURS or (host_only and names & _PLACES):
+        if names & (_OURS | without) or (host_only and names & _PLACES):
             continue
         if any(known.has(name) for name in (*names, *item.argument.negative)):
             kept.append(item)

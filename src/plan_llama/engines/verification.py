@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plan_llama.engines.dry_run import RealBytes
@@ -26,8 +26,8 @@ _LITTLE_BYTES = 1 * GIB
 class Line:
     """One part of one device, as predicted for the program that ran; `planned_bytes` is the plan's for llama-server.
 
-    `real_bytes` is what was printed: whole MiB, cut off; None where nothing was. `difference_bytes` is predicted less
-    real, beyond what was cut off; "below" is the unsafe side.
+    `real_bytes` is what was printed: whole MiB, cut off, or rounded; None where nothing was. `difference_bytes` is
+    predicted less real, beyond what was cut off or rounded; "below" is the unsafe side.
     """
 
     device: str  # gpu0, …, host
@@ -73,15 +73,18 @@ def _device(
     *,
     upper_bound: bool,
 ) -> Iterator[Line]:
-    predicted, planned = (_parts(item) for item in said)
+    predicted, planned = (_parts(item, fused=_fuses(name)) for item in said)
     real: Mapping[Part, int | None] = dict.fromkeys(predicted) if found is None else _real_parts(found)
     total = real["total"]
     for part, ours in predicted.items():
         theirs = real[part]
-        off = None if theirs is None else beyond(ours, theirs, 3 * MIB if part == "total" else MIB)
+        off = None
+        if theirs is not None and found is not None:
+            parts = 3 if part == "total" else 1
+            off = beyond(ours, theirs, parts * found.above_bytes, parts * found.below_bytes)
         verdict: LineVerdict = "not-checked"
-        if off is not None and theirs is not None and total is not None:
-            verdict = _verdict(part, off, theirs, total, upper_bound=upper_bound)
+        if off is not None and theirs is not None:
+            verdict = _verdict(part, off, theirs, total or theirs, upper_bound=upper_bound)
         yield Line(
             device=device,
             engine_device=name,
@@ -94,12 +97,13 @@ def _device(
         )
 
 
-def _parts(item: DeviceBytes) -> dict[Part, int]:
+def _parts(item: DeviceBytes, *, fused: bool) -> dict[Part, int]:
+    more = item.fused_bytes if fused else 0
     return {
         "model": item.weights_bytes,
         "context": item.context_bytes,
-        "compute": item.compute_bytes,
-        "total": item.total_bytes,
+        "compute": item.compute_bytes + more,
+        "total": item.total_bytes + more,
     }
 
 
@@ -108,15 +112,17 @@ def _real_parts(item: RealBytes) -> dict[Part, int | None]:
         "model": item.model_bytes,
         "context": item.context_bytes,
         "compute": item.compute_bytes,
-        "total": item.model_bytes + item.context_bytes + item.compute_bytes,
+        "total": None
+        if item.model_bytes is None
+        else item.model_bytes + item.context_bytes + item.compute_bytes,
     }
 
 
-def beyond(ours: int, printed: int, cut_off: int) -> int:
+def beyond(ours: int, printed: int, above: int, below: int = 0) -> int:
     """How far a prediction is from anything that could have been printed so; 0 where it could have been."""
-    if ours < printed:
-        return ours - printed
-    return max(0, ours - (printed + cut_off))
+    if ours < printed - below:
+        return ours - (printed - below)
+    return max(0, ours - (printed + above))
 
 
 def _verdict(part: Part, off: int, real: int, device_total: int, *, upper_bound: bool) -> LineVerdict:
@@ -140,20 +146,35 @@ def corrected(
     The plan is for llama-server, which reserves fewer output rows than llama-fit-params: its real numbers are its own
     predicted ones plus the error that the same prediction made there. Devices that were not checked stay as predicted.
     """
-    return Buffers(
+    return replace(
+        planned,
         devices=tuple(
-            _moved(plan, said, real.get(name))
+            _moved(plan, said, real.get(name), fused=_fuses(name))
             for plan, said, name in zip(planned.devices, predicted.devices, names, strict=True)
         ),
-        host=_moved(planned.host, predicted.host, real.get(HOST)),
+        host=_moved(planned.host, predicted.host, real.get(HOST), fused=False),
     )
 
 
-def _moved(plan: DeviceBytes, said: DeviceBytes, found: RealBytes | None) -> DeviceBytes:
+def _fuses(name: str | None) -> bool:
+    """Whether the engine's own device holds what fused kernels read: a card of its CUDA or HIP backend, none behind
+    RPC. It is then in the compute buffer that is printed.
+    """
+    return name is not None and name.startswith(("CUDA", "ROCm"))
+
+
+def _moved(plan: DeviceBytes, said: DeviceBytes, found: RealBytes | None, *, fused: bool) -> DeviceBytes:
     if found is None:
         return plan
-    return DeviceBytes(
-        weights_bytes=max(0, plan.weights_bytes - beyond(said.weights_bytes, found.model_bytes, MIB)),
-        context_bytes=max(0, plan.context_bytes - beyond(said.context_bytes, found.context_bytes, MIB)),
-        compute_bytes=max(0, plan.compute_bytes - beyond(said.compute_bytes, found.compute_bytes, MIB)),
+
+    def moved(planned: int, ours: int, theirs: int | None) -> int:
+        off = 0 if theirs is None else beyond(ours, theirs, found.above_bytes, found.below_bytes)
+        return max(0, planned - off)
+
+    computing = said.compute_bytes + (said.fused_bytes if fused else 0)
+    return replace(
+        plan,
+        weights_bytes=moved(plan.weights_bytes, said.weights_bytes, found.model_bytes),
+        context_bytes=moved(plan.context_bytes, said.context_bytes, found.context_bytes),
+        compute_bytes=moved(plan.compute_bytes, computing, found.compute_bytes),
     )

@@ -1,66 +1,36 @@
 """Dry-run a command with the engine that is on this machine, and put predicted beside real.
 
-Only the two programs that were found are executed. llama-fit-params loads nothing but the header of the model: the
-file's own, or that of a sparse stand-in in a temporary folder that is gone on every way out.
+Only the two programs that were found are executed. The model is its own file, or a sparse stand-in with its header in a
+temporary folder that is gone on every way out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from plan_llama.engines import bounded, dry_run, memory_rules, verification
 from plan_llama.engines.bounded import Ended
-from plan_llama.engines.command_settings import to_settings
-from plan_llama.engines.commandline import ParsedCommand, parse
-from plan_llama.engines.dry_run import EngineDevice, RealBytes
-from plan_llama.engines.flags import FlagTable
-from plan_llama.engines.older_builds import InstalledHelp
-from plan_llama.engines.overrides import device_names
+from plan_llama.engines.dry_run import EngineDevice
 from plan_llama.engines.verification import Line
-from plan_llama.hardware.engines import parse_help
-from plan_llama.hardware.types import Backend, Machine
-from plan_llama.memory.compute import is_described
-from plan_llama.memory.estimate import buffers
-from plan_llama.memory.footprint import Beyond, Footprint, device_memory, footprint
-from plan_llama.memory.table import ModelTable
-from plan_llama.memory.types import Buffers, Settings
+from plan_llama.engines.verify_run import DryRun
+from plan_llama.memory.footprint import Footprint
 from plan_llama.models.types import ModelSpec
 from plan_llama.models.writer import write_header
 
 Verdict = Literal["verified", "partly-verified", "differs", "does-not-fit", "refused", "not-verified"]
 
-# Devices of ggml's backends by the start of their names. An RPC server may have any of them behind it.
-_BACKENDS: Mapping[str, Backend] = {
-    "CUDA": "cuda",
-    "ROCm": "rocm",
-    "Vulkan": "vulkan",
-    "MTL": "metal",
-    "SYCL": "sycl",
-}
-# What is said by an engine that has understood and does not want to: common_fit_print throws it, b11434.
-_REFUSALS = ("failed to load model", "failed to create llama_context", "error: ", "invalid argument")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A command, what it means for a model on a machine, and what is kept free there."""
-
-    table: ModelTable
-    machine: Machine
-    beyond: Beyond
-    parsed: ParsedCommand
-    settings: Settings
-    engine_build: int | None  # of the programs that are run
-    env: Mapping[str, str]
-    margin_bytes: int | None = None
-    allow_paging: bool = False
+# What is said by an engine that has understood and does not want to: common_fit_print throws it, the server logs it.
+_REFUSALS = (
+    "failed to load model",
+    "failed to create llama_context",
+    "error: ",
+    "invalid argument",
+    "model loading error",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +40,7 @@ class Verification:
     `accepted` is what llama-server's own parser says of the command; None where it was not asked.
     """
 
+    program: str
     verdict: Verdict
     reason: str
     devices: tuple[EngineDevice, ...]
@@ -82,32 +53,30 @@ class Verification:
     notes: tuple[str, ...]
 
 
-def verify(
-    subject: Subject, fit_params: Path, server: Path | None, *, rpc: str | None = None, timeout_s: float
-) -> Verification:
-    """Runs the dry run and compares. `rpc` names RPC servers whose devices the engine is to use.
+def verify(run: DryRun, server: Path | None) -> Verification:
+    """Runs it and compares.
 
     Raises InputError where the stand-in for the model cannot be written.
     """
-    work = _Work(subject, str(fit_params), rpc, timeout_s)
-    with _model_file(subject.table.spec) as (path, header_only):
-        ended = bounded.run(work.argv(path), env=work.env, timeout_s=timeout_s)
-        asked = None if server is None else work.ask_parser(server, path)
-    real = work.real(ended)
-    lines = work.lines(real)
-    used = work.real_footprint(real) if real else None
-    verdict, reason = _judge(ended, asked, lines, used, subject, partly=bool(work.unchecked))
+    with _model_file(run.subject.table.spec) as (path, run.header_only):
+        ended = run.run(path)
+        asked = None if server is None else run.ask_parser(server, path)
+    real = run.real(ended)
+    lines = run.lines(real)
+    used = run.real_footprint(real) if real else None
+    verdict, reason = _judge(run, ended, asked, lines, used)
     return Verification(
+        program=run.name,
         verdict=verdict,
         reason=reason,
-        devices=work.devices,
+        devices=run.devices,
         dry_run=ended,
         lines=lines,
         accepted=None if asked is None else asked.code == 0,
         footprint=used,
-        header_only=header_only,
-        unchecked=tuple(work.unchecked),
-        notes=tuple(work.notes),
+        header_only=run.header_only,
+        unchecked=tuple(run.unchecked),
+        notes=tuple(run.notes),
     )
 
 
@@ -130,156 +99,8 @@ def _has(path: str, size_bytes: int) -> bool:
         return False
 
 
-class _Work:
-    """One dry run: the engine's devices that stand for the machine's, its arguments, and the prediction for them."""
-
-    def __init__(self, subject: Subject, program: str, rpc: str | None, timeout_s: float) -> None:
-        self.subject, self.program, self.timeout_s = subject, program, timeout_s
-        self.remote = ("--rpc", rpc) if rpc else ()
-        self.env = environment(subject.env)
-        self.unchecked: list[str] = []
-        self.notes: list[str] = []
-        listed = self._ask(program, *self.remote, "--list-devices")
-        self.devices = dry_run.listed_devices(listed.out)
-        if listed.code != 0:
-            self.notes.append(f"{dry_run.PROGRAM} --list-devices: {listed.how}; {listed.last_words}")
-        self.known = InstalledHelp(parse_help(self._ask(program, "--help").out))
-        self.machine = subject.machine
-        self.names: tuple[str, ...] | None = self._stand_ins()
-        host_only = self.names is None
-        self.translated = dry_run.translate(
-            subject.parsed, self.known, host_only=host_only, repack=not (host_only or self.remote_devices)
-        )
-        self.unchecked += [
-            f"{item}: {dry_run.PROGRAM} does not take it" for item in self.translated.other_memory
-        ]
-
-    def _ask(self, *argv: str) -> Ended:
-        return bounded.run(argv, env=self.env, timeout_s=self.timeout_s)
-
-    def _stand_ins(self) -> tuple[str, ...] | None:
-        """The engine's names of the machine's GPUs, in their order; None where it has too few: then the host alone."""
-        gpus = self.subject.machine.gpus
-        if len(self.devices) < len(gpus):
-            have = ", ".join(device.name for device in self.devices) or "none"
-            self.unchecked.append(
-                f"what is placed on GPUs: the plan has {len(gpus)}, this engine has {have} (--rpc names remote ones); "
-                "the whole model was dry-run on the host instead"
-            )
-            self.machine = replace(self.machine, gpus=())
-            return None
-        used = self.devices[: len(gpus)]
-        cards = []
-        for gpu, device in zip(gpus, used, strict=True):
-            prefix = device.name.rstrip("0123456789")
-            cards.append(
-                replace(
-                    gpu,
-                    backend=_BACKENDS.get(prefix, gpu.backend),
-                    total_bytes=device.total_bytes,
-                    free_bytes=device.free_bytes,
-                )
-            )
-            if prefix not in _BACKENDS:
-                self.notes.append(
-                    f"{device.name} is taken for {gpu.name}: what is behind it is not known here"
-                )
-            elif _BACKENDS[prefix] != gpu.backend:
-                self.notes.append(
-                    f"{device.name} stands for {gpu.name}, with another backend ({gpu.backend})"
-                )
-        self.machine = replace(self.machine, gpus=tuple(cards))
-        return tuple(device.name for device in used)
-
-    @property
-    def remote_devices(self) -> bool:
-        """Whether a device is used that is not a local card. Beside such a one, unlike beside a local card, the engine
-        repacks the host's weights, and computes with them there (make_cpu_buft_list, src/llama-model.cpp, b11434).
-        """
-        return any(name.rstrip("0123456789") not in _BACKENDS for name in self.names or ())
-
-    def _in_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The arguments for llama-fit-params with these names for the machine's GPUs."""
-        own = device_names(self.subject.machine.gpus)
-        return self.translated.words(dict(zip(own, names, strict=False)))
-
-    def argv(self, path: str) -> tuple[str, ...]:
-        """The dry run's command. Of more devices than the plan has only the first ones are used."""
-        words = self._in_names(self.names or ())
-        if len(self.devices) > len(self.names or ()) and not {"-dev", "--device"} & set(words):
-            words += ("--device", ",".join(self.names or ()) or "none")
-        return (self.program, "-m", path, *self.remote, *words, "-fitp", "on", "-lv", "4")
-
-    def ask_parser(self, server: Path, path: str) -> Ended:
-        """Whether llama-server's own parser takes the command: with --help behind it, it ends after reading it."""
-        names = dict(zip(device_names(self.subject.machine.gpus), self.names or (), strict=False))
-        words = dry_run.for_parser(self.subject.parsed, names, host_only=self.names is None)
-        return self._ask(str(server), "-m", path, *self.remote, *words, "--help")
-
-    def real(self, ended: Ended) -> dict[str, RealBytes]:
-        """What the engine printed, by device; copies beside the host's own buffers are counted to the host."""
-        names = [device.name for device in self.devices]
-        found = dry_run.printed(ended.out, names)
-        if verification.HOST in found:
-            for other in dry_run.other_buffers(f"{ended.out}\n{ended.err}", names).values():
-                found[verification.HOST] += other
-        return found
-
-    @cached_property
-    def predicted(self) -> Buffers:
-        """The prediction for the same program with the same arguments on the devices that it used."""
-        words = self._in_names(device_names(self.machine.gpus))
-        argv = (dry_run.PROGRAM, *words, "-fitp", "on")
-        parsed = parse(argv, table=FlagTable.load(self.subject.parsed.build or None))
-        settings = to_settings(parsed, model=self.subject.table.spec, machine=self.machine).settings
-        settings = replace(settings, older=memory_rules.older(self.subject.engine_build))
-        return buffers(self.subject.table, settings, device_memory(self.machine), self.machine.cpu.isa)
-
-    @cached_property
-    def planned(self) -> Buffers:
-        """What the command itself is predicted to use."""
-        subject = self.subject
-        return buffers(
-            subject.table, subject.settings, device_memory(subject.machine), subject.machine.cpu.isa
-        )
-
-    def lines(self, real: Mapping[str, RealBytes]) -> tuple[Line, ...]:
-        """Predicted beside real. Where the machine's GPUs could not be used, theirs are not checked."""
-        described = is_described(self.subject.table.spec)
-        return verification.compare(self.predicted, self.planned, real, self.names, upper_bound=not described)
-
-    def real_footprint(self, real: Mapping[str, RealBytes]) -> Footprint:
-        """What the command uses with the real numbers in the place of the predicted ones."""
-        subject, known = self.subject, self.planned
-        if self.names is not None:
-            known = verification.corrected(known, self.predicted, real, self.names)
-        return footprint(
-            subject.table,
-            subject.settings,
-            subject.machine,
-            subject.beyond,
-            margin_bytes=subject.margin_bytes,
-            known=known,
-        )
-
-
-def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without what would change the command (LLAMA_ARG_...), and with the command's own.
-
-    ggml starts a debugger for a backtrace when it aborts, unless it is told not to (ggml/src/ggml.c, b11434).
-    """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")}
-    return {**own, **more, "GGML_NO_BACKTRACE": "1"}
-
-
 def _judge(
-    ended: Ended,
-    asked: Ended | None,
-    lines: Sequence[Line],
-    used: Footprint | None,
-    subject: Subject,
-    *,
-    partly: bool,
+    run: DryRun, ended: Ended, asked: Ended | None, lines: Sequence[Line], used: Footprint | None
 ) -> tuple[Verdict, str]:
     """The verdict and its reason, the worst first."""
     if asked is not None and asked.code != 0:
@@ -287,13 +108,13 @@ def _judge(
             return "not-verified", f"llama-server ARGS --help: {asked.how}; {asked.last_words}"
         return "refused", f"llama-server refuses the command: {asked.last_words}"
     checked = [line for line in lines if line.real_bytes is not None]
-    if ended.code != 0 or not checked:
-        said = f"{dry_run.PROGRAM}: {ended.how}"
+    if not ended.answered or not checked:
+        said = f"{run.name}: {ended.how}"
         said += f"; {ended.last_words}" if ended.last_words else ""
         text = f"{ended.out}\n{ended.err}"
-        refused = not ended.timed_out and ended.code != 0 and any(word in text for word in _REFUSALS)
-        if ended.code == 0:
-            said = f"{dry_run.PROGRAM} printed no memory lines"
+        refused = bool(ended.code) and any(word in text for word in _REFUSALS)
+        if ended.answered:
+            said = f"{run.name} printed no memory lines"
         return ("refused" if refused else "not-verified"), said
     wrong = [line for line in checked if line.verdict in ("above", "below")]
     if wrong:
@@ -301,9 +122,9 @@ def _judge(
         side = f"{below} below the real need" if below else "all above the real need"
         return "differs", f"{len(wrong)} of {len(checked)} lines are beyond the tolerance, {side}"
     verdict = used.verdict if used else "fits"
-    if verdict not in ("fits", "tight") and not (verdict == "pages-from-disk" and subject.allow_paging):
+    if verdict not in ("fits", "tight") and not (verdict == "pages-from-disk" and run.subject.allow_paging):
         return "does-not-fit", f"the numbers agree, and by them the verdict is {verdict}"
     missing = [line for line in lines if line.real_bytes is None]
-    if partly or missing:
+    if run.unchecked or missing:
         return "partly-verified", "all that could be compared agrees"
     return "verified", "every line agrees with what the engine reserves"

@@ -176,16 +176,17 @@ def _vllm_package() -> InstalledEngine | None:
 
 def llama_programs(
     engine_path: str | None, *, which: Callable[..., str | None] | None = None
-) -> tuple[Path, Path | None]:
-    """llama-fit-params of this machine, and the llama-server beside it (None where there is none).
+) -> tuple[Path | None, Path | None]:
+    """llama-fit-params and llama-server of this machine, of one folder; None for one that is not there.
 
-    `engine_path` names a program of the engine, or their folder; else they are those on PATH. Raises InputError.
+    `engine_path` names a program of the engine, or their folder; else they are those on PATH. Raises InputError where
+    there is neither.
     """
     if which is None:
         import shutil
 
         which = shutil.which
-    get = "a release from https://github.com/ggml-org/llama.cpp/releases has it, as has `brew install llama.cpp`"
+    get = "a release from https://github.com/ggml-org/llama.cpp/releases has them, as has `brew install llama.cpp`"
     if engine_path is not None:
         given = Path(engine_path)
         if not given.exists():
@@ -196,17 +197,15 @@ def llama_programs(
     else:
         on_path = which("llama-server") or which("llama-fit-params")
         if on_path is None:
-            hint = f"{get}; --engine-path names its folder"
-            raise InputError("no llama-fit-params on PATH to verify with", hint=hint)
+            hint = f"{get}; --engine-path names their folder"
+            raise InputError("no llama-server or llama-fit-params on PATH to verify with", hint=hint)
         folder = Path(on_path).resolve().parent
-    fit = which("llama-fit-params", path=str(folder))
-    if fit is None and engine_path is None:
-        fit = which("llama-fit-params")
-    if fit is None:
-        hint = f"recent builds of llama.cpp come with it; {get}"
-        raise InputError(f"{folder}: no llama-fit-params there to verify with", hint=hint)
-    server = which("llama-server", path=str(Path(fit).parent))
-    return Path(fit), Path(server) if server else None
+    fit, server = (which(name, path=str(folder)) for name in ("llama-fit-params", "llama-server"))
+    if fit is None and engine_path is None and (fit := which("llama-fit-params")):
+        server = which("llama-server", path=str(Path(fit).parent))
+    if fit is None and server is None:
+        raise InputError(f"{folder}: no llama-server or llama-fit-params there to verify with", hint=get)
+    return Path(fit) if fit else None, Path(server) if server else None
 
 
 def installed(

@@ -22,6 +22,7 @@ class Usage:
 
     pid: int
     rss_bytes: int = 0
+    anonymous_bytes: int = 0  # of those, what is no page of a file
     rss_peak_bytes: int = 0
     address_peak_bytes: int = 0
     swap_bytes: int = 0
@@ -54,6 +55,7 @@ def usage(pid: int, sysroot: Path = _ROOT) -> Usage | None:
     return Usage(
         pid=pid,
         rss_bytes=_kib(status, "VmRSS"),
+        anonymous_bytes=_kib(status, "RssAnon") + _kib(status, "RssShmem"),
         rss_peak_bytes=_kib(status, "VmHWM"),
         address_peak_bytes=_kib(status, "VmPeak"),
         swap_bytes=_kib(status, "VmSwap"),
