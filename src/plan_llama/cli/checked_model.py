@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from plan_llama.cli import images
+from plan_llama.cli.model_notes import about_file
 from plan_llama.cli.options import ModelOptions
-from plan_llama.cli.plan_command import about_file
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
 from plan_llama.findings import Finding
 from plan_llama.models import catalog_models, projectors

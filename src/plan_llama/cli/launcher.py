@@ -9,7 +9,8 @@ from pathlib import Path
 
 from plan_llama.cli.address import Address
 from plan_llama.cli.engine_choice import Writer
-from plan_llama.cli.plan_command import Made, names_unknown
+from plan_llama.cli.model_notes import names_unknown
+from plan_llama.cli.plan_command import Made
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import InputError, UsageError
 from plan_llama.findings import Finding

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plan_llama.cli import check_command, images, plan_command, plan_json, render_plan
+from plan_llama.cli import check_command, images, model_notes, plan_json, render_plan
 from plan_llama.cli.correct_command import Checked
 from plan_llama.cli.ollama_command import Ollama
 from plan_llama.cli.options import ModelOptions, OutputOptions
@@ -105,7 +105,7 @@ def _model(words: OllamaWords, options: ModelOptions) -> _Named:
             pass  # said below, where no --model says what it is
     if options.model is not None:
         spec = resolve_model(options.model, options.quant)
-        return _Named(spec, file, (*said, *plan_command.about_file(spec)))
+        return _Named(spec, file, (*said, *model_notes.about_file(spec)))
     base = (words.name or "").partition(":")[0]
     if words.action == "run" and (base in facts().cloud or (words.name or "").endswith("cloud")):
         text = f"{words.name}: a cloud model, which runs on ollama.com and has no weights in Ollama's library"
@@ -115,10 +115,10 @@ def _model(words: OllamaWords, options: ModelOptions) -> _Named:
     try:
         if words.action == "run" and words.name is not None:
             spec = store.resolve(f"ollama:{words.name}")
-            return _Named(spec, file, (*said, *plan_command.about_file(spec)))
+            return _Named(spec, file, (*said, *model_notes.about_file(spec)))
         if first := next((path for path in file.sources if Path(path).is_file()), None):
             spec = load(first)
-            return _Named(spec, file, (*said, *plan_command.about_file(spec)))
+            return _Named(spec, file, (*said, *model_notes.about_file(spec)))
     except (ModelError, UsageError) as error:
         said.append(Finding(id="file-not-found", severity="error", text=error.message, fix=error.hint))
         return _Named(None, file, tuple(said))

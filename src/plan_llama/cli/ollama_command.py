@@ -9,7 +9,7 @@ from pathlib import Path
 from plan_llama.cli import llama_command
 from plan_llama.cli.engine_choice import refuse_types
 from plan_llama.cli.launcher import launcher_files
-from plan_llama.cli.plan_command import names_unknown
+from plan_llama.cli.model_notes import names_unknown
 from plan_llama.engines import architectures, llama_server, memory_rules, older_builds, ollama
 from plan_llama.engines.flags import FlagTable
 from plan_llama.engines.launch import LaunchCommand

@@ -11,6 +11,7 @@ from pathlib import Path
 from plan_llama.cli import images, other_quants, plan_json, render_plan
 from plan_llama.cli.address import NOWHERE_SAID, Address, address_of
 from plan_llama.cli.engine_choice import Writer, writer
+from plan_llama.cli.model_notes import about_file
 from plan_llama.cli.options import (
     EngineOptions,
     HardwareOptions,
@@ -24,14 +25,13 @@ from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
 from plan_llama.engines import llama_server, other_programs, refusals
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, ModelError, RemoteError, UsageError
-from plan_llama.findings import Finding, Severity
+from plan_llama.findings import Finding
 from plan_llama.hardware.overrides import resolve
 from plan_llama.hardware.probe import measured
 from plan_llama.hardware.types import InstalledEngine, Machine
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.locate import download_folder
 from plan_llama.models.resolve import choices, resolve_model, spelled
-from plan_llama.models.types import ModelSpec
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.search import Task
@@ -87,8 +87,12 @@ def run(
         else:
             written, about_launchers = write_plan(target, made, address, serve.launcher, force=serve.force)
             findings = in_order([*findings, *about_launchers])
-    if (output.json or output.explain) and usable:
-        plan = replace(plan, alternatives=(*plan.alternatives, *_other_choices(made)))
+    if output.json or output.explain:
+        from plan_llama.cli import frontier
+
+        if usable:
+            plan = replace(plan, alternatives=(*plan.alternatives, *_other_choices(made)))
+        worth = frontier.points(made, model)
     if output.json:
         answer = plan_json.answer(
             table=table,
@@ -100,6 +104,7 @@ def run(
             provenance=plan.provenance,
         )
         answer |= plan_json.plan_extras(plan)
+        answer["frontier"] = frontier.as_json(worth)
         answer["programs"] = [plan_json.further(item) for item in programs]
         if written:
             answer["written"] = [str(path) for path in written]
@@ -116,6 +121,7 @@ def run(
             explain=output.explain,
             said=findings,
             programs=programs,
+            frontier=list(frontier.table(screen, worth)) if output.explain else [],
         )
         if written:
             text += "\n" + "".join(f"written: {path}\n" for path in written)
@@ -345,65 +351,6 @@ def choose_model(
             text, fix = f"{text}; {faster[0]}", f"{faster[1]}, or another"
     chosen = Finding(id="quant-chosen", severity="note", text=text, fix=fix)
     return table, machine, [chosen, *unread[:3], *about_file(spec)]
-
-
-def about_file(spec: ModelSpec) -> list[Finding]:
-    """What is to be known about a file that is not (all) here."""
-    found = []
-    if spec.data_note:
-        severity: Severity = "warning" if spec.download is None else "note"
-        found.append(Finding(id="model-data", severity=severity, text=f"{spec.path}: {spec.data_note}"))
-    if spec.origin_note:
-        found.append(Finding(id="model-origin", severity="note", text=spec.origin_note))
-    if spec.source == "catalog":
-        found.append(
-            Finding(
-                id="model-from-catalog",
-                severity="note",
-                text=_not_here(spec),
-            )
-        )
-    if unknown := names_unknown(spec):
-        text, fix = unknown
-        text += ": -m names their folder, which llama.cpp does not read"
-        found.append(Finding(id="file-name-unknown", severity="warning", text=text, fix=fix))
-    if spec.made_with:
-        import shlex
-
-        found.append(
-            Finding(
-                id="model-not-published",
-                severity="warning",
-                text=f"no published {spec.quant} is known here: planned as llama.cpp's own tools make it "
-                f"({publisher_gb(spec.file_bytes)}; the tensors are exact, the header is estimated)",
-                fix=shlex.join(spec.made_with),
-            )
-        )
-    return found
-
-
-def _not_here(spec: ModelSpec) -> str:
-    """Of a catalog file: where its size and its tensors come from."""
-    size = publisher_gb(spec.file_bytes)
-    here = "the file is not on this machine: its"
-    if spec.sources.get("file_bytes") != "modelled":
-        return f"{here} tensors are modelled after what the publisher states ({size})"
-    text = f"{here} size ({size}) and tensors are those of llama-quantize's {spec.quant}"
-    if spec.download and spec.download.files and spec.sources.get("file_name") != "catalog":
-        text += "; its name follows the repository's habit and was not looked up, which --model "
-        text += f"hf:{spec.download.repo} does"
-    return text
-
-
-def names_unknown(spec: ModelSpec) -> tuple[str, str] | None:
-    """What to say, and what to do, where the catalog knows a repository but not the names of its files."""
-    if spec.files or spec.download is None or spec.download.files:
-        return None
-    repo = spec.download.repo
-    return (
-        f"the names of the files in {repo} are not known here",
-        f"--model hf:{repo}:{spec.quant} looks them up, or plan again after the download",
-    )
 
 
 def _refuse_invalid(task: Task, plan: Plan) -> None:

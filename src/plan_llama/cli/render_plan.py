@@ -355,8 +355,9 @@ def plan(
     explain: bool,
     said: Sequence[Finding],
     programs: Sequence[FurtherCommand] = (),
+    frontier: Sequence[str] = (),
 ) -> str:
-    """The whole screen of a plan."""
+    """The whole screen of a plan; `frontier` are the lines of its table of quants and contexts."""
     chosen = item.chosen
     lines = [*title(screen, table.spec, machine), ""]
     lines += [headline(screen, table, chosen, chosen.footprint.verdict)]
@@ -382,6 +383,8 @@ def plan(
         lines += [screen.heading("Good to know"), *remarks, ""]
     if explain:
         lines += [screen.heading("The working"), *working(screen, item.trace), ""]
+        if frontier:
+            lines += [screen.heading("Quants and contexts"), *frontier, ""]
         if usable and item.alternatives:
             lines += [screen.heading("Other choices"), *alternatives(screen, item.alternatives), ""]
         for other in programs:

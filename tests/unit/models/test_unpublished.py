@@ -12,7 +12,7 @@ import pytest
 
 from plan_llama.cli.app import run
 from plan_llama.cli.launcher import launcher_files
-from plan_llama.cli.plan_command import about_file
+from plan_llama.cli.model_notes import about_file
 from plan_llama.errors import EXIT_OK, ModelError, ProfileError, UsageError
 from plan_llama.models import quant_mix, unpublished
 from plan_llama.models.catalog_models import build as build_catalog
