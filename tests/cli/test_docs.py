@@ -98,7 +98,7 @@ def finding_ids() -> Iterator[str]:
         functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-            if name == "_say":
+            if name in ("_say", "say"):
                 yield from _texts(call.args[0], functions, path)
             elif name == "Finding":
                 ident = next(keyword.value for keyword in call.keywords if keyword.arg == "id")

@@ -118,6 +118,31 @@ def test_a_card_and_the_host(
     assert "--load-mode" not in argv
 
 
+def test_two_cards_and_a_model_that_drafts(
+    server_only: Path, sim_gpus: GpuSimulation, tiny_archs: dict[str, Path], tmp_path: Path
+) -> None:
+    flags = (
+        "-c",
+        "4096",
+        "-np",
+        "2",
+        "-ngl",
+        "99",
+        "-ts",
+        "1,1",
+        "--spec-type",
+        "draft-simple",
+        "--fit",
+        "off",
+    )
+    with sim_gpus([8192, 8192], [512, 512]) as (env, rpc):
+        models = ("-m", str(tiny_archs["llama-dense"]), "-md", str(tiny_archs["qwen3-dense"]))
+        command = ("llama-server", *models, *flags)
+        code, answer = verify(server_only, env, tmp_path, *ONE_CARD, "--gpu", "8GiB", *rpc, "--", *command)
+    assert_agrees(code, answer)
+    assert answer["memory"]["draft"]["devices"][1]["weights_bytes"] > 0
+
+
 def test_a_header_stands_in_for_the_model(
     server_only: Path, env: dict[str, str], tiny_archs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -202,3 +202,42 @@ def test_combinations_that_the_engine_takes() -> None:
     for line, model in (("llama-server -ctk q8_0 -ctv q8_0", glm()), ("llama-server -ctk q8_0", llama())):
         reading = read(line, model=model)
         assert refusals(reading.settings, table=ModelTable(model), flash_attn=reading.flash_attn) == ()
+
+
+def test_a_model_that_drafts_has_settings_of_its_own() -> None:
+    line = "llama-server -ngl 99 -c 8192 -np 2 -ctk q8_0 -md small.gguf -ngld 3 -ctkd q4_0 -cmoed"
+    model = replace(llama(), draft=llama())
+    given = read(f"{line} --spec-type draft-simple --spec-draft-n-max 8", model=model).settings
+    assert given.verified_tokens == 8
+    assert given.draft is not None
+    assert (given.draft.gpu_layers, given.draft.kv_type_k, given.draft.kv_type_v) == (3, "q4_0", "f16")
+    assert (given.draft.verified_tokens, given.draft.parallel) == (0, 2)
+    assert (len(given.overrides), len(given.draft.overrides)) == (0, 1)
+    everything = read("llama-server -md small.gguf -ngl 1", model=model).settings.draft
+    assert everything is not None
+    assert everything.gpu_layers == llama().blocks + 1  # -ngld is auto
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens"),
+    [
+        ("", 0),
+        ("--spec-type ngram-simple", 48),
+        ("--spec-type ngram-mod,ngram-cache", 64),
+        ("--spec-type ngram-mod --spec-ngram-mod-n-max 5", 5),
+        ("--spec-type ngram-cache", 8),
+        ("--spec-type draft-mtp", 0),  # by its own block: draft_tokens
+    ],
+)
+def test_tokens_that_one_batch_verifies(words: str, tokens: int) -> None:
+    """common_speculative_n_max and common_params_speculative, b11434."""
+    assert read(f"llama-server {words}").settings.verified_tokens == tokens
+
+
+def test_a_draft_model_that_drafts_nothing_is_named() -> None:
+    model = replace(llama(), draft=llama())
+    for words, said in (("", True), ("--spec-type draft-simple", False)):
+        ids = [item.id for item in read(f"llama-server -md small.gguf {words}", model=model).findings]
+        assert ("draft-model-idle" in ids) is said
+        assert "not-counted" not in ids
+    assert "not-counted" in [item.id for item in read("llama-server -md small.gguf").findings]

@@ -159,6 +159,8 @@ def _check(
         return EXIT_NO_FIT, _unknown_model(command, parsed, machine, said, output)
     spec, about_images = checked_model.with_projector(parsed, spec, model)
     said += about_images
+    spec, about_file = checked_model.with_draft(parsed, spec)
+    said += about_file
     checked, found = judge(parsed, spec, machine, wanted)
     said += found
     corrected, about_correction = corrected_command(parsed, checked, wanted, build, said_options)
@@ -256,6 +258,7 @@ def judge(
     verdict = "invalid" if stops else used.verdict
     said += memory_findings(task, candidate)
     said += images.findings(spec, settings, used, wanted=False)
+    said += checked_model.about_draft(spec, used)
     # what the planner says of its own choice of load mode is not about a given one
     said += [item for item in remarks(given_slots, candidate) if item.id != "mmap-with-cpu-override-slow"]
     return Checked(

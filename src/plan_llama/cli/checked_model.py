@@ -9,12 +9,15 @@ from plan_llama.cli import images
 from plan_llama.cli.model_notes import about_file
 from plan_llama.cli.options import ModelOptions
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
+from plan_llama.errors import ModelError
 from plan_llama.findings import Finding
+from plan_llama.memory.footprint import Footprint
 from plan_llama.models import catalog_models, projectors
 from plan_llama.models.catalog_models import KnownModel, KnownQuant
 from plan_llama.models.resolve import from_catalog, resolve_model
 from plan_llama.models.spec import load
 from plan_llama.models.types import ModelSpec
+from plan_llama.units import gib
 
 _DEFAULT_TAG = "Q4_K_M"  # what -hf owner/repo without a tag loads (common/arg.cpp, b11434)
 
@@ -85,6 +88,42 @@ def with_projector(
         id="file-not-found", severity="note", text=text, fix="--mmproj FILE before -- if that is wrong"
     )
     return replace(spec, projector=known), [found]
+
+
+def with_draft(parsed: ParsedCommand, spec: ModelSpec) -> tuple[ModelSpec, list[Finding]]:
+    """The model with the one that drafts for it, --spec-draft-model's; a file that is not here is known by its name."""
+    words = {name: item for item in parsed.arguments if item.argument for name in item.argument.names}
+    path = _value(words.get("-md"))
+    if path is None:
+        return spec, []
+    if _is_file(path):
+        try:
+            return replace(spec, draft=load(path)), []
+        except ModelError as error:  # made for drafting only: its graph is not described
+            return spec, [Finding(id="draft-not-described", severity="note", text=str(error))]
+    found = _by_file_name(path)
+    if found is None:
+        return spec, []
+    known, quant = found
+    text = f"{path} is not here; by its name it is taken for {known.name} {quant.quant}"
+    fix = "name a file that is here if that is wrong"
+    taken = Finding(id="file-not-found", severity="note", text=text, fix=fix)
+    return replace(spec, draft=from_catalog(known, quant)), [taken]
+
+
+def about_draft(spec: ModelSpec, used: Footprint) -> list[Finding]:
+    """What the model that drafts takes of the command's memory."""
+    if used.draft is None or spec.draft is None:
+        return []
+    parts = {
+        device.pool: part.total_bytes for device, part in zip(used.devices, used.draft.devices, strict=True)
+    }
+    sizes = [f"{gib(size)} on {name}" for name, size in parts.items() if size]
+    sizes.append(f"{gib(used.draft.host.total_bytes)} on the host")
+    text = (
+        f"the draft model {spec.draft.name} takes {', '.join(sizes)} of that; the speed is without drafting"
+    )
+    return [Finding(id="draft-model-counted", severity="note", text=text)]
 
 
 def _known_projector(spec: ModelSpec) -> ModelSpec | None:

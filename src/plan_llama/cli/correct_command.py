@@ -28,6 +28,7 @@ _REPLACED = frozenset(
         "-ncffn", "-ot", "-ub", "-b", "-fa", "-ctk", "-ctv", "-nkvo", "-kvo", "--op-offload", "-nopo",
         "-nr", "--repack", "--swa-full", "-lm", "-t", "--cache-ram", "-cram", "-ctxcp", "--spec-type",
         "-fit", "-fitt", "-fitc", "-sm", "-ts", "-mg", "-dev", "--host", "--port",
+        "-md", "-hfd", "-ngld", "-devd", "-otd", "-cmoed", "-ncmoed",
     )
 )
 # fmt: on
@@ -98,6 +99,9 @@ def corrected_command(
                 fix="--parallel N before --",
             )
         )
+    if _gives(parsed, "-md") or _gives(parsed, "-hfd"):
+        text = "the corrected command does not load the draft model: a plan keeps no room for one"
+        said.append(Finding(id="draft-model-left-out", severity="note", text=text))
     own = parsed.program == "llama-server"
     extra = _kept(parsed) if own else ()
     executable = parsed.executable if own else command.argv[0]

@@ -12,7 +12,7 @@ from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine, Source
 from plan_llama.memory.footprint import Footprint
 from plan_llama.memory.table import ModelTable
-from plan_llama.memory.types import Settings
+from plan_llama.memory.types import DeviceBytes, Settings
 from plan_llama.models.spec import active_parameters
 from plan_llama.models.types import Download, ModelSpec
 from plan_llama.solver.types import Candidate, Plan, Rung
@@ -132,6 +132,14 @@ def settings(table: ModelTable, chosen: Candidate) -> dict[str, Any]:
     }
 
 
+def _buffers(part: DeviceBytes) -> dict[str, int]:
+    return {
+        "weights_bytes": part.weights_bytes,
+        "context_bytes": part.context_bytes,
+        "compute_bytes": part.compute_bytes,
+    }
+
+
 def memory(used: Footprint) -> dict[str, Any]:
     """Bytes by device and pool; steady state, and the peak of load and long prompts."""
     return {
@@ -179,6 +187,12 @@ def memory(used: Footprint) -> dict[str, Any]:
         },
         "resident_ratio": used.resident_ratio,
         "projector": images.use_json(used.projector) if used.projector else None,
+        "draft": {
+            "devices": [_buffers(part) for part in used.draft.devices],
+            "host": _buffers(used.draft.host),
+        }
+        if used.draft
+        else None,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plan_llama.cli import plan_json, render_verify
-from plan_llama.cli.checked_model import model_of, with_projector
+from plan_llama.cli.checked_model import about_draft, model_of, with_draft, with_projector
 from plan_llama.cli.interrupts import interruptible
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
 from plan_llama.cli.plan_command import in_order, machine_notes, make_plan, print_json
@@ -174,10 +174,13 @@ def _command(
         raise InputError(f"verify: {said[-1].text}", hint=said[-1].fix)
     spec, about_images = with_projector(parsed, spec, model)
     said += about_images
+    spec, about_file = with_draft(parsed, spec)
+    said += about_file
     reading = to_settings(parsed, model=spec, machine=machine)
     task = make_task(ModelTable(spec), machine, wanted, beyond())
     used = footprint(task.table, reading.settings, machine, task.beyond, margin_bytes=wanted.margin_bytes)
     said += reading.findings
+    said += about_draft(spec, used)
     said += memory_rules.findings(parsed.build, spec, reading.settings)
     said += refusals.refusals(reading.settings, table=task.table, flash_attn=reading.flash_attn)
     if reading.fit_enabled and not {"ngl", "ts", "ot"} & reading.user_set:

@@ -73,13 +73,16 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A buffer that the log shows. `kind` is model, context or compute; `context` counts the contexts made so far."""
+    """A buffer that the log shows. `kind` is model, context or compute; `context` counts the contexts made so far.
+    `endpoint` is of a device behind an RPC server, where the number in its name is the server's.
+    """
 
     device: str
     kind: str
     size_bytes: int
     line: Line
     context: int = 0
+    endpoint: str = ""
 
 
 @dataclass(slots=True)

@@ -101,12 +101,16 @@ def _new_context(start: Start, _hit: Hit) -> None:
 
 def _buffer(kind: str) -> Handler:
     def handler(start: Start, hit: Hit) -> None:
-        name, now = _device_name(hit.values["x"]), start.contexts
+        name, where, now = _device_name(hit.values["x"]), _endpoint(hit.values["x"]), start.contexts
         if kind == "compute":  # a retry, or a later reservation, replaces it
+            same = name, where, kind, now
             start.buffers[:] = [
-                item for item in start.buffers if (item.device, item.kind, item.context) != (name, kind, now)
+                item
+                for item in start.buffers
+                if (item.device, item.endpoint, item.kind, item.context) != same
             ]
-        start.buffers.append(Buffer(name, kind, int(number(hit.values["a"]) * MIB), hit.line, now))
+        size = int(number(hit.values["a"]) * MIB)
+        start.buffers.append(Buffer(name, kind, size, hit.line, now, where))
 
     return handler
 
@@ -127,6 +131,11 @@ def _sized(kind: str) -> Handler:
 def _device_name(text: str) -> str:
     """`load_tensors: RPC0[127.0.0.1:50999]` and `llm_load_tensors:        CPU` are RPC0 and CPU."""
     return re.split(r"[\[(:]", text.strip().split()[-1])[0]
+
+
+def _endpoint(text: str) -> str:
+    found = re.search(r"\[(.*)\]$", text.strip())
+    return found[1] if found else ""
 
 
 def _device(start: Start, hit: Hit) -> None:

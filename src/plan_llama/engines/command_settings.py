@@ -8,10 +8,10 @@ author meant them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from plan_llama.engines import memory_rules, visible
+from plan_llama.engines import draft_settings, memory_rules, visible
 from plan_llama.engines import overrides as placing
 from plan_llama.engines import values as cxx
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
@@ -20,7 +20,6 @@ from plan_llama.engines.left_out import FlashAttn, left_out
 from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
-from plan_llama.memory import patterns
 from plan_llama.memory.context import is_causal
 from plan_llama.memory.types import DRAFT_TOKENS, LazyMode, LoadMode, Override, Settings, SplitMode
 from plan_llama.models.types import ModelSpec
@@ -69,7 +68,7 @@ def to_settings(parsed: ParsedCommand, *, model: ModelSpec, machine: Machine) ->
 
     Raises ModelError where the model's header lacks its block count.
     """
-    return _Reading(parsed, model, machine).result()
+    return Reading(parsed, model, machine).result()
 
 
 def automatic_load_mode(machine: Machine, devices: Sequence[int]) -> LoadMode:
@@ -82,7 +81,7 @@ def automatic_load_mode(machine: Machine, devices: Sequence[int]) -> LoadMode:
     return "none" if shared else "mmap"
 
 
-class _Reading:
+class Reading:
     """The command's arguments, looked up by their names; of several the last usable one counts."""
 
     def __init__(self, parsed: ParsedCommand, model: ModelSpec, machine: Machine) -> None:
@@ -132,7 +131,8 @@ class _Reading:
 
     def result(self) -> CommandReading:
         """Everything together."""
-        self.findings += uncounted(self.last, self.serves)
+        drafts = draft_settings.counted(self)
+        self.findings += uncounted(self.last, self.serves, "-md" if drafts else None)
         devices = self._devices()
         parallel, unified = self._slots()
         asked = self._asked_context(parallel)
@@ -150,12 +150,12 @@ class _Reading:
             flash_attn_auto=flash_attn == "auto",
             kv_type_k=self.text("-ctk") or "f16",
             kv_type_v=self.text("-ctv") or "f16",
-            gpu_layers=self._gpu_layers(devices),
+            gpu_layers=self.gpu_layers(devices, blocks=self.model.blocks),
             split_mode=cast(SplitMode, self.text("-sm") or "layer"),
             devices=() if devices == self.every or self.text("-sm") == "none" else devices,
-            tensor_split=self._tensor_split(devices),
-            main_gpu=self._main_gpu(devices),
-            overrides=self._overrides(),
+            tensor_split=self.tensor_split(devices),
+            main_gpu=self.main_gpu(devices),
+            overrides=placing.read(self.usable, self.names, self.say, bench=self.bench),
             kv_offload=not self.switch("-nkvo", False) if self.bench else self.switch("-kvo", True),
             op_offload=bool(devices or not self.machine.gpus)
             and (not self.switch("-nopo", False) if self.bench else self.switch("--op-offload", True)),
@@ -166,14 +166,20 @@ class _Reading:
             threads=self._threads(),
             cache_ram_bytes=self._cache_ram(),
             ctx_checkpoints=max(0, self.number("-ctxcp", self.unsaid.ctx_checkpoints)) if self.serves else 0,
-            draft_layers=self._draft_layers(),
+            draft_layers=self.serves and "draft-mtp" in draft_settings.kinds(self),
             older=memory_rules.older(self.parsed.build),
             draft_tokens=max(0, self.number("--spec-draft-n-max", DRAFT_TOKENS)),
             draft_kv_type_k=self.text("-ctkd") or "f16",
             draft_kv_type_v=self.text("-ctvd") or "f16",
+            verified_tokens=draft_settings.verified_tokens(self),
             slot_limit=slot_limit,
             **self._projector(devices),
         )
+        if drafts is not None:
+            settings = replace(settings, draft=draft_settings.read(self, drafts, settings, devices))
+            if draft_settings.is_idle(self):
+                say = "a draft model without --spec-type is loaded and takes its memory, but drafts nothing"
+                self.say("draft-model-idle", "warning", say, "--spec-type draft-simple")
         minimum: int | None = self.number("-fitc", FIT_MIN_CONTEXT)
         if not self.bench and "-c" in self.last and self.number("-c", 0) == 0:
             minimum = None
@@ -200,21 +206,19 @@ class _Reading:
             if self.text("-sm") == "none" and self.seen:
                 return (self.seen[min(max(0, self.number("-mg", 0)), len(self.seen) - 1)],)
             return self.seen
-        if given in ("none", "auto"):
-            return () if given == "none" else self.seen
+        return self.seen if given == "auto" else self.listed_devices("--device", given)
+
+    def listed_devices(self, flag: str, given: str) -> tuple[int, ...]:
+        """The machine's GPUs by the names that an argument gives."""
         found = []
-        for name in given.split("/" if self.bench else ","):
+        for name in () if given == "none" else given.split("/" if self.bench else ","):
             device, accepted = placing.device_of(name, self.names)
             if device is not None and device >= 0:
                 found.append(device)
             if not accepted:
                 have = ", ".join(filter(None, self.names)) or "none"
-                self._say(
-                    "unknown-device",
-                    "error",
-                    f"--device {given}: no device {name} on this machine",
-                    f"it has: {have}",
-                )
+                say = f"{flag} {given}: no device {name} on this machine"
+                self.say("unknown-device", "error", say, f"it has: {have}")
         return tuple(dict.fromkeys(found))
 
     def _slots(self) -> tuple[int, bool]:
@@ -234,7 +238,7 @@ class _Reading:
             return max(1, tests + self.number("-d", 0))
         given = self.number("-c", self.unsaid.context)
         if given < 0:
-            self._say(
+            self.say(
                 "bad-context",
                 "error",
                 f"-c {given}: a context cannot be negative",
@@ -256,7 +260,7 @@ class _Reading:
         former (llama_context)."""
         given = self.number("-b", 2048)
         if not given:
-            self._say("bad-batch", "error", "-b 0: llama.cpp ends at a batch of no tokens", "leave -b out")
+            self.say("bad-batch", "error", "-b 0: llama.cpp ends at a batch of no tokens", "leave -b out")
         batch = min(max(1, given), context) if is_causal(self.model) else max(1, given)
         ubatch = self.number("-ub", 512)
         ubatch = batch if ubatch <= 0 else min(ubatch, batch)
@@ -270,18 +274,19 @@ class _Reading:
             return "on" if self.parsed.meant.get("flash_attn") else self.unsaid.flash_attn
         return "on" if word in cxx.TRUE_WORDS else "off" if word in cxx.FALSE_WORDS else "auto"
 
-    def _gpu_layers(self, devices: tuple[int, ...]) -> int:
+    def gpu_layers(self, devices: tuple[int, ...], flag: str = "-ngl", *, blocks: int) -> int:
         """-1 (auto) and -2 (all) are all layers and the output; a number is kept as given."""
-        everything = self.model.blocks + 1
+        everything = blocks + 1
         if not devices:
             return 0
-        word = self.text_raw("-ngl")
-        given = self.number("-ngl", -1)
+        word = self.text_raw(flag)
+        given = self.number(flag, -1)
         if word in ("auto", "all") or (given < 0 and self.unsaid.all_layers):
             return everything
         return max(0, given)
 
-    def _tensor_split(self, devices: tuple[int, ...]) -> tuple[float, ...]:
+    def tensor_split(self, devices: tuple[int, ...]) -> tuple[float, ...]:
+        """The shares by GPU of the machine; empty where none are given."""
         word = self.text("-ts")
         if word is None:
             return ()
@@ -294,55 +299,12 @@ class _Reading:
         shares = dict(zip(devices, parts, strict=False))
         return tuple(shares.get(i, 0.0) for i in self.every)
 
-    def _main_gpu(self, devices: tuple[int, ...]) -> int:
+    def main_gpu(self, devices: tuple[int, ...]) -> int:
+        """The machine's GPU that -mg means."""
         if self.text("-sm") == "none" and devices and "-dev" not in self.last:
             return devices[0]
         index = self.number("-mg", 0)
         return devices[index] if 0 <= index < len(devices) else 0
-
-    def _overrides(self) -> tuple[Override, ...]:
-        """In the order of the command line, environment first; llama-bench puts -ncmoe behind -ot."""
-        found: list[Override] = []
-        late: list[Override] = []
-        for item in self.usable:
-            names = item.argument.names if item.argument else ()
-            if "-cmoe" in names:
-                found.append(patterns.cpu_moe())
-            elif "-ncmoe" in names or "-ncffn" in names:
-                count = (
-                    max(cxx.ranges(item.values[0]) or (0,)) if self.bench else cxx.to_int(item.values[0]) or 0
-                )
-                make = patterns.n_cpu_moe if "-ncmoe" in names else patterns.n_cpu_ffn
-                (late if self.bench else found).extend(make(min(count, patterns.MOST_OVERRIDES)))
-            elif "-ot" in names:
-                text = item.values[0].split(",")[0].replace(";", ",") if self.bench else item.values[0]
-                for part in text.split(","):
-                    found += self._override(part)
-        found += late
-        if len(found) > patterns.MOST_OVERRIDES:
-            say = f"{len(found)} tensor overrides: the engine holds {patterns.MOST_OVERRIDES}"
-            self._say("too-many-tensor-overrides", "error", say, "write one pattern with alternatives")
-        return tuple(found[: patterns.MOST_OVERRIDES])
-
-    def _override(self, part: str) -> list[Override]:
-        pattern, equals, buffer = part.partition("=")
-        if not equals:
-            return []
-        device, accepted = placing.device_of(buffer, self.names)
-        if not accepted:
-            known = ", ".join(filter(None, (placing.HOST_BUFFER, *self.names)))
-            self._say(
-                "unknown-buffer-type", "error", f"-ot {part}: no buffer type '{buffer}'", f"it knows {known}"
-            )
-        if trouble := placing.pattern_problem(pattern):
-            self._say(
-                "bad-override-pattern",
-                "error",
-                f"-ot {part}: {trouble}",
-                "a comma always separates overrides",
-            )
-            return []
-        return [] if device is None else [Override(pattern=pattern, device=device)]
 
     def _load_mode(self, devices: tuple[int, ...]) -> LoadMode:
         given = self.text("-lm")
@@ -383,7 +345,7 @@ class _Reading:
             if offload and not accepted:
                 have = ", ".join(filter(None, self.names)) or "none"
                 say = f"--mmproj-device {word}: no device {word} on this machine"
-                self._say("unknown-device", "error", say, f"it has: {have}")
+                self.say("unknown-device", "error", say, f"it has: {have}")
         elif "-dev" in self.last:
             offload, device = offload and bool(devices), devices[0] if devices else None
         limits = {name: self.number(flag, 0) for name, flag in _IMAGE_LIMITS.items()}
@@ -394,11 +356,6 @@ class _Reading:
             **{name: value for name, value in limits.items() if value > 0},
         }
 
-    def _draft_layers(self) -> bool:
-        """--spec-type adds up over the command."""
-        given = [item for item in self.usable if item.argument and "--spec-type" in item.argument.names]
-        return any("draft-mtp" in item.values[0].split(",") for item in given if item.values)
-
     def _cache_ram(self) -> int:
         """-1 is without limit: all of the RAM."""
         if not self.serves:
@@ -406,7 +363,7 @@ class _Reading:
         given = self.number("-cram", self.unsaid.cache_ram_mib)
         if given < 0:
             say = "the prompt cache has no limit (--cache-ram -1): it grows until the RAM is full"
-            self._say("prompt-cache-host-growth", "warning", say, "give it a limit in MiB: --cache-ram 2048")
+            self.say("prompt-cache-host-growth", "warning", say, "give it a limit in MiB: --cache-ram 2048")
             return self.machine.ram.total_bytes
         return given * MIB
 
@@ -436,7 +393,8 @@ class _Reading:
         parts = [cxx.to_int(part) for part in word.replace("/", ",").split(",")]
         return tuple(part * MIB for part in parts if part is not None and part >= 0) or (FIT_TARGET_BYTES,)
 
-    def _say(self, ident: str, severity: Any, text: str, fix: str) -> None:
+    def say(self, ident: str, severity: Any, text: str, fix: str) -> None:
+        """One more finding."""
         self.findings.append(Finding(id=ident, severity=severity, text=text, fix=fix))
 
 

@@ -58,10 +58,12 @@ def argument_findings(parsed: ParsedCommand) -> Iterator[Finding]:
             )
 
 
-def uncounted(last: Mapping[str, ParsedArgument], serves: bool) -> Iterator[Finding]:
-    """A warning for each argument whose memory or effect the settings do not describe."""
+def uncounted(
+    last: Mapping[str, ParsedArgument], serves: bool, counted: str | None = None
+) -> Iterator[Finding]:
+    """A warning for each argument whose memory or effect the settings do not describe; they do describe `counted`."""
     for name, text in _UNCOUNTED.items():
-        if name in last and (item := last[name]):
+        if name in last and name != counted and (item := last[name]):
             yield Finding(id="not-counted", severity="warning", text=f"{item.words}: {text}")
     for name, item in last.items():
         if serves and item.spelling == name and name.endswith(("-default", "-spec")):

@@ -24,6 +24,7 @@ from plan_llama.memory import weights
 from plan_llama.memory.footprint import device_memory
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers
+from plan_llama.models.types import ModelSpec
 from plan_llama.units import GIB, MIB, gib
 
 LOOPBACK = "127.0.0.1"
@@ -49,6 +50,7 @@ _NOT_STARTED = frozenset(
         "--tools",
     )
 ) | {"--tools-runtime", "--mcp-servers-config", "--mcp-servers-json", "--slot-save-path", "--models-dir"}
+_DRAFTS = frozenset(("-md", "-hfd", "--spec-type"))
 _NOT_STARTED |= {
     "--models-preset",
     "--media-path",
@@ -63,15 +65,20 @@ class ServerRun(DryRun):
     """A run of llama-server, until it serves."""
 
     name = "llama-server"
-    leaves_out = _NOT_STARTED
     repacks = False
 
     def __init__(
         self, subject: Subject, program: str, rpc: str | None, timeout_s: float, available_bytes: int
     ) -> None:
         """`available_bytes` of this machine's memory."""
+        self.leaves_out = _NOT_STARTED
+        drafts = subject.table.draft
+        if subject.settings.draft is not None and not (drafts and _is_here(drafts.spec)):
+            self.leaves_out |= _DRAFTS
         super().__init__(subject, program, rpc, timeout_s)
         self.most_bytes = available_bytes - max(_SPARE_BYTES, available_bytes // 10)
+        if self.leaves_out & _DRAFTS:
+            self.unchecked.append("the draft model: its file is not here")
         if self.planned.repacked_bytes:
             self.unchecked.append("weights in formats of the CPU: -nr keeps them as they are in the file")
 
@@ -114,7 +121,7 @@ class ServerRun(DryRun):
         """The buffers in its log, by device; all of the host's together."""
         found: dict[str, list[Buffer]] = defaultdict(list)
         for item in _buffers(ended.out):
-            found[verification.HOST if is_host(item.device) else item.device].append(item)
+            found[self._named(item)].append(item)
         real = {device: _sums(items) for device, items in found.items()}
         for device, sums in real.items():
             mapped = device.startswith(_MAPPING) or (
@@ -127,6 +134,15 @@ class ServerRun(DryRun):
                 "weights that are mapped: the log has the whole stretch of a file from the first of them to the last"
             )
         return real
+
+    def _named(self, item: Buffer) -> str:
+        """The device by the engine's own name: a buffer behind an RPC server is called by its number there."""
+        if is_host(item.device):
+            return verification.HOST
+        there = [device.name for device in self.devices if device.description == item.endpoint]
+        number = item.device.removeprefix("RPC")
+        known = bool(item.endpoint) and number.isdigit() and int(number) < len(there)
+        return there[int(number)] if known else item.device
 
     @property
     def predicted(self) -> Buffers:
@@ -144,7 +160,16 @@ class ServerRun(DryRun):
         if not in_one or table.lazy_bytes(settings.lazy_mode):
             return None
         free = [device.free_bytes for device in device_memory(self.machine)]
-        return mapped_bytes(table, weights.place(table, settings, free))
+        found = mapped_bytes(table, weights.place(table, settings, free))
+        if table.draft is not None and settings.draft is not None:
+            if len(table.draft.spec.files) > 1 or table.draft.lazy_bytes(settings.lazy_mode):
+                return None
+            found += mapped_bytes(table.draft, weights.place(table.draft, settings.draft, free))
+        return found
+
+
+def _is_here(spec: ModelSpec) -> bool:
+    return spec.present and spec.data_note is None
 
 
 def mapped_bytes(table: ModelTable, placement: weights.Placement) -> int:

@@ -74,7 +74,7 @@ def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS, *, all_outp
             min(context, ubatch),
             batch,
             sequences,
-            drafts=drafts,
+            drafts=max(drafts, settings.verified_tokens),
             per_slot="outputs-per-token" not in settings.older and not all_outputs,
         ),
         sequences=sequences,

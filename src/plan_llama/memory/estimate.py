@@ -26,6 +26,21 @@ def buffers(
     table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory], cpu_isa: Sequence[str] = ()
 ) -> Buffers:
     """The buffers that llama.cpp b11434 reserves. Raises UsageError for settings that cannot be read."""
+    made = _of_one_model(table, settings, devices, cpu_isa)
+    if settings.draft is None or table.draft is None:
+        return made
+    # loaded after the model: layers are split by what is free then; the context is the model's
+    left = [
+        replace(device, free_bytes=max(0, device.free_bytes - part.total_bytes))
+        for device, part in zip(devices, made.devices, strict=True)
+    ]
+    own = replace(settings.draft, context=settings.context)
+    return made.beside(_of_one_model(table.draft, own, left, cpu_isa))
+
+
+def _of_one_model(
+    table: ModelTable, settings: Settings, devices: Sequence[DeviceMemory], cpu_isa: Sequence[str]
+) -> Buffers:
     used = settings.used_devices(len(devices))
     if used != tuple(range(len(devices))):
         return _on_some(table, settings, devices, used, cpu_isa)
@@ -121,7 +136,7 @@ def _on_some(
             if override.device == HOST or override.device in place_of
         ),
     )
-    made = buffers(table, alone, [devices[index] for index in used], cpu_isa)
+    made = _of_one_model(table, alone, [devices[index] for index in used], cpu_isa)
     rest = [DeviceBytes()] * len(devices)
     for index, place in place_of.items():
         rest[index] = made.devices[place]

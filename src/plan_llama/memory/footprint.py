@@ -129,6 +129,7 @@ class Footprint:
     verdict: Verdict
     resident_ratio: float  # share of the host's weights that stays in RAM
     projector: ProjectorUse | None = None
+    draft: Buffers | None = None  # of the devices' and the host's buffers, those of a model that drafts
 
 
 def device_memory(machine: Machine) -> tuple[DeviceMemory, ...]:
@@ -188,6 +189,7 @@ def footprint(
         verdict=verdict,
         resident_ratio=resident,
         projector=images,
+        draft=made.draft,
     )
 
 
@@ -236,7 +238,10 @@ def checkpoints_bytes(table: ModelTable, settings: Settings) -> int:
         return 0
     batch = context.reserved_batch(settings, table.windows, all_outputs=context.encodes(table.spec))
     layers = context.table_layers(table, batch)
-    return settings.parallel * settings.ctx_checkpoints * context.checkpoint_bytes(layers, batch)
+    found = settings.parallel * settings.ctx_checkpoints * context.checkpoint_bytes(layers, batch)
+    if settings.draft is not None and table.draft is not None:  # each checkpoint holds both
+        found += checkpoints_bytes(table.draft, replace(settings.draft, context=settings.context))
+    return found
 
 
 def _host(

@@ -76,6 +76,7 @@ class ModelTable:
         self.counts: dict[int, list[tuple[Guards, Count]]] = {}  # of tensors in a graph, by kind of batch
         self.recordings: dict[object, list[Recording]] = {}  # of compute buffers, by kind of placement
         self.projector = Projector(spec.projector) if spec.projector else None
+        self.draft = ModelTable(spec.draft) if spec.draft else None
 
     @cached_property
     def windows(self) -> Windows:

@@ -64,6 +64,8 @@ class Settings:
     draft_tokens: int = DRAFT_TOKENS  # tokens that it drafts at most before they are verified
     draft_kv_type_k: str = "f16"  # -ctkd and -ctvd: its cache has types of its own
     draft_kv_type_v: str = "f16"
+    verified_tokens: int = 0  # of a draft by anything else: what one batch verifies in a slot
+    draft: Settings | None = None  # of a model that drafts (ModelTable.draft); its context is this one's
     slot_limit: int | None = None  # --kv-unified-per-slot: most tokens of one conversation in a shared pool
     mmproj: bool = False  # the model's projector is loaded, for images
     mmproj_offload: bool = True
@@ -100,6 +102,15 @@ class DeviceBytes:
     pool_bytes: int = 0
     fused_bytes: int = 0
 
+    def __add__(self, other: DeviceBytes) -> DeviceBytes:
+        return DeviceBytes(
+            weights_bytes=self.weights_bytes + other.weights_bytes,
+            context_bytes=self.context_bytes + other.context_bytes,
+            compute_bytes=self.compute_bytes + other.compute_bytes,
+            pool_bytes=self.pool_bytes + other.pool_bytes,
+            fused_bytes=self.fused_bytes + other.fused_bytes,
+        )
+
     @property
     def total_bytes(self) -> int:
         """The sum of the breakdown's three."""
@@ -118,8 +129,18 @@ class DeviceBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """llama.cpp's own buffers: one entry per GPU, and the host's."""
+    """llama.cpp's own buffers: one entry per GPU, and the host's. `draft` is what of them a model that drafts has."""
 
     devices: tuple[DeviceBytes, ...]
     host: DeviceBytes
     repacked_bytes: int = 0  # of the host's weights: in formats of the CPU, beside a mapped file
+    draft: Buffers | None = None
+
+    def beside(self, draft: Buffers) -> Buffers:
+        """With those of a model that drafts: each model and context has its own."""
+        return Buffers(
+            devices=tuple(own + more for own, more in zip(self.devices, draft.devices, strict=True)),
+            host=self.host + draft.host,
+            repacked_bytes=self.repacked_bytes + draft.repacked_bytes,
+            draft=draft,
+        )

@@ -97,6 +97,7 @@ class ModelSpec:
     kv_quantisation_breaks: str | None = None  # why a quantised KV cache is not to be chosen, with its source
     sources: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
     projector: ModelSpec | None = None  # of a vision model: the file for --mmproj, where it is to be loaded
+    draft: ModelSpec | None = None  # a model that drafts for it: the file of --spec-draft-model
 
     @property
     def parameters(self) -> int:
