@@ -28,6 +28,9 @@ _ONE_CACHE_TYPE = frozenset({"deepseek4"})
 _WITHOUT_FLASH_ATTENTION = frozenset({"plm"})
 # The bias of scores is made for one cache (build_pos_bias in src/llama-graph.cpp): ggml_can_repeat fails.
 _ONE_STREAM = frozenset({"t5"})
+# Files with K and V in one projection are read, and then computed with a cache that is not made: the header has to have
+# the latent heads' sizes, and with them the cache is K only (src/models/kimi-linear.cpp, kimi-k3.cpp).
+_SPLIT_PROJECTIONS = frozenset({"kimi-k3", "kimi-linear"})
 # Made to draft for one other model, whose token table and head they use unless they have these of their own.
 _DRAFTERS = {
     "dflash": frozenset({"token_embd.weight"}),  # the head may be tied to it
@@ -80,6 +83,10 @@ def refusals(settings: Settings, *, table: ModelTable, flash_attn: FlashAttn = "
             f"llama.cpp b11434 ends when it loads {model.architecture} with slots that do not share a cache"
         )
         found.append(Finding(id="slots-unsupported", severity="error", text=text, fix="write -kvu, or -np 1"))
+    if model.architecture in _SPLIT_PROJECTIONS and any(".attn_kv_b." in name for name in table.by_name):
+        text = f"llama.cpp b11434 ends when it loads {model.architecture} with K and V in one projection (attn_kv_b)"
+        fix = "a file that is converted anew has attn_k_b and attn_v_b"
+        found.append(Finding(id="projection-unsupported", severity="error", text=text, fix=fix))
     if settings.parallel > MOST_SEQUENCES:
         text = f"{settings.parallel} slots: llama.cpp has at most {MOST_SEQUENCES} sequences"
         fix = f"write -np {MOST_SEQUENCES} or less"
