@@ -54,7 +54,7 @@ def _with_what_others_learnt(table: ModelTable) -> None:
     known = _MEMORIES.setdefault((spec.architecture, spec.quant, len(spec.tensors)), [])
     for other in known:
         if other.spec.tensors == spec.tensors and other.spec.hparams == spec.hparams:
-            own = {"spec": spec, "projector": table.projector}
+            own = {"spec": spec, "projector": table.projector, "draft": table.draft}
             vars(table).update({**vars(other), **own})
             return
     known.append(table)

@@ -189,3 +189,38 @@ def test_users_of_a_command_wait_for_its_slots(cli: Cli) -> None:
     assert load["slot_wait_s"] > 0
     said = next(item for item in ended.json["findings"] if item["id"] == "users-wait-for-slots")
     assert said["fix"] == "--parallel 8 gives each a slot"
+
+
+QWEN = ("llama-server", "-m", "Qwen3-32B-Q4_K_M.gguf", "-np", "1", "-ngl", "99", "--fit", "off")
+DRAFT = ("-md", "Qwen3-0.6B-Q8_0.gguf", "--spec-type", "draft-simple")
+
+
+def test_a_draft_model_is_counted(cli: Cli) -> None:
+    """28 layers of 1,024 elements for K and as many for V: 4 bytes and 28,672 elements per token at f16."""
+    alone = cli("check", "--json", *ONE_CARD, "--", *QWEN, "-c", "4096").json["memory"]
+    with_draft = cli("check", "--json", *ONE_CARD, "--", *QWEN, "-c", "4096", *DRAFT).json
+    found, draft = with_draft["memory"], with_draft["memory"]["draft"]
+    card = draft["devices"][0]
+    assert card["context_bytes"] == 4096 * 28 * 1024 * 2 * 2
+    for key in ("weights_bytes", "context_bytes"):
+        assert found["devices"][0][key] == alone["devices"][0][key] + card[key]
+        assert found["host"][key] == alone["host"][key] + draft["host"][key]
+    assert alone["draft"] is None
+    ids = {item["id"] for item in with_draft["findings"]}
+    assert "draft-model-counted" in ids
+    assert not ids & {"not-counted", "draft-model-idle"}
+
+
+def test_a_draft_model_that_is_not_known(cli: Cli) -> None:
+    answer = cli("check", "--json", *ONE_CARD, "--", *QWEN, "-c", "4096", "-md", "nobody-knows.gguf").json
+    assert [item["text"] for item in answer["findings"] if item["id"] == "not-counted"] == [
+        "-md nobody-knows.gguf: the draft model's weights, cache and buffers are not counted"
+    ]
+    assert answer["memory"]["draft"] is None
+
+
+def test_a_corrected_command_is_without_the_draft_model(cli: Cli) -> None:
+    answer = cli("check", "--json", *ONE_CARD, "--", *QWEN, "-c", "32768", *DRAFT).json
+    assert answer["verdict"] == "does-not-fit"
+    assert "-md" not in answer["command"]["argv"]
+    assert "draft-model-left-out" in [item["id"] for item in answer["findings"]]

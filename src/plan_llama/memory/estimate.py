@@ -29,9 +29,9 @@ def buffers(
     made = _of_one_model(table, settings, devices, cpu_isa)
     if settings.draft is None or table.draft is None:
         return made
-    # loaded after the model: layers are split by what is free then; the context is the model's
+    # loaded after the model: layers are split by what is free then, if anything is; the context is the model's
     left = [
-        replace(device, free_bytes=max(0, device.free_bytes - part.total_bytes))
+        replace(device, free_bytes=max(1, device.free_bytes - part.total_bytes))
         for device, part in zip(devices, made.devices, strict=True)
     ]
     own = replace(settings.draft, context=settings.context)
