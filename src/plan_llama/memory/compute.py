@@ -21,7 +21,8 @@ from plan_llama.memory.blocks import Builder, UndescribedGraph
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.probe import in_question
 from plan_llama.memory.quantity import Guards
-from plan_llama.memory.replay import BATCH, CELLS, TOKENS, WINDOW, Recording
+from plan_llama.memory.recording import Recording
+from plan_llama.memory.replay import BATCH, CELLS, TOKENS, WINDOW
 from plan_llama.memory.rough import fused_bound, pool_bound, upper_bound
 from plan_llama.memory.scheduler import CPU_KIND, PIPELINE_COPIES, BackendKind, SchedulerOptions, record
 from plan_llama.memory.table import ModelTable

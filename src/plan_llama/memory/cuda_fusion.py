@@ -8,6 +8,7 @@ does not see it. GGML_CUDA_DISABLE_FUSION=1 switches it off.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from plan_llama.memory.ggml import Node
@@ -20,6 +21,7 @@ _MOST_ROUTED, _OTHER_ROUTED = (
     512,
     (288, 576),
 )  # ggml_cuda_should_use_topk_moe: experts that it has kernels for
+_GATES = frozenset({"UNARY", "SOFT_MAX"})
 _SIGMOID, _ROOT, _SOFTMAX = ("UNARY",), ("UNARY", "SQRT"), ("SOFT_MAX",)
 _CHOICE = ("ARGSORT", "VIEW", "GET_ROWS")
 _NORM = ("RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE")
@@ -27,12 +29,7 @@ _NORM = ("RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE")
 
 def uses(nodes: Sequence[Node]) -> Uses:
     """Counts the uses of every node of a graph (ggml_node_get_use_count)."""
-    found: dict[int, int] = {}
-    for node in nodes:
-        if node.op != "HOLD":
-            for source in node.src:
-                found[id(source)] = found.get(id(source), 0) + 1
-    return found
+    return Counter(id(source) for node in nodes if node.op != "HOLD" for source in node.src)
 
 
 def kept(nodes: Sequence[Node], counted: Uses) -> list[Node]:
@@ -43,7 +40,12 @@ def kept(nodes: Sequence[Node], counted: Uses) -> list[Node]:
     _shared_experts(ordered, counted, holds)
     at = 0
     while at < len(ordered):
-        at += max(1, _weighted_sum(ordered, at, counted, holds) or _routing(ordered, at, counted, holds))
+        op, count = ordered[at].op, 0
+        if op == "MUL":
+            count = _weighted_sum(ordered, at, counted, holds)
+        elif op in _GATES:
+            count = _routing(ordered, at, counted, holds)
+        at += count or 1
     if not holds:
         return ordered
     made = []
@@ -76,14 +78,18 @@ def _fusible(nodes: Sequence[Node], outputs: Sequence[Node], counted: Uses) -> b
 
 def _shared_experts(nodes: list[Node], counted: Uses, holds: dict[int, list[Node]]) -> None:
     """Gate and up of the routed and of the shared experts as one kernel: the shared ones move up to the routed ones."""
+    if not any(node.op == "MUL_MAT_ID" for node in nodes):
+        return
     routed = 0
     while routed + 5 < len(nodes):
         if nodes[routed].op == "MUL_MAT_ID":
             for shared in range(routed + 3, len(nodes) - 2):
                 if nodes[shared].op == nodes[shared + 1].op == "MUL_MAT_ID":
                     break
+                if nodes[shared].op != "MUL_MAT" or nodes[shared + 2].op != "GLU":
+                    continue
                 six = [*nodes[routed : routed + 3], *nodes[shared : shared + 3]]
-                if nodes[shared].op == "MUL_MAT" and _are_shared_experts(six, counted):
+                if _are_shared_experts(six, counted):
                     del nodes[shared : shared + 3]
                     nodes[routed + 3 : routed + 3] = six[3:]
                     up = nodes[routed + 2].src[1]
@@ -128,7 +134,7 @@ def _weighted_sum(nodes: Sequence[Node], at: int, counted: Uses, holds: dict[int
     """The experts' results times their weights, and their sum (ggml_cuda_match_moe_weighted_reduction): how many nodes
     that takes, 0 where there is none."""
     first = nodes[at]
-    if first.op != "MUL" or not first.contiguous():
+    if not first.contiguous():
         return 0
     products = [first]
     if at + 1 < len(nodes) and nodes[at + 1].op == "MUL" and nodes[at + 1].contiguous():
@@ -177,8 +183,6 @@ def _factors(product: Node) -> tuple[Node, Node] | None:
 def _routing(nodes: Sequence[Node], at: int, counted: Uses, holds: dict[int, list[Node]]) -> int:
     """The choice of the experts and their weights as one kernel (ggml_cuda_topk_moe_fusion): how many nodes that takes,
     0 where there is none. What it computes and reads is held until the node behind it."""
-    if nodes[at].op not in ("UNARY", "SOFT_MAX"):
-        return 0
     ops = [node.op for node in nodes[at : at + 14]]
     start = next((gate for gate in (_ROOT, _SIGMOID, _SOFTMAX) if tuple(ops[: len(gate)]) == gate), ())
     probs = nodes[at + len(start) - 1]

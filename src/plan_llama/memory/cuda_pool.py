@@ -128,6 +128,15 @@ class Pool:
         return pool + (_BLAS_BYTES if self.blas else 0)
 
 
+def pools_of(nodes: Iterable[Node], chips: Sequence[Chip | None]) -> tuple[Pool, ...]:
+    """The pools of the first backends of a graph whose nodes know the one that runs them."""
+    by_backend: list[list[Node]] = [[] for _ in chips]
+    for node in nodes:
+        if node.op in _WITH_NEEDS and node.backend < len(chips):
+            by_backend[node.backend].append(node)
+    return tuple(pool_of(own, chip) for own, chip in zip(by_backend, chips, strict=True))
+
+
 def pool_of(nodes: Iterable[Node], chip: Chip | None) -> Pool:
     """The pool of a device that runs these nodes; an empty one where it is neither CUDA nor HIP."""
     if chip is None:

@@ -38,6 +38,7 @@ class Node:
     """One tensor of a graph. What the scheduler and the allocator note of it is kept with it."""
 
     __slots__ = (
+        "_made",
         "_nb",
         "allocated",
         "backend",
@@ -51,7 +52,6 @@ class Node:
         "is_output",
         "is_weight",
         "mark",
-        "name",
         "ne",
         "op",
         "precise",
@@ -63,6 +63,11 @@ class Node:
         "views",
         "visited",
     )
+
+    backend: int  # set by the scheduler
+    block: int  # its number on the backend's tape; this and what follows is set where it is placed
+    home: int
+    size: int
 
     def __init__(
         self,
@@ -78,10 +83,10 @@ class Node:
         self.type = kind
         self.ne = ne
         self._nb = nb  # None: those of a freshly made tensor, which are seldom asked for
+        self._made: Shape | None = None
         self.src = src
         # a view of a view is a view of the root (ggml_new_tensor_impl)
         self.view_src: Node | None = None if view_of is None else (view_of.view_src or view_of)
-        self.name = ""
         self.is_input = False
         self.is_output = False
         self.is_weight = False
@@ -92,20 +97,18 @@ class Node:
         self.twin: Node | None = None  # of a HOLD: the node whose backend it shares
         self.buffer: int | None = None  # backend whose memory already holds it (weights, caches)
         self.visited = False
-        self.backend = -1
         self.children = 0
         self.views = 0
         self.allocated = False
-        self.block = -1  # its number on the backend's tape
-        self.home = -1
-        self.size = 0
 
     @property
     def nb(self) -> Shape:
         """Strides in bytes."""
-        if self._nb is None:
-            self._nb = _strides(self.type, self.ne)
-        return self._nb
+        if self._nb is not None:
+            return self._nb
+        if self._made is None:
+            self._made = _strides(self.type, self.ne)
+        return self._made
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +124,7 @@ class Node:
 
     @property
     def fresh(self) -> bool:
-        """Whether it was made with strides of its own shape, and nobody asked for them."""
+        """Whether it was made with strides of its own shape."""
         return self._nb is None
 
     def contiguous(self) -> bool:
@@ -130,7 +133,9 @@ class Node:
 
     def laid_out_as(self, other: Node) -> bool:
         """ggml_are_same_layout."""
-        if self.type != other.type or self.ne != other.ne:
+        if self.type is not other.type and self.type != other.type:
+            return False
+        if self.ne is not other.ne and self.ne != other.ne:
             return False
         return self._nb is other._nb or self.nb == other.nb
 

@@ -1,25 +1,21 @@
-"""The allocations of one graph, recorded once and gone through again for other batches.
+"""The allocations of one graph on one backend, gone through again for other batches.
 
-A recording holds, for every backend, the order in which blocks are taken and given back, and each size as a polynomial
-of the batch's variables. Going through it again costs a hundredth of building the graph.
+A tape holds the order in which blocks are taken and given back, and each size as a polynomial of the batch's variables.
+Going through it again costs a fraction of building the graph.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
 
-from plan_llama.memory.cuda_pool import Pool
-from plan_llama.memory.quantity import Guards, Polynomial, Quantity, Size, evaluate, terms_of
+from plan_llama.memory.quantity import Polynomial, Quantity, Size, evaluate, terms_of
 
 _ENDLESS = 1 << 62
 TOKENS, CELLS, WINDOW = 0, 1, 2  # the batch's variables, by number
-_MOST_ROUNDS = 6  # of equal layers; what their allocations come to repeats itself after one or two
+MOST_ROUNDS = 6  # of equal layers; what their allocations come to repeats itself after one or two
 BATCH = 3  # from here on: how many layers are left out in one place
-
-_FAR = 8  # steps that a line goes on where nothing ends it
 
 _NEAR = 9  # tenths of the peak that count as near it
 
@@ -29,18 +25,19 @@ Step = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """One run over a backend's steps: its size, the step that decided it, the last step that came near it, and (hashed)
-    what was decided up to there."""
+    """One run over a backend's steps: its size, the step that decided it, the last step that came near it, (hashed)
+    what was decided up to there, and whether more equal layers would change nothing but what they hold."""
 
     size_bytes: int
     peak_step: int
     near_step: int
     decisions: int
+    settled: bool
 
 
-def _few(count: int) -> int:
+def few(count: int) -> int:
     """As good as so many rounds: where the allocator finds room in turns, it does so every second time."""
-    return count if count <= _MOST_ROUNDS else _MOST_ROUNDS - (count - _MOST_ROUNDS) % 2
+    return count if count <= MOST_ROUNDS else MOST_ROUNDS - (count - MOST_ROUNDS) % 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +69,7 @@ class Tape:
         # steps that give back what all layers that are left out hold, and how much that is
         self.held: list[tuple[int, Quantity]] = []
         self._numbers: dict[object, int] = {}
+        self._known: dict[int, tuple[Size, int]] = {}  # the same by identity: many blocks share their size
         self._blocks = 0
         self._sections: dict[int, int] = {}  # where the parts of the graph begin, by mark
         self._loops: list[_Loop] = []
@@ -93,11 +91,14 @@ class Tape:
         self.steps.append((block, -1 - self._number(size)))
 
     def _number(self, size: Size) -> int:
-        key = terms_of(size) if isinstance(size, Quantity) else size
-        if key not in self._numbers:
-            self._numbers[key] = len(self.sizes)
-            self.sizes.append(key)
-        return self._numbers[key]
+        known = self._known.get(id(size))
+        if known is None:
+            key = terms_of(size) if isinstance(size, Quantity) else size
+            number = self._numbers.setdefault(key, len(self.sizes))
+            if number == len(self.sizes):
+                self.sizes.append(key)
+            known = self._known[id(size)] = size, number
+        return known[1]
 
     def section(self, mark: int) -> None:
         """From here on the steps are those of the part of the graph with this mark."""
@@ -184,15 +185,16 @@ class Tape:
         endless = 2 * _ENDLESS
         # the free blocks by address; the last has no end, and is taken where no other fits
         offsets, lengths = [0], [_ENDLESS]
-        peak, peak_step, near = 0, -1, 0
+        peak, peak_step, near, settled = 0, -1, 0, True
         late: list[tuple[int, int, int]] = []
         where = [0] * (2 * self._blocks)
         held = [0] * (2 * self._blocks)
         decisions: list[int] = []
         decide = decisions.append
         for first, steps, loop in self._segments():
-            rounds = 1 if loop is None else _few(values[loop.variable])
+            rounds = 1 if loop is None else few(values[loop.variable])
             states: list[object] = [] if loop is None else [loop.state(offsets, lengths, where)]
+            restless = loop is not None
             while rounds:
                 rounds -= 1
                 if loop is not None:
@@ -259,14 +261,16 @@ class Tape:
                 if loop is not None:
                     state = loop.state(offsets, lengths, where)
                     if states[-1] == state:
+                        restless = False
                         break
                     if len(states) > 1 and states[-2] == state:
                         rounds %= 2
                     states.append(state)
+            settled = settled and not restless
         while late and late[-1][1] <= near:
             late.pop()
         near_step, _, decided = late[-1] if late else (-1, 0, 0)
-        return Passed(peak, peak_step, near_step, hash(tuple(decisions[:decided]))), where
+        return Passed(peak, peak_step, near_step, hash(tuple(decisions[:decided])), settled), where
 
     def _segments(self) -> Iterator[tuple[int, Sequence[Step], _Loop | None]]:
         """The steps between loops, and those of the loops, each with the number of its first step."""
@@ -302,128 +306,3 @@ def _give_back_unsorted(offsets: list[int], lengths: list[int], offset: int, siz
     offsets.insert(at, offset)
     lengths.insert(at, size)
     return at << 2
-
-
-class Recording:
-    """What a graph's allocations need on every backend, for all batches that its guards admit.
-
-    Values are those of the variables: the batch's, then how many layers are left out in each place.
-    """
-
-    def __init__(
-        self, guards: Guards, tapes: Sequence[Tape], fused: Sequence[Tape] | None, pools: Sequence[Pool]
-    ) -> None:
-        self.guards = guards
-        self.lines = tuple(_Line(tape, guards) for tape in tapes)
-        self.fused = None if fused is None else tuple(_Line(tape, guards) for tape in fused)
-        self.pools = tuple(pools)
-        self._pools: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._admitted: dict[tuple[int, ...], bool] = {}
-
-    def admits(self, values: tuple[int, ...]) -> bool:
-        """Whether the graph would be built alike."""
-        if values not in self._admitted:
-            self._admitted[values] = self.guards.hold(values)
-        return self._admitted[values]
-
-    def sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
-        """Bytes by backend."""
-        return tuple(line.size(values) for line in self.lines)
-
-    def held_sizes(self, values: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Bytes that each GPU's buffer is larger by, than these sizes, with the tensors that fused kernels hold."""
-        if self.fused is None:
-            return (0,) * len(self.pools)
-        both = zip(self.fused[:-1], sizes[:-1], strict=True)
-        return tuple(max(0, fused.size(values) - size) for fused, size in both)
-
-    def pool_sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
-        """Bytes of the pool of temporary buffers by GPU."""
-        batch = values[:BATCH]
-        if batch not in self._pools:
-            self._pools[batch] = tuple(pool.size(batch) for pool in self.pools)
-        return self._pools[batch]
-
-
-class _Line:
-    """A tape's answers, remembered by the other variables along the cells of the cache.
-
-    Every size is linear in the cells. Where two runs decided alike, step by step, and at the same step were largest, so
-    does every run between them, and its size lies on the line. Steps after which nothing comes near the peak in either
-    run may differ.
-    """
-
-    def __init__(self, tape: Tape, guards: Guards) -> None:
-        self.tape = tape
-        self.guards = guards
-        self._runs: dict[tuple[int, ...], dict[tuple[int, ...], Passed]] = {}
-        self._known: dict[tuple[int, ...], tuple[list[int], list[Passed]]] = {}
-
-    def size(self, values: tuple[int, ...]) -> int:
-        """Bytes for these values. What layers that are left out hold lies below everything else until it is given
-        back: it is added where nothing comes near the peak after that."""
-        few = values[:BATCH] + tuple(map(_few, values[BATCH:]))
-        passed = self._passed(few)
-        held = self.tape.held
-        if not held or few == values:
-            return passed.size_bytes
-        if passed.near_step < held[0][0]:
-            more = (evaluate(terms_of(s), values) - evaluate(terms_of(s), few) for _, s in held)
-            return passed.size_bytes + sum(more)
-        return self._held(values, few)
-
-    def _held(self, values: tuple[int, ...], few: tuple[int, ...]) -> int:
-        """Bytes where it matters to what is decided how much the layers that are left out hold. That is linear in their
-        numbers: as along the cells, runs that decided alike tell of those on the line between them."""
-        known = self._runs.setdefault(few, {})
-        if values in known:
-            return known[values].size_bytes
-        for (low, a), (high, b) in combinations(known.items(), 2):
-            if a.decisions == b.decisions and a.peak_step == b.peak_step:
-                share = _between(low, high, values)
-                if share is not None:
-                    return a.size_bytes + round((b.size_bytes - a.size_bytes) * share)
-        if len(known) > 1:
-            # the end of the line from the last one helps with those that are asked for next
-            end = _end(next(reversed(known)), values)
-            if end != values and end not in known and self.guards.hold(end):
-                known[end] = self.tape.run(end)
-        known[values] = self.tape.run(values)
-        return known[values].size_bytes
-
-    def _passed(self, values: tuple[int, ...]) -> Passed:
-        cells = values[CELLS]
-        places, passed = self._known.setdefault(values[:CELLS] + values[CELLS + 1 :], ([], []))
-        at = bisect_left(places, cells)
-        if at < len(places) and places[at] == cells:
-            return passed[at]
-        if 0 < at < len(places):
-            low, high = passed[at - 1], passed[at]
-            if low.decisions == high.decisions and low.peak_step == high.peak_step:
-                share = (cells - places[at - 1]) / (places[at] - places[at - 1])
-                grown = round((high.size_bytes - low.size_bytes) * share)
-                return replace(low, size_bytes=low.size_bytes + grown)
-        made = self.tape.run(values)
-        places.insert(at, cells)
-        passed.insert(at, made)
-        return made
-
-
-def _between(low: tuple[int, ...], high: tuple[int, ...], values: tuple[int, ...]) -> float | None:
-    """Where values lie on the line between two others: from 0 to 1; None where they do not."""
-    whole, part = max(
-        ((b - a, v - a) for a, b, v in zip(low, high, values, strict=True)), key=lambda p: abs(p[0])
-    )
-    share = part / whole
-    if not 0 <= share <= 1:
-        return None
-    on = all((v - a) * whole == part * (b - a) for a, b, v in zip(low, high, values, strict=True))
-    return share if on else None
-
-
-def _end(first: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, ...]:
-    """The last values on the line from `first` on which enough layers are left out everywhere."""
-    steps = [v - f for f, v in zip(first, values, strict=True)]
-    room = [(v - 1 - _MOST_ROUNDS) // -step for v, step in zip(values, steps, strict=True) if step < 0]
-    far = max(0, min(room, default=_FAR))
-    return tuple(v + far * step for v, step in zip(values, steps, strict=True))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plan_llama.memory.cuda_fusion import Uses, kept, uses
-from plan_llama.memory.cuda_pool import Chip, Pool, pool_of
+from plan_llama.memory.cuda_pool import Chip, Pool, pools_of
 from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node
 from plan_llama.memory.replay import Tape
 from plan_llama.models.types import TensorType
@@ -114,11 +114,7 @@ def record(graph: Graph, options: SchedulerOptions) -> Recorded:
         for node in (*nodes, *leafs):
             node.allocated, node.children, node.views = False, 0, 0
         fused = allocator.run(longer, leafs)
-    pools = tuple(
-        pool_of((node for node in nodes if node.backend == backend), kind.chip)
-        for backend, kind in enumerate(options.kinds[:-1])
-    )
-    return Recorded(tapes, fused, pools)
+    return Recorded(tapes, fused, pools_of(nodes, [kind.chip for kind in options.kinds[:-1]]))
 
 
 def _fused(parts: Sequence[_Part], options: SchedulerOptions, counted: Uses) -> list[Node] | None:
@@ -319,6 +315,7 @@ class _Allocator:
         self._plain: dict[tuple[int, ...], int] = {}  # sizes by type and shape: many nodes share theirs
 
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
+        """The tapes of all backends. Inputs come first, as in the engine: all of them are leafs."""
         self.tapes = tuple(Tape(kind.alignment) for kind in self.kinds)
         # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
         for leaf in leafs:
@@ -327,12 +324,8 @@ class _Allocator:
         for node in nodes:
             if node.view_src is not None and node.op != "NONE":
                 node.view_src.views += 1
-            if node.is_input and not node.allocated and node.view_src is None:
-                self._place(node, node.backend)
             for source in node.src:
                 source.children += 1
-                if source.is_input and not source.allocated and source.view_src is None:
-                    self._place(source, node.backend)
         mark = 0
         for node in nodes:
             if node.mark > mark:
@@ -341,26 +334,22 @@ class _Allocator:
                     tape.section(mark)
             # what a HOLD gives back is as large as all layers that it stands for
             held = node.op == "HOLD"
-            for source in node.src:
-                if not source.allocated and source.buffer is None and source.view_src is None:
-                    self._place(source, node.backend)
             if node.view_src is None and not node.allocated and node.buffer is None and not held:
                 self._place(node, node.backend)
             for source in node.src:
                 source.children -= 1
-                if not source.children and not source.views:
-                    self._release(source, held=held)
+                if source.children or source.views:
+                    continue
+                # nobody reads it any more: it gives its memory back; a view lets go of its root
+                root = source.view_src
+                if root is None:
+                    if source.allocated:
+                        self._free(source, held=held)
+                    continue
+                root.views -= 1
+                if not root.views and not root.children and root.allocated:
+                    self._free(root)
         return self.tapes
-
-    def _release(self, parent: Node, *, held: bool) -> None:
-        """A tensor that nobody reads any more gives its memory back; a view lets go of its root."""
-        root = parent.view_src
-        if root is not None:
-            root.views -= 1
-            if root.views == 0 and root.children == 0 and root.allocated:
-                self._free(root)
-        elif parent.allocated:
-            self._free(parent, held=held)
 
     def _free(self, node: Node, *, held: bool = False) -> None:
         if not node.is_output:
@@ -369,23 +358,19 @@ class _Allocator:
 
     def _place(self, node: Node, backend: int) -> None:
         node.allocated = True
-        node.size = self._size(node, backend)
+        node.size = size = self._size(node, backend)
         if node.op in INPLACE_OPS and self._reuse(node, backend):
             return
         node.home = backend
-        node.block = self.tapes[backend].take(node.size)
+        node.block = self.tapes[backend].take(size)
 
     def _size(self, node: Node, backend: int) -> int:
-        if node.type.quantised or node.op == "FLASH_ATTN_EXT" or not node.fresh:
+        kind = node.type
+        if kind.block_elements > 1 or node.op == "FLASH_ATTN_EXT" or not node.fresh:
             return alloc_size(node, self.kinds[backend])
         a, b, c, d = node.ne
-        key = (
-            node.type.id,
-            id(a),
-            id(b),
-            id(c),
-            id(d),
-        )  # a size that depends on the batch is no key, but is its own
+        # a size that depends on the batch is no key, but is its own
+        key = (kind.id, id(a), id(b), id(c), id(d))
         if key not in self._plain:
             self._plain[key] = node.nbytes
         return self._plain[key]

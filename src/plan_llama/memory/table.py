@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plan_llama.memory.caches import CacheLayer
     from plan_llama.memory.graph_room import Count
     from plan_llama.memory.quantity import Guards
-    from plan_llama.memory.replay import Recording
+    from plan_llama.memory.recording import Recording
     from plan_llama.memory.types import LazyMode, Override
     from plan_llama.memory.weights import Moves, Placement
 
