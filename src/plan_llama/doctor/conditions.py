@@ -76,7 +76,8 @@ def _value(name: str, start: Start, numbers: Mapping[str, str], observed: Mappin
         return float(name)
     if name in numbers:
         try:
-            return float(numbers[name].replace(",", ""))
+            number = float(numbers[name].replace(",", ""))
+            return int(number) if number.is_integer() else number
         except ValueError:
             return numbers[name]
     if name in observed:

@@ -63,7 +63,13 @@ def _regex(template: str) -> re.Pattern[str]:
     parts: list[str] = []
     end = 0
     for hole in _HOLE.finditer(template):
-        parts += [_literal(template[end : hole.start()]), _hole(hole[1], last=hole.end() == len(template))]
+        last = hole.end() == len(template)
+        before = template[end : hole.start()]
+        if last and hole[1] not in _KEPT_NUMBERS | {"n", "w"} and before.endswith(" "):  # it may be empty
+            parts += [_literal(before[:-1]), r"\s*"]
+        else:
+            parts.append(_literal(before))
+        parts.append(_hole(hole[1], last=last))
         end = hole.end()
     parts.append(_literal(template[end:]))
     return re.compile("".join(parts))

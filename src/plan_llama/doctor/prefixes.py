@@ -18,7 +18,7 @@ _PREFIXES = tuple(
         r"\[\d{2,5}\] ",  # the router's child port
         r"\d+\.\d\d\.\d{3}\.\d{3} [DIWE] ",  # llama.cpp since 2026
         r"\((?:EngineCore|Worker|APIServer|VllmWorker|EngineCoreProc)[\w.]* ?(?:rank=\d+ )?(?:pid=\d+)\)\s*",
-        r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? \[[^\]]*\]\s*",  # vLLM
+        r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? (?:\[[^\]]*\]|\S+:\d+\])\s*",  # vLLM
         r"\[rank\d+\]:\s*",
         r"time=\S+ level=(?=\w+ )",  # Ollama
     )

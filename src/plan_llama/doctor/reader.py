@@ -26,6 +26,7 @@ _ERROR_WORDS = (
     "error", "ERROR", "Error", "failed", "Failed", "FATAL", "fatal", "panic", "Traceback (most recent call last)",
     "exception", "Exception", "RuntimeError", "ValueError", "Segmentation fault", "aborted", "Aborted", "terminated",
     "Killed", "killed", "OSError", "AssertionError", "abort", "ImportError",
+    "KeyError", "TypeError", "AttributeError", "IndexError", "NotImplementedError", "ERROR:", "segfault", "SEGV",
 )
 # fmt: on
 _TEXT_BOMS = (
