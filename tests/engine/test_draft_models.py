@@ -99,6 +99,41 @@ def test_both_models_are_counted(
         assert DeviceBytes() not in (made.draft.host, *made.draft.devices[:1]) or "-devd" in flags
 
 
+@pytest.mark.parametrize("kind", ["draft-simple", "draft-eagle3"])
+def test_states_are_kept_for_what_may_be_taken_back(
+    kind: str, engine_bin: Path, tiny_archs: dict[str, Path], tmp_path: Path
+) -> None:
+    """The model's own context is made before the one that drafts, which is none for EAGLE-3 and is refused."""
+    words = ["-c", "4096", "-np", "2", "-fa", "on", "-nr", "--spec-type", kind, "--spec-draft-n-max", "5"]
+    words += ["-m", str(tiny_archs["qwen35-dense"])]
+    log, port = tmp_path / "server.log", processes.free_port()
+    argv: list[str | Path] = [
+        engine_bin / "llama-server",
+        *words,
+        "-md",
+        tiny_archs["llama-dense"],
+        "-fit",
+        "off",
+    ]
+    argv += ["--no-warmup", "-lv", "4", "--host", processes.LOOPBACK, "--port", str(port)]
+    with processes.running(argv, env=processes.engine_env(engine_bin), log=log) as server:
+        processes.wait_until(
+            lambda: b"loading draft model" in log.read_bytes(), server, log, what="llama-server", timeout_s=60
+        )
+    machine = machine_with(())
+    spec = load(str(tiny_archs["qwen35-dense"]))
+    settings = to_settings(
+        parse(["llama-server", *words], table=FlagTable.load()), model=spec, machine=machine
+    ).settings
+    assert settings.draft is None
+    made = buffers(ModelTable(spec), settings, []).host
+    before = log.read_bytes().partition(b"loading draft model")[0]
+    log.write_bytes(before)
+    logged = in_log(log, [])["Host"]
+    for part in ("context", "compute"):
+        assert getattr(made, f"{part}_bytes") == pytest.approx(logged[part], abs=0.03 * MIB), part
+
+
 def in_log(path: Path, endpoints: list[str]) -> dict[str, dict[str, int]]:
     """Bytes by device and kind; each stand-in for a card is a server with one device."""
     reader = LogReader(Book(()))

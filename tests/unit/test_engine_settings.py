@@ -234,6 +234,17 @@ def test_tokens_that_one_batch_verifies(words: str, tokens: int) -> None:
     assert read(f"llama-server {words}").settings.verified_tokens == tokens
 
 
+def test_tokens_that_states_are_kept_for() -> None:
+    for words, kept in (
+        ("draft-simple", 0),
+        ("draft-eagle3", 8),
+        ("ngram-mod", 0),
+        ("ngram-mod,draft-dflash", 8),
+    ):
+        given = read(f"llama-server --spec-type {words} --spec-draft-n-max 8").settings
+        assert given.kept_tokens == kept
+
+
 def test_a_draft_model_that_drafts_nothing_is_named() -> None:
     model = replace(llama(), draft=llama())
     for words, said in (("", True), ("--spec-type draft-simple", False)):

@@ -172,6 +172,7 @@ class Reading:
             draft_kv_type_k=self.text("-ctkd") or "f16",
             draft_kv_type_v=self.text("-ctvd") or "f16",
             verified_tokens=draft_settings.verified_tokens(self),
+            kept_tokens=draft_settings.kept_tokens(self),
             slot_limit=slot_limit,
             **self._projector(devices),
         )

@@ -46,6 +46,13 @@ def verified_tokens(given: Reading) -> int:
     return max(0, 0, *drafted)
 
 
+def kept_tokens(given: Reading) -> int:
+    """Tokens of a draft for which the states of recurrent layers are kept, so that they can be taken back
+    (need_n_rs_seq, common/common.h): of drafters that read the model's own hidden states."""
+    found = kinds(given) & {"draft-eagle3", "draft-dflash", "draft-dspark"}
+    return max(0, given.number("--spec-draft-n-max", DRAFT_TOKENS)) if found and given.serves else 0
+
+
 def counted(given: Reading) -> ModelSpec | None:
     """The model that drafts, where one is loaded and its header is known; one that runs as a block of the other
     (--spec-type draft-mtp) is not described."""
@@ -78,6 +85,7 @@ def read(given: Reading, model: ModelSpec, settings: Settings, devices: tuple[in
         kv_type_k=settings.draft_kv_type_k,
         kv_type_v=settings.draft_kv_type_v,
         verified_tokens=0,
+        kept_tokens=0,
         cache_ram_bytes=0,
         draft_layers=False,
         mmproj=False,

@@ -66,7 +66,7 @@ def reserved_batch(settings: Settings, behind: Windows = NO_WINDOWS, *, all_outp
     batch = min(context, settings.batch)
     ubatch = min(batch, settings.ubatch or batch)
     tokens = padded(min(context, ubatch), sequences)
-    drafts = settings.draft_tokens if settings.draft_layers else 0
+    drafts = settings.draft_tokens if settings.draft_layers else settings.kept_tokens
     return Batch(
         tokens=tokens,
         outputs=outputs_reserved(

@@ -65,6 +65,7 @@ class Settings:
     draft_kv_type_k: str = "f16"  # -ctkd and -ctvd: its cache has types of its own
     draft_kv_type_v: str = "f16"
     verified_tokens: int = 0  # of a draft by anything else: what one batch verifies in a slot
+    kept_tokens: int = 0  # of those, for which recurrent states are kept
     draft: Settings | None = None  # of a model that drafts (ModelTable.draft); its context is this one's
     slot_limit: int | None = None  # --kv-unified-per-slot: most tokens of one conversation in a shared pool
     mmproj: bool = False  # the model's projector is loaded, for images
