@@ -31,6 +31,9 @@ class Batch:
     window_cells: int = 0  # cells of one stream of a layer behind a sliding window; 0: there is none
     one_sequence: bool = False  # all tokens are of one sequence, though there are caches and states for more
     given_up: bool = False  # flash attention was to be used when the caches were made, and then was not
+    plain_spread: bool = (
+        False  # residual streams are spread by many operations, not by the one that was to be used
+    )
 
     @property
     def v_transposed(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plan_llama.memory import compute, context, weights
-from plan_llama.memory.probe import gives_up
+from plan_llama.memory.probe import settled
 from plan_llama.memory.scheduler import CUDA_KIND, BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, DeviceBytes, Settings
@@ -47,8 +47,7 @@ def _of_one_model(
     placement = weights.place(table, settings, [device.free_bytes for device in devices])
     batch = context.reserved_batch(settings, table.windows, all_outputs=context.encodes(table.spec))
     kinds = [device.kind for device in devices]
-    if gives_up(table, settings, batch, placement, kinds):
-        batch = replace(batch, flash_attn=False, given_up=True)
+    batch = settled(table, settings, batch, placement, kinds)
     weight = weights.weight_bytes(table, placement, dict(enumerate(kinds)))
     repacked = weights.NOT_REPACKED
     if settings.repack and cpu_isa and not any(device.host_buffer for device in devices):

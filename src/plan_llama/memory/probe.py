@@ -1,8 +1,10 @@
-"""Whether `--flash-attn auto` ends with flash attention.
+"""Which fused operations the engine goes on with: flash attention with `--flash-attn auto`, and the one that spreads
+residual streams.
 
-The engine builds the graph of one token per sequence and gives flash attention up if the scheduler would run one on
-another device than its layer's (resolve_fused_ops, src/llama-context.cpp, b11434). That happens where weights of
-attention were moved away from their layer, and, in some graphs, with the cache in system memory.
+The engine builds the graph of one token per sequence and gives an operation up, for all layers, if the scheduler would
+run one of them on another device than its layer's (resolve_fused_ops, src/llama-context.cpp, b11434). For attention
+that happens where its weights were moved away from their layer, and, in some graphs, with the cache in system memory.
+For streams it happens between a layer on the host and one on a card, where the last operation of a layer is not pinned.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.memory.weights import Placement
 
+_ATTENTION, _SPREADING = "FLASH_ATTN_EXT", "DSV4_HC_POST"
+# The engine calls the result of their layers `l_out`; that of DeepSeek-V4 is `l_last`, and pinned.
+_NOT_PINNED = frozenset({"glm5-next"})
 # Their layers' attention also reads products with a whole text, long enough to be offloaded from the host.
 _OFFLOADS = frozenset({"t5"})
 
@@ -36,12 +41,16 @@ def in_question(settings: Settings, batch: Batch, placement: Placement) -> bool:
     return moved or not settings.kv_offload or placement.table.spec.architecture in _OFFLOADS
 
 
-def gives_up(
+def settled(
     table: ModelTable, settings: Settings, batch: Batch, placement: Placement, kinds: Sequence[BackendKind]
-) -> bool:
-    """Whether the engine goes on without flash attention; not known of a graph that is not described."""
-    if table.spec.architecture not in GRAPHS or not in_question(settings, batch, placement):
-        return False
+) -> Batch:
+    """The batch with what the engine goes on with; nothing is given up in a graph that is not described."""
+    architecture = table.spec.architecture
+    asked = {_ATTENTION} if in_question(settings, batch, placement) else set()
+    if architecture in _NOT_PINNED and len(set(placement.layer_device)) > 1:
+        asked.add(_SPREADING)
+    if architecture not in GRAPHS or not asked:
+        return batch
     key = (
         replace(batch, tokens=0, cells=0, window_cells=0, outputs=0),
         placement.kinds_of_layers,
@@ -51,14 +60,17 @@ def gives_up(
         try:
             table.probed[key] = _elsewhere(table, settings, batch, placement, kinds)
         except (UndescribedGraph, ModelError):
-            table.probed[key] = False
-    return table.probed[key]
+            table.probed[key] = frozenset()
+    gone = asked & table.probed[key]
+    if _ATTENTION in gone:
+        batch = replace(batch, flash_attn=False, given_up=True)
+    return replace(batch, plain_spread=True) if _SPREADING in gone else batch
 
 
 def _elsewhere(
     table: ModelTable, settings: Settings, batch: Batch, placement: Placement, kinds: Sequence[BackendKind]
-) -> bool:
-    """Whether a layer's attention would run on another device than the layer's own."""
+) -> frozenset[str]:
+    """The operations of which one would run on another device than its layer's own."""
     spec = table.spec
     one_each = replace(batch, tokens=batch.sequences, outputs=batch.sequences)
     device_of = {
@@ -83,4 +95,4 @@ def _elsewhere(
     pinned = {node: home for node, home in homes.items() if node.op in ("RMS_NORM", "NORM")}
     options = SchedulerOptions(kinds=(*kinds, CPU_KIND), op_offload=settings.op_offload)
     assigned(builder.g, options, pinned)
-    return any(node.backend != home for node, home in homes.items() if node.op == "FLASH_ATTN_EXT")
+    return frozenset(node.op for node, home in homes.items() if node.backend != home)

@@ -32,7 +32,19 @@ class HyperConnected(Decoder):
         return out, parts[1], comb
 
     def spread(self, x: Node, residual: Node, post: Node, comb: Node) -> Node:
-        """build_hc_post: always one op, because the small graph by which the engine decides (resolve_fused_ops) pins a
-        layer's last op to the layer.
-        """
-        return Node("DSV4_HC_POST", F32, (x.ne[0], self.streams, x.ne[1], 1), [x, residual, post, comb])
+        """build_hc_post: one op, unless the engine has given it up (memory/probe.py)."""
+        width, tokens, n = x.ne[0], x.ne[1], self.streams
+        if not self.batch.plain_spread:
+            return Node("DSV4_HC_POST", F32, (width, n, tokens, 1), [x, residual, post, comb])
+        g = self.g
+        streams: list[Node] = []
+        for _ in range(n):
+            cur = g.like("MUL", x, g.view(post, (1, tokens), (post.nb[1],)))
+            for _ in range(n):
+                part = g.view(residual, (width, tokens), (residual.nb[2],))
+                cur = g.like("ADD", cur, g.like("MUL", part, g.view(comb, (1, tokens), (comb.nb[2],))))
+            streams.append(g.reshape(cur, width, 1, tokens))
+        out = streams[0]
+        for stream in streams[1:]:
+            out = g.concat(out, stream, 1)
+        return out
