@@ -134,10 +134,10 @@ def _weighted_sum(nodes: Sequence[Node], at: int, counted: Uses, holds: dict[int
     """The experts' results times their weights, and their sum (ggml_cuda_match_moe_weighted_reduction): how many nodes
     that takes, 0 where there is none."""
     first = nodes[at]
-    if not first.contiguous():
+    if at + 1 == len(nodes) or nodes[at + 1].op not in ("MUL", "VIEW") or not first.contiguous():
         return 0
     products = [first]
-    if at + 1 < len(nodes) and nodes[at + 1].op == "MUL" and nodes[at + 1].contiguous():
+    if nodes[at + 1].op == "MUL" and nodes[at + 1].contiguous():
         route, scale = _factors(nodes[at + 1]), _factors(first)
         if route is not None and scale is not None and route[0] is first:
             products.append(nodes[at + 1])

@@ -6,7 +6,7 @@ there makes (op, shape, strides, view source, order of sources). No data, no ari
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from plan_llama.models.types import TensorType
 
@@ -156,22 +156,27 @@ class Graph:
 
     def expand(self, *roots: Node) -> None:
         """Adds a tensor and all it needs: depth first, sources from left to right (ggml_visit_parents_graph)."""
+        nodes, leafs, mark = self.nodes, self.leafs, self.mark
         for root in roots:
             if root.visited:
                 continue
             root.visited = True
-            stack: list[tuple[Node, Iterable[Node]]] = [(root, iter(root.src))]
+            stack: list[tuple[Node, Iterator[Node]]] = [(root, iter(root.src))]
             while stack:
                 node, sources = stack[-1]
                 for source in sources:
-                    if not source.visited:
-                        source.visited = True
+                    if source.visited:
+                        continue
+                    source.visited = True
+                    if source.src:
                         stack.append((source, iter(source.src)))
                         break
+                    source.mark = mark
+                    (leafs if source.op == "NONE" else nodes).append(source)
                 else:
                     stack.pop()
-                    node.mark = self.mark
-                    (self.leafs if node.op == "NONE" else self.nodes).append(node)
+                    node.mark = mark
+                    (leafs if node.op == "NONE" else nodes).append(node)
 
     # -- inputs ------------------------------------------------------------------------------------------------
 

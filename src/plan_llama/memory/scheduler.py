@@ -168,7 +168,7 @@ def _from_current(node: Node, options: SchedulerOptions) -> int:
     if home is not None:
         return home
     cpu = len(options.kinds) - 1
-    if _is_refused(node, options):
+    if node.cpu_only and _is_refused(node, options):
         return cpu if any(s.is_weight and s.buffer == cpu for s in node.src) else -1
     if node.is_input:
         return cpu
@@ -184,7 +184,9 @@ def _from_current(node: Node, options: SchedulerOptions) -> int:
 
 def _assign(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int] | None = None) -> None:
     cpu = len(options.kinds) - 1
-    for node in (*graph.leafs, *graph.nodes):
+    for leaf in graph.leafs:
+        leaf.backend = leaf.buffer if leaf.buffer is not None else cpu if leaf.is_input else -1
+    for node in graph.nodes:
         node.backend = _from_current(node, options)
     for node, backend in (pinned or {}).items():
         node.backend = backend
@@ -194,7 +196,7 @@ def _assign(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int] 
         for node in ordered:
             if node.backend != -1:
                 current = -1 if node.backend == cpu else node.backend
-            elif current != -1 and not _is_refused(node, options):
+            elif current != -1 and not (node.cpu_only and _is_refused(node, options)):
                 node.backend = current
     for ordered in (active, active[::-1]):  # expand what is left
         current = -1

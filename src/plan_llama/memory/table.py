@@ -126,6 +126,19 @@ class ModelTable:
         return tuple(_NUMBER.sub("", tensor.name, count=1) for tensor in self.spec.tensors)
 
     @cached_property
+    def makes(self) -> tuple[int, ...]:
+        """A number per block: equal where two have tensors of the same names, types and shapes."""
+        seen: dict[object, int] = {}
+        numbers = []
+        for items in self.block_tensors:
+            tensors = [self.spec.tensors[i] for i in items]
+            key = frozenset(
+                (self.suffixes[i], t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)
+            )
+            numbers.append(seen.setdefault(key, len(seen)))
+        return tuple(numbers)
+
+    @cached_property
     def kinds(self) -> tuple[int, ...]:
         """A number per block: equal where two blocks have the same graph.
 
@@ -143,12 +156,9 @@ class ModelTable:
         lists = [v for v in self.spec.hparams.values() if isinstance(v, tuple) and len(v) >= self.blocks]
         seen: dict[object, int] = {}
         numbers = []
-        for il, items in enumerate(self.block_tensors):
-            tensors = [self.spec.tensors[i] for i in items]
+        for il, tensors in enumerate(self.makes):
             key = (
-                frozenset(
-                    (self.suffixes[i], t.type.id, t.shape) for i, t in zip(items, tensors, strict=True)
-                ),
+                tensors,
                 tuple(bool(v[il]) if isinstance(v[il], float) else v[il] for v in lists),
                 (il if each else il < leading, il % turns, il < cached),
             )

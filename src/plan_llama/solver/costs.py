@@ -135,7 +135,7 @@ class Costs:
             if il >= self.table.layers:
                 found.append(0.0)  # a block for drafting: nothing of it runs
                 continue
-            key = self.table.kinds[il], self.layers.attention[il]
+            key = self.table.makes[il], self.layers.attention[il]
             if key not in known:
                 known[key] = price(il)
             found.append(known[key])

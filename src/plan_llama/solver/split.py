@@ -78,14 +78,13 @@ class Splitter:
         best, best_at = inf, (-1, 0)
         longest = self._longest()
         for index, line in enumerate(self.lines):
-            starts: Sequence[int] = range(blocks + 1)
-            ends: Sequence[int] = starts
+            starts = ends = range(blocks + 1)
             if near is not None:
                 starts = range(max(0, near[index] - within), min(blocks, near[index] + within) + 1)
                 ends = range(max(0, near[index + 1] - within), min(blocks, near[index + 1] + within) + 1)
             for a in starts:  # the last card that is used
                 if cost[a] < inf and (not every_card or (index == cards - 1 and a < blocks)):
-                    total = cost[a] + line.seconds(a, blocks, last=True)
+                    total = cost[a] + line.last_seconds(a)
                     if total < best:
                         best, best_at = total, (index, a)
             if index == cards - 1:
@@ -95,11 +94,11 @@ class Splitter:
             for a in starts:
                 if cost[a] == inf:
                     continue
-                for b in ends:
-                    if a < b <= a + longest[index]:
-                        total = cost[a] + line.seconds(a, b, last=False)
-                        if total < following[b]:
-                            following[b], begin[b] = total, a
+                first, end = max(ends.start, a + 1), min(ends.stop, a + longest[index] + 1)
+                for b, seconds in enumerate(line.run_seconds(a, first, end), first):
+                    total = cost[a] + seconds
+                    if total < following[b]:
+                        following[b], begin[b] = total, a
             cost = following
             began.append(begin)
         if best == inf:
@@ -181,35 +180,51 @@ class _Line:
         self.rest_gain = list(accumulate(gains, initial=0.0))
         self.movable = _makes(card.movable_bytes, card.movable_s, away_s)
         self.movable_gain = [away - here for away, here in zip(away_s, card.movable_s, strict=True)]
-        self.known: dict[tuple[int, int, bool], float] = {}
+        self.known: dict[tuple[int, int, int], list[float]] = {}
 
     def _room(self, start: int, end: int, *, last: bool) -> int:
         room = self.card.room - (self.bytes[end] - self.bytes[start])
         return room - self.card.output_bytes if last else room
 
-    def seconds(self, start: int, end: int, *, last: bool) -> float:
-        """What the blocks from `start` to before `end` cost here, with as many of their weights as there is room for:
-        the movable ones once all others have theirs."""
-        key = start, end, last
-        if (found := self.known.get(key)) is not None:
-            return found
-        room = self._room(start, end, last=last)
-        total = inf
-        if room >= 0:
-            total = self.least_sum[end] - self.least_sum[start] + (self.card.output_s if last else 0.0)
-            if (rest := self.rest_sum[end] - self.rest_sum[start]) <= room:
-                total -= self.rest_gain[end] - self.rest_gain[start]
-                makes, room = self.movable, room - rest
-            else:
-                makes = self.rest
-            for make in makes:
-                count = make.counts[end] - make.counts[start]
+    def last_seconds(self, start: int) -> float:
+        """What all blocks from `start` on cost here, with the output."""
+        end = len(self.bytes) - 1
+        return self._seconds(start, end, end + 1, self.card.output_bytes, self.card.output_s)[0]
+
+    def run_seconds(self, start: int, first: int, end: int) -> list[float]:
+        """What the blocks from `start` on cost here: those before `first`, and so on to those before `end` - 1."""
+        key = start, first, end
+        if key not in self.known:
+            self.known[key] = self._seconds(start, first, end, 0, 0.0)
+        return self.known[key]
+
+    def _seconds(self, start: int, first: int, end: int, taken: int, more_s: float) -> list[float]:
+        """With as many of their weights as there is room for: the movable ones once all others have theirs."""
+        free = self.card.room + self.bytes[start] - taken
+        rests = [(make.counts, make.counts[start], make.size, make.saved) for make in self.rest]
+        movables = [(make.counts, make.counts[start], make.size, make.saved) for make in self.movable]
+        least, rest_bytes, gain = self.least_sum[start], self.rest_sum[start], self.rest_gain[start]
+        found = []
+        for last in range(first, end):
+            room = free - self.bytes[last]
+            if room < 0:
+                found += [inf] * (end - last)
+                break
+            total = self.least_sum[last] - least + more_s
+            rest = self.rest_sum[last] - rest_bytes
+            makes = rests
+            if rest <= room:
+                total -= self.rest_gain[last] - gain
+                makes, room = movables, room - rest
+            for counts, before, size, saved in makes:
+                count = counts[last] - before
                 if count:
-                    count = min(count, room // make.size)
-                    room -= count * make.size
-                    total -= count * make.saved
-        self.known[key] = total
-        return total
+                    if count * size > room:
+                        count = room // size
+                    room -= count * size
+                    total -= count * saved
+            found.append(total)
+        return found
 
     def away(self, start: int, end: int, *, last: bool, slack_s: float) -> tuple[list[int], list[int]]:
         """The blocks of the run whose movable weights stay on the host, and those of which all do: of each make the
