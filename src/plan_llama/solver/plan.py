@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
@@ -113,12 +114,12 @@ def _searched(
     nearest: list[Candidate] | None = None
     for step in steps:
         for kv_type in types:
-            found = sorted(
-                (c for each in serving.by_slots(task) for c in choices(each, step, kv_type)),
-                key=lambda c: score(task, c),
-            )
-            if not found:
+            by_slots = [made for each in serving.by_slots(task) if (made := choices(each, step, kv_type))]
+            if not by_slots:
                 continue
+            # in each the first is the choice, though another may be a little faster
+            by_slots.sort(key=lambda made: score(task, made[0]))
+            found = list(chain.from_iterable(by_slots))
             if found[0].footprint.verdict in ("fits", "tight"):
                 return found, step != context
             if nearest is None or (

@@ -12,7 +12,7 @@ from plan_llama.memory.experts import EXACT_INPUTS
 from plan_llama.memory.footprint import DeviceUse, footprint
 from plan_llama.solver import serving
 from plan_llama.solver.choice import DRAFT_GAIN, DRAFT_STREAMS, gains, resident
-from plan_llama.solver.search import Task, judged, repack_crash, why_mapped
+from plan_llama.solver.search import Task, cache_ram_bytes, judged, repack_crash, why_mapped
 from plan_llama.solver.types import Candidate, Rung
 from plan_llama.solver.whatif import smaller_context
 from plan_llama.speed.constants import shipped
@@ -52,6 +52,7 @@ def about(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """Everything else, the worst first."""
     yield from memory_findings(task, chosen)
     yield from _cache_chosen(task, chosen)
+    yield from _prompt_cache(task, chosen)
     yield from remarks(task, chosen)
 
 
@@ -126,6 +127,22 @@ def _cache_chosen(task: Task, chosen: Candidate) -> Iterator[Finding]:
             f"{tokens(task.wishes.workload.context_floor)} tokens that {task.wishes.workload.name} needs would fit",
             fix="--kv-type f16 keeps it exact",
         )
+
+
+def _prompt_cache(task: Task, chosen: Candidate) -> Iterator[Finding]:
+    """A prompt cache that is smaller than the workload's, for want of memory."""
+    settings = chosen.settings
+    wanted = cache_ram_bytes(task, per_slot(chosen), settings.kv_type_k)
+    if "cache_ram" in task.wishes.pins or settings.cache_ram_bytes >= wanted:
+        return
+    got = f"is {gib(settings.cache_ram_bytes)}" if settings.cache_ram_bytes else "is off"
+    yield Finding(
+        id="prompt-cache-reduced",
+        severity="note",
+        text=f"the server's prompt cache {got}, not the {gib(wanted)} for {task.wishes.workload.name}: memory has no "
+        "room for more beside its margin. A conversation that is in no slot is then read from the start again",
+        fix="more memory, or --pin cache-ram=MIB",
+    )
 
 
 def _quantised_cache(task: Task, chosen: Candidate) -> Iterator[Finding]:

@@ -185,7 +185,29 @@ def why_mapped(task: Task, weights_bytes: int, held_bytes: int) -> str | None:
 
 
 def evaluate(task: Task, filled: Filled) -> Candidate:
-    """A placement with its footprint and speed."""
+    """A placement with its footprint and speed; with a smaller prompt cache where the memory has no room for all of
+    it, which costs an old conversation's prompt and nothing else."""
+    made = _evaluated(task, filled)
+    short = -made.footprint.pools[0].spare_bytes
+    cache = filled.settings.cache_ram_bytes
+    if short <= 0 or not cache or "cache_ram" in task.wishes.pins:
+        return made
+    smaller = max(0, cache - short) // MIB * MIB
+    if smaller < _conversation_bytes(task, filled.settings):
+        smaller = 0
+    settings = replace(filled.settings, cache_ram_bytes=smaller)
+    settings = replace(settings, ctx_checkpoints=checkpoints(task.table, settings))
+    return _evaluated(task, replace(filled, settings=settings))
+
+
+def _conversation_bytes(task: Task, settings: Settings) -> int:
+    """What the prompt cache takes for one conversation as long as the request."""
+    request = task.request
+    each = bytes_per_token(task.table.spec, settings.kv_type_k, settings.kv_type_v)
+    return (request.depth + request.prompt_tokens + request.output_tokens) * each
+
+
+def _evaluated(task: Task, filled: Filled) -> Candidate:
     settings = replace(filled.settings, load_mode=load_mode(task, filled))
     if (
         task.machine.gpus
@@ -281,7 +303,8 @@ def _thrifty_first(task: Task, found: list[Candidate]) -> list[Candidate]:
     best = score(task, found[0])
 
     def taken(candidate: Candidate) -> int:
-        return sum(pool.used_bytes for pool in candidate.footprint.pools)
+        used = sum(pool.used_bytes for pool in candidate.footprint.pools)
+        return used - candidate.footprint.host.cache_bytes  # the prompt cache takes what is left
 
     def near(candidate: Candidate) -> bool:
         mine = score(task, candidate)

@@ -162,13 +162,55 @@ def agent_plan(model: ModelTable, ram_gib: int) -> Plan:
     return plan
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b-q4_k_m", "gemma-3-27b-q4_0"])
+def test_a_larger_micro_batch_has_to_gain_two_percent_for_a_gib(name: str) -> None:
+    """Without a GPU a prompt gains next to nothing by it, and its buffers are system memory."""
+    model = table(name)
+    chosen = agent_plan(model, 96).chosen
+    machine = machine_with((), ram_bytes=96 * GIB)
+    for ubatch in (512, 1024, 2048):
+        wishes = Wishes(workload=workload("agent"), pins={"ubatch": str(ubatch)})
+        plan = solve(make_task(model, machine, wishes, beyond()), ladder=False)
+        assert plan is not None
+        saves = chosen.footprint.host.total_bytes - plan.chosen.footprint.host.total_bytes
+        if saves >= GIB:
+            assert plan.chosen.speed.request_s > 1.02 * chosen.speed.request_s, ubatch
+    assert chosen.settings.ubatch < 2048
+
+
+def test_a_prompt_cache_gives_way_before_the_context_does() -> None:
+    """Llama 3.1 8B's two states of 128K tokens take 32 GiB in f16; a card of 48 GiB has room for both."""
+    llama = table("llama-3.1-8b-q4_k_m")
+    found = {}
+    for ram in (16, 24, 64):
+        machine = machine_with(((48 * 1024, 0),), ram_bytes=ram * GIB)
+        plan = solve(make_task(llama, machine, Wishes(workload=workload("agent")), beyond()), ladder=False)
+        assert plan is not None
+        assert plan.chosen.footprint.verdict == "fits"
+        assert plan.chosen.settings.kv_type_k == "f16"
+        assert plan.chosen.settings.slot_limit == 131072
+        found[ram] = plan.chosen.settings.cache_ram_bytes
+        reduced = [item for item in plan.findings if item.id == "prompt-cache-reduced"]
+        assert bool(reduced) == (found[ram] < 32 * GIB)
+    assert found[16] < found[24] < found[64] == 32 * GIB
+
+
+def test_a_pinned_prompt_cache_is_left_alone() -> None:
+    machine = machine_with(((48 * 1024, 0),), ram_bytes=16 * GIB)
+    wishes = Wishes(workload=workload("agent"), context=32768, pins={"cache_ram": "8192"})
+    plan = solve(make_task(table("llama-3.1-8b-q4_k_m"), machine, wishes, beyond()), ladder=False)
+    assert plan is not None
+    assert plan.chosen.settings.cache_ram_bytes == 8 * GIB
+    assert plan.chosen.footprint.verdict == "tight"
+
+
 def test_a_quantised_cache_only_where_f16_does_not_reach_the_floor() -> None:
     """Two conversations of 64K tokens of Llama 3.1 8B take 16 GiB with f16 (131,072 bytes a token), 8.5 with q8_0."""
     llama = table("llama-3.1-8b-q4_k_m")
-    short = agent_plan(llama, 34)
+    short = agent_plan(llama, 20)
     assert short.chosen.settings.kv_type_k == short.chosen.settings.kv_type_v == "q8_0"
     assert short.chosen.settings.slot_limit == 65536
     assert "kv-quant-chosen" in {item.id for item in short.findings}
     assert agent_plan(llama, 64).chosen.settings.kv_type_k == "f16"
     breaks = ModelTable(replace(llama.spec, kv_quantisation_breaks="it was seen to"))
-    assert agent_plan(breaks, 34).chosen.settings.kv_type_k == "f16"
+    assert agent_plan(breaks, 20).chosen.settings.kv_type_k == "f16"
