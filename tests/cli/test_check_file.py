@@ -168,7 +168,28 @@ def test_a_command_of_vllm(cli: Cli, home: Path) -> None:
     assert ended.code in (2, 3)
     answer = ended.out + ended.err
     assert "vllm serve /models/none \\\n    --max-model-len 4096 --no-such-argument" in answer
-    (home / "two.sh").write_text("vllm serve x\nllama-server -m y.gguf\n", "utf-8")
-    refused = cli("check", *ONE_CARD, "--json", "--file", "two.sh")
-    assert (refused.code, refused.out) == (2, "")
-    assert "must be the only one in its file" in refused.err
+
+
+def test_several_commands_of_several_engines(cli: Cli, home: Path) -> None:
+    """Each has an answer of its own, in the order of the file, with what the file sets for it."""
+    lines = [
+        "vllm serve meta-llama/Llama-3.1-8B-Instruct --max-model-len 8192",
+        "CUDA_VISIBLE_DEVICES=1 vllm serve meta-llama/Llama-3.1-8B-Instruct --swap-space 4 -tp $(nproc)",
+        "vllm serve /models/none",
+        "llama-server -m GLM-5.1-UD-IQ2_M.gguf -cmoe -c 8192",
+        "ollama run qwen3:8b",
+    ]
+    (home / "all.sh").write_text("\n".join(lines) + "\n", "utf-8")
+    ended = cli("check", *ONE_CARD, "--json", "--file", "all.sh")
+    Draft202012Validator(SCHEMA).validate(ended.json)
+    each = [ended.json, *ended.json["also"]]
+    assert [item["given"]["where"] for item in each] == [f"line {number}" for number in range(1, 6)]
+    assert [item["accepted"] for item in each[:4]] == [True, False, True, True]
+    assert (each[0]["verdict"], each[1]["verdict"], each[3]["verdict"]) == ("fits", "invalid", "fits")
+    assert each[0]["settings"]["context_per_slot"] == 8192
+    assert each[1]["given"]["env"] == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert [f["text"] for f in each[1]["findings"] if f["id"] == "value-unknown"] == [
+        "known only when it runs, so it is left out here: -tp $(nproc)"
+    ]
+    assert each[2]["memory"] is None
+    assert ended.code == 3

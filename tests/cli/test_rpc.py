@@ -24,7 +24,8 @@ def test_every_host_has_its_command(cli: Cli) -> None:
     found = plan(cli, "--gpu", "RTX 3090*2", *TWO)
     assert found["verdict"] == "fits"
     argv = found["command"]["argv"]
-    assert argv[argv.index("--rpc") + 1] == "10.0.0.2:50052"
+    # in front of what names its devices: the parser reads from left to right
+    assert argv[3:5] == ["--rpc", "10.0.0.2:50052"]
     assert [item["argv"] for item in found["command"]["further"]] == [
         ["ggml-rpc-server", "-H", "10.0.0.2", "-p", "50052", "-c"]
     ]

@@ -81,7 +81,10 @@ def run(
     if argv and is_vllm(argv):
         from plan_llama.cli import vllm_check
 
-        return vllm_check.run(argv, model, hardware, wish_options, engine, output)
+        code, answer = vllm_check.check(argv, model, hardware, wish_options, engine, output)
+        if answer is not None:
+            print_json(answer)
+        return code
     wanted = wishes(wish_options)
     of_ik = engine.engine == ik_llama.ENGINE
     build = None if of_ik else engine_build(engine)
@@ -101,12 +104,20 @@ def run(
         if is_vllm(given_command.argv):
             from plan_llama.cli import vllm_check
 
-            if output.json and len(commands) > 1:
-                text = "check --json: a command of vLLM must be the only one in its file"
-                raise UsageError(text, hint="check -- with that command, or leave --json out")
             if not output.json:
                 Screen().write("\n".join(_given_lines(Screen(), given_command)))
-            codes.append(vllm_check.run(given_command.argv, model, hardware, wish_options, engine, output))
+            code, answer = vllm_check.check(
+                given_command.argv,
+                model,
+                hardware,
+                wish_options,
+                engine,
+                output,
+                env=given_command.env,
+                about_file=given_command.findings,
+            )
+            codes.append(code)
+            answers.append(answer | _where(given_command) if answer is not None else None)
             continue
         if ollama_words.meant(given_command.argv):
             from plan_llama.cli import ollama_check
@@ -122,7 +133,7 @@ def run(
                 where=given_command.where,
             )
             codes.append(code)
-            answers.append(answer)
+            answers.append(answer | _where(given_command) if answer is not None else None)
             continue
         said = [*given_command.findings, *about_build]
         table = flags
@@ -185,11 +196,15 @@ def _check(
 
 
 def _given_json(command: Given, parsed: ParsedCommand) -> dict[str, object]:
-    """Whether the parser takes it; where in its file a command stands, and its words."""
-    taken: dict[str, object] = {"accepted": parsed.accepted}
+    """Whether the parser takes it, and where it stands."""
+    return {"accepted": parsed.accepted} | _where(command)
+
+
+def _where(command: Given) -> dict[str, object]:
+    """Where in its file a command stands, and its words."""
     if not command.where:
-        return taken
-    return taken | {"given": {"where": command.where, "argv": list(command.argv), "env": dict(command.env)}}
+        return {}
+    return {"given": {"where": command.where, "argv": list(command.argv), "env": dict(command.env)}}
 
 
 def _installed(machine: Machine) -> FlagTable:

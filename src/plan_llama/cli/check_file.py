@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from plan_llama.command_files import reading
 from plan_llama.command_files.types import FoundCommand, Word
 from plan_llama.engines.commandline import PROGRAMS, program_of
 from plan_llama.engines.flags import FlagTable
+from plan_llama.engines.vllm.parsing import is_vllm
 from plan_llama.findings import Finding
+from plan_llama.memory.types import Program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ def _known_words(words: Sequence[Word], table: FlagTable) -> tuple[list[str], li
     The name of a model's file says enough, whatever its folder is.
     """
     program = next((found[0] for word in words if (found := program_of(word.text))), PROGRAMS["llama-server"])
+    takes_value = _valued_in_vllm if is_vllm([word.text for word in words]) else _valued_in(program, table)
     kept: list[str] = []
     left_out: list[str] = []
     for place, word in enumerate(words):
@@ -58,10 +61,26 @@ def _known_words(words: Sequence[Word], table: FlagTable) -> tuple[list[str], li
             kept.append(word.text)
             continue
         before = words[place - 1] if place else None
-        argument = table.lookup(before.text, program) if before and before.known else None
-        if before and argument and argument.values and kept and kept[-1] == before.text:
+        if before and before.known and takes_value(before.text) and kept[-1:] == [before.text]:
             kept.pop()
             left_out.append(f"{before.text} {word.text}")
         else:
             left_out.append(word.text)
     return kept, left_out
+
+
+def _valued_in(program: Program, table: FlagTable) -> Callable[[str], bool]:
+    """Whether an argument takes a value."""
+
+    def answer(name: str) -> bool:
+        argument = table.lookup(name, program)
+        return argument is not None and bool(argument.values)
+
+    return answer
+
+
+def _valued_in_vllm(name: str) -> bool:
+    from plan_llama.engines.vllm import flags
+
+    found = flags.load().lookup(flags.normalised(name))
+    return found is not None and not found[0].switch

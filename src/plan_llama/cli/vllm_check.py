@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from plan_llama.cli import plan_json, vllm_json, vllm_plan, vllm_render
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
-from plan_llama.cli.plan_command import in_order, machine_notes, print_json
+from plan_llama.cli.plan_command import in_order, machine_notes
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import hardware_choice, wishes
 from plan_llama.engines.launch import LaunchCommand
@@ -43,24 +44,32 @@ _REPLACED = frozenset((
 # fmt: on
 
 
-def run(
+def check(
     argv: Sequence[str],
     model: ModelOptions,
     hardware: HardwareOptions,
     wish_options: WishOptions,
     engine: EngineOptions,
     output: OutputOptions,
-) -> int:
-    """Returns 0 where the command starts and its cache holds a request of full length, 3 where not."""
+    *,
+    env: Mapping[str, str] | None = None,
+    about_file: Sequence[Finding] = (),
+) -> tuple[int, dict[str, Any] | None]:
+    """Prints the verdict, or gives its JSON.
+
+    Returns 0 where the command starts and its cache holds a request of full length, else 3.
+    """
     vllm_plan.check_version(engine)
     wanted = wishes(wish_options, kv_types=vllm_plan.KV_TYPES, takes=vllm_plan.PINS)
     machine = measured(resolve(hardware_choice(hardware), engine_path=None))
-    command = parse(argv, flags.load())
-    said = words_findings(command)
+    command = parse(argv, flags.load(), env=env)
+    said = [*about_file, *words_findings(command)]
     checkpoint, about_model = _checkpoint(command, model)
     said += about_model
+    accepted = {"accepted": not command.refused}
     if checkpoint is None:
-        return _unknown(machine, said, output)
+        answer = _unknown(machine, in_order(said), output)
+        return EXIT_NO_FIT, answer | accepted if answer else None
     checkpoint = vllm_plan.with_size(checkpoint)
     found = read(command, checkpoint, machine)
     said += found.findings
@@ -78,8 +87,9 @@ def run(
         said += about_correction
     said = in_order([*said, *machine_notes(machine)])
     judged = replace(judged, verdict=verdict)
+    answer = None
     if output.json:
-        print_json(
+        answer = (
             vllm_json.answer(
                 checkpoint=checkpoint,
                 machine=machine,
@@ -89,6 +99,7 @@ def run(
                 findings=said,
                 conversations=task.conversations,
             )
+            | accepted
         )
     else:
         screen = Screen()
@@ -105,7 +116,7 @@ def run(
             closing=closing,
         )
         screen.write(f"Checked against vllm serve {flags.VERSION}\n{text}")
-    return EXIT_OK if verdict in ("fits", "tight") else EXIT_NO_FIT
+    return EXIT_OK if verdict in ("fits", "tight") else EXIT_NO_FIT, answer
 
 
 def _judge(found: Reading, machine: Machine, task: VllmTask) -> Judged:
@@ -210,12 +221,10 @@ def _addressed(command: Command, made: LaunchCommand) -> LaunchCommand:
     return replace(made, argv=(*command.wrapper, *words), env={**command.env, **made.env})
 
 
-def _unknown(machine: Machine, said: list[Finding], output: OutputOptions) -> int:
+def _unknown(machine: Machine, findings: list[Finding], output: OutputOptions) -> dict[str, Any] | None:
     """Only the arguments can be judged."""
-    findings = in_order(said)
     if output.json:
-        print_json(plan_json.unknown_model(machine, findings))
-        return EXIT_NO_FIT
+        return plan_json.unknown_model(machine, findings)
     screen = Screen()
     from plan_llama.cli import render_plan
 
@@ -223,4 +232,4 @@ def _unknown(machine: Machine, said: list[Finding], output: OutputOptions) -> in
     lines += render_plan.findings(screen, findings, notes=False)
     lines += render_plan.findings(screen, findings, notes=True)
     screen.write("\n".join(lines) + "\n")
-    return EXIT_NO_FIT
+    return None

@@ -37,7 +37,8 @@ def command(made: LaunchCommand, gpus: Sequence[Gpu], nodes: Nodes, local: int) 
     names = overrides.device_names(gpus)
     own = overrides.device_names(gpus[lent:])
     devices = {names[i]: f"RPC{i}" for i in range(lent)} | dict(zip(names[lent:], own, strict=True))
-    buffers = {names[i]: f"RPC{i}[{endpoints[i // local]}]" for i in range(lent)}
+    # a device has its number among all, its buffers have that on their own server (ggml_backend_rpc_buffer_type)
+    buffers = {names[i]: f"RPC{i % local}[{endpoints[i // local]}]" for i in range(lent)}
     buffers |= dict(zip(names[lent:], own, strict=True))
     argv, flag = [], ""
     for word in made.argv:
@@ -50,7 +51,8 @@ def command(made: LaunchCommand, gpus: Sequence[Gpu], nodes: Nodes, local: int) 
         else:
             argv.append(word)
         flag = word
-    place = argv.index("--host") if "--host" in argv else len(argv)
+    # the parser reads from left to right: what names their devices must find them
+    place = argv.index("-m") + 2 if "-m" in argv else 1
     argv[place:place] = ["--rpc", ",".join(endpoints)]
     servers = tuple(
         FurtherCommand(
@@ -151,7 +153,8 @@ def _over(item: Candidate, nodes: Nodes, local: int, width: int, request: Reques
 
 
 def _apart(item: Candidate, passes: int) -> float:
-    """RPC devices have no events: llama.cpp's pipeline over cards is off, which the estimate took for on."""
+    """llama.cpp waits for a lent card before it hands on what that one computed (cpy_tensor_async is null in
+    ggml_backend_rpc_interface): the pipeline over cards, which is on and in the estimate, is not counted on."""
     cards = sum(1 for device in item.footprint.devices if device.weights_bytes)
     whole = not item.settings.overrides and item.settings.split_mode == "layer"
     if cards < 2 or not whole or item.cpu_moe_layers:

@@ -97,18 +97,19 @@ def _place(argv: Sequence[str]) -> tuple[int, int] | None:
     return None
 
 
-def parse(argv: Sequence[str], table: FlagTable) -> Command:
-    """A command's words. Raises InputError where it does not start vLLM, or is absurdly long."""
+def parse(argv: Sequence[str], table: FlagTable, *, env: Mapping[str, str] | None = None) -> Command:
+    """A command's words; `env` is what its file sets. Raises InputError where it does not start vLLM, or is absurdly
+    long."""
     if len(argv) > _MOST_WORDS:
         raise InputError(f"the command has {len(argv)} words", hint=f"at most {_MOST_WORDS} are read")
     found = _place(argv)
     if found is None:
         raise InputError("the command does not start vLLM", hint="expected vllm serve MODEL …")
     first, after = found
-    env, wrapper = {}, []
+    own, wrapper = {**(env or {})}, []
     for word in argv[:first]:
         if match := _ASSIGNMENT.fullmatch(word):
-            env[match[1]] = match[2]
+            own[match[1]] = match[2]
         elif word != "env":
             wrapper.append(word)
     words, loose, given = list(argv[after:]), [], []
@@ -132,7 +133,7 @@ def parse(argv: Sequence[str], table: FlagTable) -> Command:
         executable=tuple(argv[first:after]),
         model=loose[0] if loose else named,
         named_model=not loose and named is not None,
-        env=env,
+        env=own,
         given=tuple(given),
         stray=tuple(loose[1:]),
     )
