@@ -16,8 +16,9 @@ A rule of one's own is a TOML file in the folder `failures` of the user's profil
 
 Beside these, doctor says `cause-not-found` (a start ended and no known line tells why), `log-ends-early` (the log stops
 while the model loads), `not-ready-in-time` (a watched command had not come up when the time was over),
-`output-garbage` (a probe of the output found no text, and no rule says why) and `prediction-differs`
-(measured and predicted buffers are more than 5 % apart).
+`output-garbage` (a probe of the output found no text, and no rule says why), `output-slow` and `output-no-answer` (its
+answer did not come whole in its time, or not at all) and `prediction-differs` (what was measured and what is predicted
+are more than 5 % apart).
 """
 
 

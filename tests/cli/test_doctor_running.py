@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -39,11 +40,23 @@ class Fake:
             "/props": (200, PROPS),
         }
         self.asked: list[tuple[str, str | None, Any]] = []
+        self.texts: list[str] = []
         self.url = ""
+        self.held = threading.Event()  # once set, an answer that waits for it may end
+        self.holds = ""  # the question whose answer waits after its first half
 
-    def says(self, text: str) -> None:
-        """What it writes."""
-        self.answers["/v1/chat/completions"] = (200, {"choices": [{"message": {"content": text}}]})
+    def says(self, *texts: str) -> None:
+        """What it writes, one answer after the other, in pieces as llama-server b11434 sends them."""
+        self.texts = list(texts)
+
+    def chat(self) -> tuple[int, Any]:
+        """The next answer; the last one again and again."""
+        if not self.texts:
+            return self.answers.get("/v1/chat/completions", (404, {"error": "no"}))
+        text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
+        pieces = [{"choices": [{"delta": {"content": text[at : at + 7]}}]} for at in range(0, len(text), 7)]
+        lines = [f"data: {json.dumps(piece)}\n\n" for piece in pieces]
+        return 200, ("".join(lines) + "data: [DONE]\n\n").encode()
 
 
 @contextmanager
@@ -60,14 +73,22 @@ def serving(fake: Fake) -> Iterator[Fake]:
 
         def _answer(self, body: Any) -> None:
             fake.asked.append((self.path, self.headers["Authorization"], body))
-            status, answer = fake.answers.get(self.path, (404, {"error": "no"}))
+            status, answer = (
+                fake.chat() if body is not None else fake.answers.get(self.path, (404, {"error": "no"}))
+            )
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", "/elsewhere")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            if body is not None and fake.holds and fake.holds in body["messages"][0]["content"]:
+                with contextlib.suppress(OSError):
+                    self.wfile.write(data[: len(data) // 2])
+                fake.held.wait(30)
+                return
+            with contextlib.suppress(OSError):
+                self.wfile.write(data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     fake.url = f"http://127.0.0.1:{server.server_port}"
@@ -76,6 +97,7 @@ def serving(fake: Fake) -> Iterator[Fake]:
     try:
         yield fake
     finally:
+        fake.held.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -132,7 +154,47 @@ def test_what_it_writes_is_judged_when_asked(cli: Cli, fake: Fake, text: str, id
     ended = cli("doctor", "--url", fake.url, "--probe-output", "--json")
     assert [item["id"] for item in ended.json["findings"]] == ([ident] if ident else [])
     assert ended.code == (4 if ident else 0)
-    assert fake.asked[-1][2]["temperature"] == 0
+    questions = [body for _, _, body in fake.asked if body is not None]
+    assert len(questions) == 3
+    assert {body["temperature"] for body in questions} == {0}
+    seen = {item["name"]: item["text"] for item in ended.json["observed"]}
+    assert all(seen[f"probe_{name}"].startswith("probe, ") for name in ("short", "languages", "long"))
+
+
+def test_a_fault_in_one_answer_is_enough(cli: Cli, fake: Fake) -> None:
+    """The short answer is good, and the long one goes round in circles."""
+    fake.says(
+        "Paris.", "Guten Morgen. Доброе утро. صباح الخير. おはようございます。", "The dough rises. " * 40
+    )
+    ended = cli("doctor", "--url", fake.url, "--probe-output", "--json")
+    assert [item["id"] for item in ended.json["findings"]] == ["output-garbage"]
+    assert "repetition" in ended.json["findings"][0]["evidence"][0]["text"]
+
+
+def test_a_time_that_is_over_keeps_the_other_findings(cli: Cli, fake: Fake) -> None:
+    fake.says("G" * 100, GOOD)
+    fake.holds = "bread"
+    ended = cli("doctor", "--url", fake.url, "--probe-output", "--timeout", "2", "--json")
+    assert {item["id"] for item in ended.json["findings"]} == {"output-slow", "output-garbage"}
+    assert "not finished after" in str(ended.json["findings"])
+
+
+def test_a_server_that_says_nothing(cli: Cli, fake: Fake) -> None:
+    fake.says("")
+    fake.holds = "France"
+    ended = cli("doctor", "--url", fake.url, "--probe-output", "--timeout", "1", "--json")
+    assert ended.code == 4
+    assert [item["id"] for item in ended.json["findings"]] == ["output-no-answer"]
+    assert len([body for _, _, body in fake.asked if body is not None]) == 1
+    assert ended.json["log"]["facts"]["slots"] == 2
+
+
+def test_a_server_that_fails(cli: Cli, fake: Fake) -> None:
+    fake.answers["/v1/chat/completions"] = (500, {"error": {"message": "compute error"}})
+    ended = cli("doctor", "--url", fake.url, "--probe-output", "--json")
+    assert [item["id"] for item in ended.json["findings"]] == ["output-no-answer"]
+    fake.answers["/v1/chat/completions"] = (401, {"error": {"message": "Invalid API Key"}})
+    assert cli("doctor", "--url", fake.url, "--probe-output", "--json").json["findings"] == []
 
 
 def test_a_template_that_does_not_parse_is_known(cli: Cli, fake: Fake) -> None:
@@ -228,3 +290,60 @@ def test_pages_that_are_read_again_and_again(tmp_path: Path) -> None:
         timer.join()
         evidence = reader.finish()
         assert [item.rule.id for item in diagnose(evidence, rules.load())] == expected
+
+
+def made(root: Path, *, ticks: int = 0, processor: int = 0, swapped: int = 0, read: int = 0) -> None:
+    """/proc of a machine on which process 7 runs two threads."""
+    folder = root / "proc/7"
+    folder.mkdir(parents=True, exist_ok=True)
+    (root / "proc/vmstat").write_text(f"pswpin {swapped}\npswpout 0\n")
+    (folder / "status").write_text("Pid:\t7\nVmHWM:\t 100 kB\nVmRSS:\t 100 kB\nThreads:\t2\n")
+    (folder / "io").write_text(f"rchar: 1\nread_bytes: {read}\n")
+    (folder / "stat").write_text("7 (x) S 1 7 7 0 -1 4194304 9 0 0 0 1 2 3\n")
+    for number in (7, 8):
+        task = folder / f"task/{number}"
+        task.mkdir(parents=True, exist_ok=True)
+        words = ["S", "1", "7", "7", *["0"] * 7, str(ticks), "0", *["0"] * 23, str(processor), "0"]
+        (task / "stat").write_text(f"{number} (x) {' '.join(words)}\n")
+
+
+def test_what_it_does_while_it_is_watched(tmp_path: Path) -> None:
+    """Two threads that compute on one core, pages that go to swap, and bytes that come from a drive."""
+    made(tmp_path)
+    reader = LogReader(Book(rules.templates()))
+    timer = threading.Timer(
+        0.3, made, args=(tmp_path,), kwargs={"ticks": 90, "swapped": 20_000, "read": 1 << 30}
+    )
+    timer.start()
+    doctor_process.looked_at(reader, 7, sysroot=tmp_path, seconds=0.8)
+    timer.join()
+    evidence = reader.finish()
+    said = {name: fact.line.text for name, fact in evidence.observed.items() if fact.line is not None}
+    assert said["busy_threads"] == "2 threads compute, on 1 cores of 1 memory node"
+    assert said["swap_rate_bytes"].startswith("to and from swap, of all programs: ")
+    assert said["drive_rate_bytes"].startswith("read from drives while it runs: ")
+    found = {item.rule.id: item.severity for item in diagnose(evidence, rules.load())}
+    assert found == {"swap-thrash": "slow", "threads-oversubscribed": "note"}
+
+
+def test_the_process_behind_a_port(tmp_path: Path) -> None:
+    """Lines of /proc/net/tcp as proc(5) has them: 1F90 is 8080, 0A listens, and the inode is the tenth word."""
+    rest = (
+        "00000000:0000 {state} 00000000:00000000 00:00000000 00000000     0        0 {inode} 1 0 100 0 0 10 0"
+    )
+    lines = [
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode",
+        "   0: 0100007F:1F90 " + rest.format(state="0A", inode=555),
+        "   1: 0100007F:1F91 " + rest.format(state="01", inode=556),
+    ]
+    (tmp_path / "proc/net").mkdir(parents=True)
+    (tmp_path / "proc/net/tcp").write_text("\n".join(lines))
+    for pid, program in ((8, "nginx"), (9, "/opt/llama-server")):
+        folder = tmp_path / f"proc/{pid}/fd"
+        folder.mkdir(parents=True)
+        (folder / "3").symlink_to("socket:[555]")
+        (folder / "4").symlink_to("socket:[556]")
+        (folder.parent / "cmdline").write_text(f"{program}\0-m\0a.gguf\0")
+    assert doctor_process.listener(8080, sysroot=tmp_path) == 9
+    assert doctor_process.listener(8081, sysroot=tmp_path) is None
+    assert doctor_process.listener(80, sysroot=tmp_path) is None

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plan_llama.cli.doctor_plan import Planned, plan_of
 from plan_llama.cli.plan_command import print_json
@@ -18,8 +19,12 @@ from plan_llama.doctor.evidence import Evidence, Fact
 from plan_llama.doctor.judge import diagnose
 from plan_llama.doctor.reader import Book, LogReader
 from plan_llama.doctor.redact import redacted
-from plan_llama.errors import EXIT_OK, EXIT_PROBLEM_FOUND, InputError, UsageError
+from plan_llama.errors import EXIT_OK, EXIT_PROBLEM_FOUND, InputError, PlanLlamaError, UsageError
 from plan_llama.files import replace_text
+
+if TYPE_CHECKING:
+    from plan_llama.cli.doctor_running import Running
+    from plan_llama.hardware.types import Machine
 
 SCHEMA = 1
 
@@ -48,14 +53,15 @@ def run(
         raise UsageError("--probe-output: no server is named", hint="--url http://127.0.0.1:8080")
     if bundle is not None and bundle.exists() and not force:
         raise InputError(f"{bundle}: is there already", hint="--force overwrites it")
+    server: tuple[Running, Machine] | None = None
     if command:
-        evidence = _watch(command, timeout_s)
+        evidence, server = _watch(command, timeout_s)
     elif url is not None or pid is not None:
-        evidence = _running(logs, url=url, pid=pid, probe_s=timeout_s if probe_output else None)
+        evidence, server = _running(logs, url=url, pid=pid, probe_s=timeout_s if probe_output else None)
     else:
         evidence = read(logs, live=live)
     found = report.findings(evidence, diagnose(evidence, rules.load()))
-    planned = plan_of(evidence, found, model=model, quant=quant, ram=ram)
+    planned = _planned(evidence, found, server, model=model, quant=quant, ram=ram)
     found += planned.findings
     if bundle is not None:
         _write(bundle, evidence, found, planned)
@@ -68,32 +74,68 @@ def run(
     return EXIT_PROBLEM_FOUND if any(item.severity != "note" for item in found) else EXIT_OK
 
 
-def _watch(command: Sequence[str], timeout_s: float) -> Evidence:
-    from plan_llama.cli import doctor_live, doctor_machine
+def _planned(
+    evidence: Evidence,
+    found: Sequence[report.Found],
+    server: tuple[Running, Machine] | None,
+    *,
+    model: str | None,
+    quant: str | None,
+    ram: str | None,
+) -> Planned:
+    """From what runs where it is seen, else from the log alone."""
+    if server is None:
+        return plan_of(evidence, found, model=model, quant=quant, ram=ram)
+    from plan_llama.cli.doctor_running import plan_of_running
+
+    number = evidence.starts[-1].number_of("build")
+    build = int(number) if number and number > 1 else None
+    planned = plan_of_running(*server, found, build=build, model=model, quant=quant)
+    file = server[0].file
+    try:
+        by_log = plan_of(evidence, found, model=model or (str(file) if file else None), quant=quant, ram=ram)
+    except PlanLlamaError:  # the log alone does not say enough
+        return planned
+    if planned.command is None and by_log.command is not None and not planned.compared:
+        return by_log
+    return replace(
+        planned, compared=planned.compared + by_log.compared, findings=[*planned.findings, *by_log.findings]
+    )
+
+
+def _watch(command: Sequence[str], timeout_s: float) -> tuple[Evidence, tuple[Running, Machine]]:
+    from plan_llama.cli import doctor_live, doctor_machine, doctor_running
     from plan_llama.hardware.probe import probe
 
     reader = LogReader(Book(rules.templates()))
-    doctor_machine.observe(reader, probe(with_engines=False))
-    doctor_live.watched(command, reader, timeout_s)
-    return reader.finish()
+    machine = probe(with_engines=False)
+    doctor_machine.observe(reader, machine)
+    watch = doctor_live.watched(command, reader, timeout_s)
+    return reader.finish(), (doctor_running.watched(command, watch), machine)
 
 
-def _running(logs: Sequence[str], *, url: str | None, pid: int | None, probe_s: float | None) -> Evidence:
-    """A server that runs now, with what its log said before."""
-    from plan_llama.cli import doctor_machine, doctor_process, doctor_server
+def _running(
+    logs: Sequence[str], *, url: str | None, pid: int | None, probe_s: float | None
+) -> tuple[Evidence, tuple[Running, Machine] | None]:
+    """A server that runs now, with what its log said before; and what it runs, where it is a process that is seen."""
+    from plan_llama.cli import doctor_machine, doctor_output, doctor_process, doctor_server
     from plan_llama.hardware.probe import probe
 
     reader = LogReader(Book(rules.templates()))
     _read(reader, logs)
+    server = doctor_server.Server(url) if url is not None else None
+    if pid is None and server is not None and server.port_here is not None:
+        pid = doctor_process.listener(server.port_here)
+    seen: tuple[Running, Machine] | None = None
     if pid is not None:
-        doctor_machine.observe(reader, probe(with_engines=False), memory=False)
-        doctor_process.looked_at(reader, pid)
-    if url is not None:
-        server = doctor_server.Server(url)
+        machine = probe(with_engines=False)
+        doctor_machine.observe(reader, machine, memory=False)
+        seen = doctor_process.looked_at(reader, pid), machine
+    if server is not None:
         doctor_server.asked(reader, server)
         if probe_s is not None:
-            doctor_server.probed(reader, server, probe_s)
-    return reader.finish()
+            doctor_output.probed(reader, server, probe_s)
+    return reader.finish(), seen
 
 
 def read(logs: Sequence[str], *, live: bool = False) -> Evidence:

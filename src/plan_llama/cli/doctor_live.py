@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from plan_llama.cli import doctor_cards
 from plan_llama.cli.interrupts import interruptible
 from plan_llama.doctor.evidence import Fact, Line, Value
 from plan_llama.doctor.reader import LogReader
 from plan_llama.engines.bounded import Start
 from plan_llama.errors import InputError
+from plan_llama.hardware.card_state import CardWatch
 from plan_llama.hardware.processes import Watch
 from plan_llama.units import gib
 
@@ -29,6 +31,7 @@ _TICK_S = 0.05
 _IDLE_S = 3.0  # what a server still says once it listens is said in its first seconds
 _DRAIN_S = 2.0
 _CHUNKS = 64
+_CARDS_S = 0.5
 # Builds of 2026 log devices and buffers from verbosity 4 on; older ones know the first name (common/arg.cpp, b11434).
 _VERBOSE = {"LLAMA_LOG_VERBOSITY": "4", "LLAMA_ARG_LOG_VERBOSITY": "4"}
 _VERBOSE_ARGUMENTS = frozenset(("-lv", "--verbosity", "--log-verbosity", "-v", "--verbose", "--log-verbose"))
@@ -43,8 +46,8 @@ class Seen:
     timed_out: bool = False
 
 
-def watched(argv: Sequence[str], reader: LogReader, timeout_s: float) -> None:
-    """Runs it and feeds the reader. Raises InputError where it cannot be started."""
+def watched(argv: Sequence[str], reader: LogReader, timeout_s: float) -> Watch:
+    """Runs it and feeds the reader; what was seen of it comes back. Raises InputError where it cannot be started."""
     reader.feed([], SOURCE)
     start: Start | None = None
     output: _Output | None = None
@@ -54,8 +57,9 @@ def watched(argv: Sequence[str], reader: LogReader, timeout_s: float) -> None:
             process = start.process()
             watch = Watch(process.pid)
             output = _Output(process.stdout) if process.stdout is not None else None
+            cards = doctor_cards.watch()
             began = time.monotonic()
-            code = _follow(process.poll, reader, watch, output, began + timeout_s)
+            code = _follow(process.poll, reader, watch, cards, output, began + timeout_s)
             over = code is None and time.monotonic() - began >= timeout_s
             seen = Seen(seconds=time.monotonic() - began, code=code, timed_out=over)
     except (OSError, ValueError) as error:  # a ValueError is a NUL in an argument
@@ -68,7 +72,9 @@ def watched(argv: Sequence[str], reader: LogReader, timeout_s: float) -> None:
         if output is not None:
             output.rest()
     observe(reader, watch)
+    doctor_cards.observe(reader, cards)
     _observe_end(reader, seen)
+    return watch
 
 
 def observe(reader: LogReader, watch: Watch) -> None:
@@ -98,6 +104,10 @@ def observe(reader: LogReader, watch: Watch) -> None:
             "process_swap_bytes",
             watch.swap_peak_bytes,
             f"swapped out at the peak: {gib(watch.swap_peak_bytes)}",
+        )
+    if watch.read_bytes:
+        fact(
+            "drive_read_bytes", watch.read_bytes, f"read from drives since it began: {gib(watch.read_bytes)}"
         )
     bounded = [item for item in watch.groups if item.limit_bytes is not None]
     killed = next((item for item in watch.groups if watch.kills.get(item.where)), None)
@@ -142,12 +152,21 @@ def _observe_end(reader: LogReader, seen: Seen) -> None:
 
 
 def _follow(
-    poll: Callable[[], int | None], reader: LogReader, watch: Watch, output: _Output | None, deadline: float
+    poll: Callable[[], int | None],
+    reader: LogReader,
+    watch: Watch,
+    cards: CardWatch,
+    output: _Output | None,
+    deadline: float,
 ) -> int | None:
     """Until it ends, has served for a moment in quiet, or the time is over. Returns its exit code."""
     quiet_since = time.monotonic()
+    cards_at = 0.0
     while True:
         watch.look()
+        if time.monotonic() - cards_at >= _CARDS_S:  # a driver takes milliseconds to answer for each card
+            cards.look()
+            cards_at = time.monotonic()
         lines = output.lines(_TICK_S) if output is not None else []
         if lines:
             reader.feed(lines, SOURCE)

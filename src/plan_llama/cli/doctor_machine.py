@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from plan_llama.cli import doctor_cards
 from plan_llama.doctor.evidence import MACHINE, Fact, Line, Value
 from plan_llama.doctor.reader import LogReader
 from plan_llama.hardware import kernel_log
@@ -31,6 +32,9 @@ def gathered(reader: LogReader, *, alone: bool) -> None:
     if alone:  # a driver's refusal is a line that rules know
         reader.feed([f"{item.probe}: {item.reason}".encode() for item in notes], MACHINE)
     observe(reader, machine, memory=alone)
+    cards = doctor_cards.watch()
+    cards.look()
+    doctor_cards.observe(reader, cards)
     for number, item in enumerate(notes):
         hint = f" ({item.unlock})" if item.unlock else ""
         words = f"not known: {item.probe}: {item.reason}{hint}"
@@ -81,6 +85,7 @@ def observe(reader: LogReader, machine: Machine, *, memory: bool = True, sysroot
 
 def _about(number: int, gpu: Gpu) -> str:
     words = f"gpu{number}: {gpu.name}, {gib(gpu.free_bytes)} of {gib(gpu.total_bytes)} free"
+    words += f", {gpu.gfx_target}" if gpu.gfx_target else ""
     words += f", driver {gpu.driver}" if gpu.driver else ""
     return words + (f", PCIe {gpu.pcie_gen or '?'}.0 x{gpu.pcie_width_now}" if gpu.pcie_width_now else "")
 

@@ -1,4 +1,4 @@
-"""A server that runs: what it says of itself at /health, /props, /slots and /metrics, and a probe of what it writes.
+"""A server that runs: what it says of itself at /health, /props, /slots and /metrics.
 
 Only that URL is asked, no redirect is followed, and no proxy is used. The routes are llama-server's
 (tools/server/server.cpp, b11434).
@@ -6,10 +6,13 @@ Only that URL is asked, no redirect is followed, and no proxy is used. The route
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import re
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,14 +21,11 @@ from urllib.parse import urlsplit
 from plan_llama.doctor.evidence import RUNNING, Fact, Line, Value
 from plan_llama.doctor.reader import LogReader
 from plan_llama.doctor.redact import redacted
-from plan_llama.doctor.spoken import fault
 from plan_llama.errors import InputError
 
 _MOST_BYTES = 4 << 20
 _TIMEOUT_S = 10.0
 _KEY = "LLAMA_API_KEY"  # the name that llama-server itself reads its keys from (common/arg.cpp)
-_PROMPT = "Describe in three sentences how bread is baked."
-_TOKENS = 96
 _FTYPE = re.compile(r"\b(?:I?Q\d\w*|F16|F32|BF16|MXFP4\w*)")
 
 
@@ -45,26 +45,49 @@ class Server:
         self._base = parts.path.rstrip("/")
         self.url = f"{parts.scheme}://{parts.netloc}{self._base}"
 
-    def ask(self, path: str, body: object = None, *, timeout_s: float = _TIMEOUT_S) -> tuple[int, bytes]:
-        """Status and answer. Raises OSError or HTTPException where it cannot be asked, or is too slow."""
+    @property
+    def port_here(self) -> int | None:
+        """Its port where its address is this machine's own."""
+        own = self._host == "localhost" or self._host == "::1" or self._host.startswith("127.")
+        return (self._port or (443 if self._secure else 80)) if own else None
+
+    def ask(
+        self, path: str, body: object = None, *, timeout_s: float = _TIMEOUT_S, partial: bool = False
+    ) -> tuple[int, bytes]:
+        """Status and answer; `partial`: what has come when the time is over.
+
+        Raises OSError or HTTPException where it cannot be asked, TimeoutError where it is too slow.
+        """
         made = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = made(self._host, self._port, timeout=timeout_s)
         headers = {"Accept": "*/*"} | ({"Content-Type": "application/json"} if body is not None else {})
         if key := os.environ.get(_KEY):
             headers["Authorization"] = f"Bearer {key.partition(',')[0]}"
         until = time.monotonic() + timeout_s
+        status, parts = 0, bytearray()
+        over = threading.Timer(
+            timeout_s, _hang_up, (connection,)
+        )  # each read has the timeout, not all of them
+        over.daemon = True
         try:
             data = None if body is None else json.dumps(body)
+            over.start()
             connection.request("GET" if body is None else "POST", self._base + path, data, headers)
             answer = connection.getresponse()
-            parts = bytearray()
+            status = answer.status
             while len(parts) < _MOST_BYTES and (chunk := answer.read1(1 << 16)):
                 parts += chunk
-                if time.monotonic() > until:
-                    raise TimeoutError("too slow")
-            return answer.status, bytes(parts)
+            if time.monotonic() >= until and not partial:
+                raise TimeoutError("too slow")
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() < until:
+                raise
+            if not (partial and status):
+                raise TimeoutError("too slow") from error
         finally:
+            over.cancel()
             connection.close()
+        return status, bytes(parts)
 
     def json(self, path: str) -> Any:
         """A JSON answer; None where the server has none there."""
@@ -74,6 +97,11 @@ class Server:
             return json.loads(data) if status == http.client.OK else None
         except (OSError, http.client.HTTPException, ValueError, RecursionError):
             return None
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # not connected yet, or no longer
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def asked(reader: LogReader, server: Server) -> None:
@@ -134,43 +162,6 @@ def _facts(server: Server) -> Iterator[tuple[str, Value, str]]:
             number = _float(values.get(metric))
             if number:
                 yield name, number, f"/metrics: {number:g} {unit}"
-
-
-def probed(reader: LogReader, server: Server, timeout_s: float) -> None:
-    """A fixed prompt at temperature 0, and whether what comes back is text. Raises InputError where none comes."""
-    body = {
-        "messages": [{"role": "user", "content": _PROMPT}],
-        "temperature": 0,
-        "max_tokens": _TOKENS,
-        "stream": False,
-    }
-    try:
-        status, data = server.ask("/v1/chat/completions", body, timeout_s=timeout_s)
-        answer = json.loads(data) if status == http.client.OK else None
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        hint = "--timeout SECONDS gives it longer"
-        raise InputError(f"--probe-output: no answer ({reason})", hint=hint) from error
-    if answer is None:
-        words = redacted(data[:200].decode("utf-8", "replace"))
-        reader.feed([words.encode()], RUNNING)  # a template that does not parse is a line that rules know
-        line = Line(0, f"probe: the server answered {status}: {words}", RUNNING)
-        reader.observe("output_fault", Fact("refused", line))
-        return
-    text = _text(answer)
-    found = fault(text)
-    shown = " ".join(text.split())[:120]
-    line = Line(0, f"probe: {found or 'it is text'}: '{redacted(shown)}'", RUNNING)
-    reader.observe("output_fault" if found else "output_fine", Fact(found or True, line))
-
-
-def _text(answer: object) -> str:
-    """What was written, thoughts too. An answer of another shape is empty."""
-    try:
-        message = answer["choices"][0]["message"]  # type: ignore[index]  # whatever shape it has
-        return f"{message.get('reasoning_content') or ''}{message.get('content') or ''}"
-    except (LookupError, TypeError, AttributeError):
-        return ""
 
 
 def _float(word: str | None) -> float | None:

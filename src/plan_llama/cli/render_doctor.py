@@ -29,7 +29,7 @@ def render(screen: Screen, evidence: Evidence, found: Sequence[report.Found], pl
             lines += screen.wrap(f"{screen.glyph('·')} {text}", indent=2)
         lines.append("")
     if planned.table:
-        lines += [screen.heading("Memory: what the log measured, and what is predicted"), *planned.table, ""]
+        lines += [screen.heading("Memory: what was measured, and what is predicted"), *planned.table, ""]
     if planned.command is not None:
         lines += [
             screen.heading("A command that fits, by the solver"),

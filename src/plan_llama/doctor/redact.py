@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _STAR = "***"
 _NAMES = r"\b(?:(?:[a-z]+[-_])?api[-_]?keys?|(?:hf|auth|access|bearer)[-_]token|password|passwd|secret(?:[-_]key)?)"
 _BETWEEN = r"[\"']?\s*[=:]\s*\[?[\"']?"
+_SECRET_WORD = re.compile(
+    r"(?i)^-{0,2}[\w.-]*(?:api[-_]?keys?|tokens?|secrets?(?:[-_]?key)?|passw(?:or)?d|credentials?)$|^-hft$"
+)
+_NO_SECRETS = re.compile(r"(?i)-tokens$")  # --image-max-tokens and the like count
 _VALUE = r"(?!None\b|null\b|\*\*\*)[^\s\"',;&}\]\[]+"
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, flags), put)
@@ -14,7 +19,22 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         # values behind a name that says what they are
         (rf"({_NAMES}{_BETWEEN}){_VALUE}", rf"\1{_STAR}", re.IGNORECASE),
         (rf"([A-Z][A-Z0-9_]*(?:_KEY|_TOKEN|_SECRET|_PASSWORD){_BETWEEN}){_VALUE}", rf"\1{_STAR}", 0),
-        (r"((?:--api-key|--hf-token|-hft|--token)\s+)\S+", rf"\1{_STAR}", 0),
+        (
+            r"((?:--api-key|--hf-token|-hft|--token|--password)[\s=]+)(?:'[^']*'|\"[^\"]*\"|\S+)",
+            rf"\1{_STAR}",
+            0,
+        ),
+        (
+            r"(\b(?:proxy-)?authorization[\"']?\s*[:=]\s*[\"']?)(?!\*)[^\"'\r\n]+",
+            rf"\1{_STAR}",
+            re.IGNORECASE,
+        ),
+        (r"(\b(?:set-)?cookie[\"']?\s*[:=]\s*[\"']?)(?!\*)[^\"'\r\n]+", rf"\1{_STAR}", re.IGNORECASE),
+        (
+            r"([?&](?:[\w-]*(?:token|key|secret|signature|sig|auth|policy|credential)|key-pair-id)=)[^&\s\"'<>]+",
+            rf"\1{_STAR}",
+            re.IGNORECASE,
+        ),
         (r"((?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{6,}", rf"\1{_STAR}", re.IGNORECASE),
         (r"\b(?:sk|pk|rk)-[A-Za-z0-9_-]{12,}", _STAR, 0),
         (r"\bhf_[A-Za-z0-9]{8,}", _STAR, 0),
@@ -23,10 +43,19 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]*", _STAR, 0),
         (r"\bAKIA[0-9A-Z]{12,}", _STAR, 0),
         (r"([a-z][a-z0-9+.-]*://)[^\s/:@]+:[^\s/@]+@", rf"\1{_STAR}@", re.IGNORECASE),
+        (  # a key's body: not a digest, which is lower-case, and not a path
+            r"(?<![\w+/=.-])(?=[a-z0-9+/]*[A-Z])(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{60,}={0,2}(?![\w+/=.-])",
+            _STAR,
+            0,
+        ),
         (r"(ssh-(?:rsa|ed25519) )[A-Za-z0-9+/=]{16,}", rf"\1{_STAR}", 0),
         # people
         (r"(/(?:home|Users)/)(?!linuxbrew\b)[^/\s\"':,;]+", r"\1USER", 0),
         (r"((?:[A-Za-z]:)?\\{1,2}Users\\{1,2})[^\\\"':,;<>|]+", r"\1USER", re.IGNORECASE),
+        (r"((?:/run)?/media/)[^/\s\"':,;]+(?=/)", r"\1USER", 0),
+        (r"\b((?:SUDO_)?USER|LOGNAME|USERNAME)=[^\s\"';]+", r"\1=USER", 0),
+        (r"\buid=(\d+)\([^)]*\)", r"uid=\1(USER)", 0),
+        (r"(session (?:opened|closed) for user )\S+", r"\1USER", 0),
         (r"(/mnt/[a-z]/Users/)[^/\s\"':,;]+", r"\1USER", re.IGNORECASE),
         (r"\b[\w.+-]+@[\w-]+\.[a-z]{2,}\b", "USER@HOST", re.IGNORECASE),
         (rf"^((?:{'Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec'})\s+\d+ [\d:]+ )\S+", r"\1HOST", 0),
@@ -39,3 +68,23 @@ def redacted(text: str) -> str:
     for pattern, put in _RULES:
         text = pattern.sub(put, text)
     return text
+
+
+def redacted_words(words: Iterable[str]) -> list[str]:
+    """A command's words without them: a value is a word of its own, whatever is in it."""
+    found: list[str] = []
+    hidden = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if hidden:
+            found.append(_STAR)
+        elif equals and value and _names_secret(name):
+            found.append(f"{name}={_STAR}")
+        else:
+            found.append(redacted(word))
+        hidden = not hidden and not equals and word.startswith("-") and _names_secret(word)
+    return found
+
+
+def _names_secret(name: str) -> bool:
+    return _SECRET_WORD.match(name) is not None and _NO_SECRETS.search(name) is None

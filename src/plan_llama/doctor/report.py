@@ -52,8 +52,12 @@ def findings(evidence: Evidence, diagnoses: Sequence[Diagnosis]) -> list[Found]:
     table = flag_table(evidence)
     shown = [_found(item, table) for item in diagnoses]
     output = evidence.observed.get("output_fault")
-    if output is not None and output.value != "refused" and not _explained(shown):
+    if output is not None and output.value not in ("refused", "failed") and not _explained(shown):
         shown.insert(0, _no_text(output, table))
+    for name in ("slow", "failed", "silent"):
+        fact = evidence.observed.get(f"output_{name}")
+        if fact is not None and fact.line is not None and not (name == "failed" and _explained(shown)):
+            shown.insert(0, _no_answer(name, fact.line))
     if not any(item.severity != "note" for item in shown) and evidence.starts:
         unknown = _unknown(evidence)
         shown = [unknown, *shown] if unknown is not None else shown
@@ -183,6 +187,28 @@ def _explained(shown: Sequence[Found]) -> bool:
     return any(item.severity != "note" and item.id.startswith("output-") for item in shown)
 
 
+def _no_answer(kind: str, line: Line) -> Found:
+    """A probe of the output that got no answer, or not all of it; what else was found stands beside it."""
+    severity: Severity = "slow" if kind == "slow" else "degraded"
+    titles = {"slow": "It writes slowly", "failed": "It fails to answer", "silent": "It does not answer"}
+    causes = {
+        "slow": "A short text at temperature 0 was not finished in its time; what came is text.",
+        "failed": "A plain question at temperature 0 was answered with an error of the server's own.",
+        "silent": "A plain question at temperature 0 got no answer in its time, or the connection ended. The slots may "
+        "be busy with other requests, the model may be far slower than users wait, or the server hangs or has ended.",
+    }
+    return Found(
+        id="output-slow" if kind == "slow" else "output-no-answer",
+        severity=severity,
+        confidence=0.85,
+        title=titles[kind],
+        cause=causes[kind],
+        fix="Look at the other findings, and at whether slots are busy; --timeout SECONDS gives it longer.",
+        commands=("plan-llama doctor --url URL --pid N --log server.log", "curl -s URL/slots"),
+        evidence=(clean(line),),
+    )
+
+
 def _no_text(output: Fact, table: FlagTable | None) -> Found:
     """A probe of the output that found none, and no rule that says why."""
     return Found(
@@ -190,7 +216,7 @@ def _no_text(output: Fact, table: FlagTable | None) -> Found:
         severity="degraded",
         confidence=0.85,
         title="What it writes is no text",
-        cause=f"A fixed question at temperature 0 was answered with no text ({output.value}). Sampling is not the "
+        cause=f"Fixed questions at temperature 0 were answered with no text ({output.value}). Sampling is not the "
         "reason. A damaged file, a cache type, a kernel that is wrong for the card, or another chat template may be.",
         fix=spelled(
             "Change one thing at a time and ask again: `-ctk f16 -ctv f16`; `-fa off`; `-ngl 0` (the CPU alone); the "

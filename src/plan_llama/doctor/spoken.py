@@ -9,6 +9,8 @@ _RUN = 24  # of one character
 _TIMES = 4  # a phrase that often in a row
 _LEAST = 60  # characters that the repetition must fill
 _BROKEN_SHARE = 0.04
+_WORDS = 60  # so many, of which the groups of three are mostly the same, go round in circles
+_DISTINCT = 0.35
 # UTF-8 that was read as Latin-1: two of its bytes as two letters.
 _TWICE = re.compile("[\u00c2\u00c3\u00d0\u00d1\u00e2\u00e3\u00ef][\u0080-\u00bf\u2018-\u2026\u20ac\u2122]")
 
@@ -22,7 +24,7 @@ def fault(text: str) -> str:
     odd += 2 * len(_TWICE.findall(plain))
     if odd > _BROKEN_SHARE * len(plain):
         return "mojibake"
-    return "repetition" if _repeats(plain) else ""
+    return "repetition" if _repeats(plain) or _circles(plain) else ""
 
 
 def _odd(character: str) -> bool:
@@ -41,3 +43,10 @@ def _repeats(text: str) -> bool:
         if filled >= (_RUN if period == 1 else max(_LEAST, _TIMES * period)):
             return True
     return False
+
+
+def _circles(text: str) -> bool:
+    """Whether it says the same again and again with other numbers between. Numbers and marks do not count."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    groups = list(zip(words, words[1:], words[2:], strict=False))
+    return len(words) >= _WORDS and len(set(groups)) < _DISTINCT * len(groups)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from plan_llama.hardware.limits import hierarchies
-from plan_llama.hardware.sysfs import fields, integer, text, under
+from plan_llama.hardware.sysfs import cpu_list, fields, integer, numbered, text, under
 
 _KIB = 1024
 _ROOT = Path("/")
@@ -24,6 +24,8 @@ class Usage:
     rss_bytes: int = 0
     anonymous_bytes: int = 0  # of those, what is no page of a file
     rss_peak_bytes: int = 0
+    private_bytes: int = 0  # of it, what no file backs
+    read_bytes: int = 0  # from drives, since it began
     address_peak_bytes: int = 0
     swap_bytes: int = 0
     locked_bytes: int = 0
@@ -57,6 +59,8 @@ def usage(pid: int, sysroot: Path = _ROOT) -> Usage | None:
         rss_bytes=_kib(status, "VmRSS"),
         anonymous_bytes=_kib(status, "RssAnon") + _kib(status, "RssShmem"),
         rss_peak_bytes=_kib(status, "VmHWM"),
+        private_bytes=_kib(status, "RssAnon"),
+        read_bytes=int(read) if (read := fields(text(folder / "io")).get("read_bytes", "")).isdigit() else 0,
         address_peak_bytes=_kib(status, "VmPeak"),
         swap_bytes=_kib(status, "VmSwap"),
         locked_bytes=_kib(status, "VmLck"),
@@ -66,6 +70,50 @@ def usage(pid: int, sysroot: Path = _ROOT) -> Usage | None:
         address_limit_bytes=_limit(found, "Max address space"),
         memlock_limit_bytes=_limit(found, "Max locked memory"),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thread:
+    """A thread now: what it has computed in ticks of the clock, and the processor that it last ran on."""
+
+    ticks: int
+    processor: int
+
+
+def threads(pid: int, sysroot: Path = _ROOT) -> dict[int, Thread]:
+    """The threads of a process by their numbers."""
+    found: dict[int, Thread] = {}
+    try:
+        folders = list(under(sysroot, f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return found
+    for folder in folders:
+        numbers = _stat(folder)
+        if numbers is not None and len(numbers) > 36 and folder.name.isdigit() and numbers[36].isdigit():
+            ticks = sum(int(word) for word in numbers[11:13] if word.isdigit())
+            found[int(folder.name)] = Thread(ticks=ticks, processor=int(numbers[36]))
+    return found
+
+
+def cores_of(processors: set[int], sysroot: Path = _ROOT) -> int:
+    """How many physical cores these logical processors are."""
+    siblings = {
+        text(under(sysroot, f"/sys/devices/system/cpu/cpu{one}/topology/thread_siblings_list")) or str(one)
+        for one in processors
+    }
+    return len(siblings)
+
+
+def nodes_of(processors: set[int], sysroot: Path = _ROOT) -> int:
+    """How many memory nodes these logical processors belong to; 1 where the kernel does not tell."""
+    folders = numbered(under(sysroot, "/sys/devices/system/node"), r"node(\d+)")
+    return max(1, sum(bool(cpu_list(text(folder / "cpulist")) & processors) for _, folder in folders))
+
+
+def swapped_pages(sysroot: Path = _ROOT) -> int:
+    """Pages that went to or came from swap since the machine started, of all programs."""
+    counted = fields(text(under(sysroot, "/proc/vmstat")), " ")
+    return sum(int(counted[name]) for name in ("pswpin", "pswpout") if counted.get(name, "").isdigit())
 
 
 def tree(pid: int, sysroot: Path = _ROOT) -> tuple[int, ...]:
@@ -174,6 +222,16 @@ class Watch:
             if item.address_limit_bytes is not None
         ]
         return max(bound, key=lambda pair: pair[1] / max(1, pair[0]), default=None)
+
+    @property
+    def private_bytes(self) -> int:
+        """Memory of all its processes that no file backs: what is free once they have ended."""
+        return sum(item.private_bytes for item in self.latest.values())
+
+    @property
+    def read_bytes(self) -> int:
+        """What all of its processes have read from drives."""
+        return sum(item.read_bytes for item in self.latest.values())
 
     @property
     def major_faults(self) -> int:

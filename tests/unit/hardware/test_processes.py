@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from plan_llama.hardware import processes
 from plan_llama.hardware.processes import Watch, groups, tree, usage
 
 MIB = 1024**2
@@ -156,3 +157,45 @@ def test_children_are_counted_together() -> None:
     finally:
         os.killpg(child.pid, 9)
         child.communicate()
+
+
+def thread(root: Path, number: int, ticks: int, processor: int) -> None:
+    folder = root / f"proc/7/task/{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    # utime and stime are the 14th and 15th field of proc(5), the processor the 39th
+    words = ["S", "1", "7", "7", *["0"] * 7, str(ticks), "0", *["0"] * 23, str(processor), "0"]
+    (folder / "stat").write_text(f"{number} (llama (x) y) {' '.join(words)}\n")
+
+
+def test_threads_with_their_work_and_place(tmp_path: Path) -> None:
+    thread(tmp_path, 7, 120, 3)
+    thread(tmp_path, 8, 4, 0)
+    found = processes.threads(7, tmp_path)
+    assert {number: (item.ticks, item.processor) for number, item in found.items()} == {
+        7: (120, 3),
+        8: (4, 0),
+    }
+    assert processes.threads(9, tmp_path) == {}
+    mine = processes.threads(os.getpid())
+    assert os.getpid() in mine
+    assert all(item.processor < 4096 for item in mine.values())
+
+
+def test_cores_and_nodes_of_processors(tmp_path: Path) -> None:
+    for one, text in ((0, "0,2"), (2, "0,2"), (1, "1,3"), (3, "1,3")):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{one}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(text)
+    for node, text in ((0, "0,2"), (1, "1,3")):
+        (tmp_path / f"sys/devices/system/node/node{node}").mkdir(parents=True)
+        (tmp_path / f"sys/devices/system/node/node{node}/cpulist").write_text(text)
+    assert (processes.cores_of({0, 2}, tmp_path), processes.nodes_of({0, 2}, tmp_path)) == (1, 1)
+    assert (processes.cores_of({0, 1, 3}, tmp_path), processes.nodes_of({0, 1}, tmp_path)) == (2, 2)
+    assert (processes.cores_of({9}, tmp_path), processes.nodes_of({9}, tmp_path)) == (1, 1)
+
+
+def test_what_went_to_swap_and_came_from_it(tmp_path: Path) -> None:
+    assert processes.swapped_pages(tmp_path) == 0
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/vmstat").write_text("nr_free_pages 5\npswpin 30\npswpout 12\n")
+    assert processes.swapped_pages(tmp_path) == 42
