@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from plan_llama.hardware.types import Machine
 
 SCHEMA = 1
+_LONGEST = 600  # of a fact in a bundle
 
 
 def run(
@@ -231,7 +232,11 @@ def _write(bundle: Path, evidence: Evidence, found: Sequence[report.Found], plan
     last = evidence.starts[-1]
     title = "plan-llama doctor: a report without keys, tokens and names of people"
     parts = [title, "", render(screen, evidence, found, planned)]
-    parts += ["", "Facts:", *(f"  {name} = {value}" for name, value in _facts(last.facts).items())]
+    parts += [
+        "",
+        "Facts:",
+        *(f"  {name} = {str(value)[:_LONGEST]}" for name, value in _facts(last.facts).items()),
+    ]
     for heading, lines in (("Lines that say error:", last.errors), ("End of the log:", evidence.tail)):
         parts += ["", heading, *(f"  {item.number}: {item.text}" for item in map(report.clean, lines))]
     try:

@@ -19,6 +19,7 @@ from plan_llama.cli import doctor_cards
 from plan_llama.cli.interrupts import interruptible
 from plan_llama.doctor.evidence import Fact, Line, Value
 from plan_llama.doctor.reader import LogReader
+from plan_llama.doctor.redact import secret_values
 from plan_llama.engines.bounded import Start
 from plan_llama.errors import InputError
 from plan_llama.hardware.card_state import CardWatch
@@ -56,7 +57,8 @@ def watched(argv: Sequence[str], reader: LogReader, timeout_s: float) -> Watch:
             start = Start(argv, _environment(argv), together=True)
             process = start.process()
             watch = Watch(process.pid)
-            output = _Output(process.stdout) if process.stdout is not None else None
+            secrets = [value.encode() for value in secret_values(argv, os.environ)]
+            output = _Output(process.stdout, secrets) if process.stdout is not None else None
             cards = doctor_cards.watch()
             began = time.monotonic()
             code = _follow(process.poll, reader, watch, cards, output, began + timeout_s)
@@ -186,8 +188,9 @@ def _follow(
 class _Output:
     """What a program prints, in whole lines, read by a thread so that waiting for it has a limit."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], secrets: Sequence[bytes] = ()) -> None:
         self._stream = stream
+        self._secrets = secrets
         self._chunks: queue.Queue[bytes | None] = queue.Queue(_CHUNKS)
         self._carry = b""
         self.over = False
@@ -211,10 +214,15 @@ class _Output:
             self.over = True
             self._stream.close()
             last, self._carry = self._carry, b""
-            return [last] if last else []
+            return self._hidden([last]) if last else []
         *lines, self._carry = (self._carry + chunk).split(b"\n")
         if len(self._carry) > 1 << 20:  # a line without an end
             self._carry = self._carry[: 1 << 13]
+        return self._hidden(lines)
+
+    def _hidden(self, lines: list[bytes]) -> list[bytes]:
+        for secret in self._secrets:
+            lines = [line.replace(secret, b"***") for line in lines]
         return lines
 
     def rest(self) -> list[bytes]:

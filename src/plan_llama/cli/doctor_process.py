@@ -38,7 +38,9 @@ _WORDS = {  # facts by the arguments that say them (common/arg.cpp, b11434)
     "kv_type_k": ("-ctk", "--cache-type-k"),
     "kv_type_v": ("-ctv", "--cache-type-v"),
     "model_path": ("-m", "--model"),
+    "context": ("-c", "--ctx-size"),
 }
+_NUMBERS = frozenset(("threads", "context"))
 
 
 def looked_at(reader: LogReader, pid: int, *, sysroot: Path = _ROOT, seconds: float = _SECONDS) -> Running:
@@ -65,8 +67,10 @@ def looked_at(reader: LogReader, pid: int, *, sysroot: Path = _ROOT, seconds: fl
     reader.observe("process_command", Fact(command, line))
     for name, arguments in _WORDS.items():
         behind = [after for word, after in pairwise(words) if word in arguments]
-        if behind and (name != "threads" or behind[-1].isdigit()):
-            reader.know(name, Fact(int(behind[-1]) if name == "threads" else behind[-1], line))
+        if behind and name not in _NUMBERS:
+            reader.know(name, Fact(behind[-1], line))
+        elif behind and behind[-1].isdigit() and int(behind[-1]):
+            reader.know(name, Fact(int(behind[-1]), line))
     watch = Watch(pid, sysroot)
     began = time.monotonic()
     watch.look()

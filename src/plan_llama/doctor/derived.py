@@ -92,6 +92,8 @@ def _per_slot(start: Start) -> None:
     slots, each, pool = (start.number_of(name) for name in ("slots", "slot_context", "context"))
     if slots and each:
         start.set("slots_times_context", int(slots * each), start.facts["slot_context"].line)
+    if pool and slots and each and slots > 1 and start.get("kv_unified") is None and each < pool:
+        start.set("kv_unified", slots * each > 1.5 * pool, start.facts["slot_context"].line)
     if pool is None and slots and each:
         unified = start.get("kv_unified") is not False
         start.set("context", int(each if unified else slots * each), start.facts["slot_context"].line)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _STAR = "***"
+_SHORTEST = 4  # of a secret that is looked for as it is: a shorter one is in many words
 _NAMES = r"\b(?:(?:[a-z]+[-_])?api[-_]?keys?|(?:hf|auth|access|bearer)[-_]token|password|passwd|secret(?:[-_]key)?)"
 _BETWEEN = r"[\"']?\s*[=:]\s*\[?[\"']?"
 _SECRET_WORD = re.compile(
@@ -63,8 +64,16 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 
+_CONTROL = re.compile(
+    "\x1b\\[[0-9;?]*[A-Za-z]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)"
+)  # colours, titles of windows
+
+
 def redacted(text: str) -> str:
-    """The text without them."""
+    """The text without them, and without what steers a terminal: that may also stand inside of a secret."""
+    if not text.isprintable():
+        text = _CONTROL.sub("", text)
+        text = "".join(one if one.isprintable() or one in "\t\n" else "" for one in text)
     for pattern, put in _RULES:
         text = pattern.sub(put, text)
     return text
@@ -88,3 +97,17 @@ def redacted_words(words: Iterable[str]) -> list[str]:
 
 def _names_secret(name: str) -> bool:
     return _SECRET_WORD.match(name) is not None and _NO_SECRETS.search(name) is None
+
+
+def secret_values(words: Iterable[str], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The values of a command that are secrets, the longest first: a program may print them in any form."""
+    found = {value for name, value in environment.items() if _names_secret(name)}
+    before = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if equals and _names_secret(name):
+            found.add(value)
+        if before.startswith("-") and "=" not in before and _names_secret(before):
+            found.add(word)
+        before = word
+    return tuple(sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True))

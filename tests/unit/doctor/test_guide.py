@@ -25,6 +25,21 @@ load_tensors:        CUDA0 model buffer size = 12622.10 MiB
 llama_server: model loaded
 print_timing: |        eval time =  250000.00 ms /   100 tokens ( 2500.00 ms per token,     0.40 tokens per second)
 """
+ON_THE_CPU = """\
+  - CUDA0   : NVIDIA GeForce RTX 3090 (24126 MiB, 23871 MiB free)
+  - CPU     : AMD EPYC (515662 MiB, 501034 MiB free)
+load_model: loading model '/models/GLM-5.1-UD-IQ2_M-00001-of-00006.gguf'
+load_tensors: offloaded 0/80 layers to GPU
+load_tensors:   CPU_Mapped model buffer size = 220132.32 MiB
+llama_server: model loaded
+print_timing: |        eval time =  250000.00 ms /   100 tokens ( 2500.00 ms per token,     0.40 tokens per second)
+"""
+NO_ROOM = """\
+load_model: loading model '/models/GLM-5.1-UD-IQ2_M-00001-of-00006.gguf'
+ggml_backend_cuda_buffer_type_alloc_buffer: allocating 21412.50 MiB on device 0: cudaMalloc failed: out of memory
+llama_init_from_model: failed to initialize the context: failed to allocate buffer for kv cache
+srv    load_model: failed to load model, '/models/GLM-5.1-UD-IQ2_M-00001-of-00006.gguf'
+"""
 FORGETS = """\
 llama_context: n_ctx                 = 2048
 load_model: initializing, n_slots = 4, n_ctx_slot = 512, kv_unified = 'false'
@@ -39,7 +54,9 @@ LOW_BITS = "print_info: file size   = 219.78 GiB (2.51 BPW)\nllama_server: model
         (STOPS, "log-ends-early", "killed the process for want of memory"),
         (STOPS + KERNEL, "host-oom-killed", "count in full against RAM"),
         (PAGING, "mmap-paging-thrash", "it is the drive that decides"),
+        (ON_THE_CPU, "zero-offload", "A GPU was found and nothing was placed on it"),
         (FORGETS, "output-context-lost", "none shrinks silently"),
+        (NO_ROOM, "gpu-oom-kv", "cache"),  # a cache without room stops the load: no context is left to shrink
         (LOW_BITS, "output-degraded-low-bit", "No expert is dropped"),
     ],
 )
