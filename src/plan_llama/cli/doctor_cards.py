@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from plan_llama.doctor.evidence import MACHINE, Fact, Line, Value
 from plan_llama.doctor.reader import LogReader
 from plan_llama.hardware import card_state, nvml
 from plan_llama.hardware.card_state import CardState, CardWatch
 from plan_llama.hardware.types import ProbeNote
 
-_ROOT = Path("/")
 _LOWERED = 0.95  # of the maker's limit: below it somebody has set another
 _FULLY = 50  # per cent busy from which a low power state, or a slow link, is none of the card's own sparing
 _SLOW_STATE = 3
@@ -22,11 +18,11 @@ def watch() -> CardWatch:
     """Of this machine's cards; one without any sees nothing."""
     library = nvml.load()
 
-    def ask() -> Sequence[CardState]:
-        found = [] if isinstance(library, ProbeNote) else card_state.nvidia(library)
-        return [*found, *card_state.amd()]
-
-    return CardWatch(ask)
+    if isinstance(library, ProbeNote):
+        return CardWatch(card_state.amd)
+    return CardWatch(
+        lambda: [*card_state.nvidia(library), *card_state.amd()], card_state.cuda_version(library)
+    )
 
 
 def observe(reader: LogReader, cards: CardWatch) -> None:
@@ -35,6 +31,9 @@ def observe(reader: LogReader, cards: CardWatch) -> None:
     def fact(name: str, value: Value, text: str) -> None:
         reader.observe(name, Fact(value, Line(0, text, MACHINE)))
 
+    if cards.cuda is not None:
+        major, minor = cards.cuda
+        fact("cuda_driver_major", major, f"the NVIDIA driver is for CUDA up to {major}.{minor}")
     held: list[str] = []
     broken: list[str] = []
     past: list[str] = []

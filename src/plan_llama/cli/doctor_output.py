@@ -89,7 +89,10 @@ def _asked(reader: LogReader, server: Server, question: Question, timeout_s: flo
         return Answer("silent", f"the connection ended without an answer ({redacted(reason)})")
     if status != http.client.OK:
         words = redacted(data[:200].decode("utf-8", "replace"))
-        if status not in (http.client.UNAUTHORIZED, http.client.FORBIDDEN):  # a key of ours is missing, and no more
+        if status not in (
+            http.client.UNAUTHORIZED,
+            http.client.FORBIDDEN,
+        ):  # a key of ours is missing, and no more
             reader.feed([words.encode()], RUNNING)  # a template that does not parse is a line that rules know
         failed = status >= http.client.INTERNAL_SERVER_ERROR and status != http.client.SERVICE_UNAVAILABLE
         return Answer("failed" if failed else "refused", f"the server answered {status}: {words}")

@@ -33,6 +33,7 @@ _STEERS = re.compile(
 _RUNTIMES = re.compile(
     r"lib(?:cudart|cublas|amdhip64|hipblas|vulkan)\.so\.[\d.]+"
 )  # which runtime it has loaded
+_CUDA_RUNTIME = re.compile(r"libcudart\.so\.(\d+)")
 _WORDS = {  # facts by the arguments that say them (common/arg.cpp, b11434)
     "threads": ("-t", "--threads"),
     "kv_type_k": ("-ctk", "--cache-type-k"),
@@ -62,6 +63,9 @@ def looked_at(reader: LogReader, pid: int, *, sysroot: Path = _ROOT, seconds: fl
     def fact(name: str, value: Value, said: str) -> None:
         reader.observe(name, Fact(value, Line(0, said, RUNNING)))
 
+    for library in libraries:
+        if found := _CUDA_RUNTIME.match(library):
+            fact("cuda_runtime_major", int(found[1]), f"it has loaded {library}")
     line = Line(0, f"command: {command}", RUNNING)
     reader.know("command", Fact(command, line))
     reader.observe("process_command", Fact(command, line))

@@ -73,6 +73,15 @@ def nvidia(nvml: Any) -> list[CardState]:
     return found
 
 
+def cuda_version(nvml: Any) -> tuple[int, int] | None:
+    """The newest CUDA that the driver is for: NVML's 12040 is 12.4."""
+    try:
+        number = int(nvml.nvmlSystemGetCudaDriverVersion_v2())
+    except (nvml.NVMLError, AttributeError):
+        return None
+    return number // 1000, number % 1000 // 10
+
+
 def _nvidia_card(nvml: Any, handle: Any, index: int) -> CardState:
     def ask(function: str, *args: Any) -> Any:
         call: Callable[..., Any] | None = getattr(nvml, function, None)
@@ -182,6 +191,7 @@ class CardWatch:
     """Cards that are looked at again and again: what held them while they worked, and their best link."""
 
     ask: Callable[[], Sequence[CardState]]
+    cuda: tuple[int, int] | None = None  # the newest that the driver is for
     cards: dict[str, CardState] = field(default_factory=dict)
 
     def look(self) -> None:

@@ -15,11 +15,12 @@ import pytest
 
 from plan_llama.cli import doctor_cards
 from plan_llama.doctor import report, rules
+from plan_llama.doctor.evidence import Fact
 from plan_llama.doctor.judge import diagnose
 from plan_llama.doctor.reader import Book, LogReader
 from plan_llama.hardware import card_state
 from plan_llama.hardware.card_state import CardState, CardWatch
-from tests.unit.hardware.support import FakeNvml, nvidia_card
+from tests.unit.hardware.support import FakeNvml, NvmlError, nvidia_card
 
 # An RTX 3090 that decodes, as nvidia-smi -q shows it: 98 % busy, P2, at its own limit of 350 W.
 BUSY: dict[str, Any] = {
@@ -60,7 +61,7 @@ def test_the_binding_has_every_function_and_value() -> None:
     import pynvml
 
     source = Path(card_state.__file__).read_text(encoding="utf-8")
-    names = set(re.findall(r"nvmlDevice[A-Z]\w+", source))
+    names = set(re.findall(r"nvml(?:Device|System)[A-Z]\w+", source))
     assert len(names) > 14
     assert [name for name in sorted(names) if not hasattr(pynvml, name)] == []
     assert pynvml.nvmlClocksEventReasonSwPowerCap == card_state._SW_POWER_CAP
@@ -106,7 +107,7 @@ def test_a_card_of_older_drivers_and_older_cards() -> None:
     answers = card(CurrentClocksThrottleReasons=0x20, RetiredPages=[1, 2], RetiredPagesPendingStatus=1)
     del answers["CurrentClocksEventReasons"]
     (found,) = card_state.nvidia(FakeNvml([answers]))
-    assert (found.held, found.bad_rows, found.repair_pending) == ({"heat"}, 2, True)
+    assert (found.held, found.bad_rows, found.repair_pending) == (frozenset({"heat"}), 2, True)
 
 
 @pytest.mark.parametrize(
@@ -229,3 +230,16 @@ def test_a_table_that_is_unknown_or_cut_tells_nothing(tmp_path: Path) -> None:
     table.write_bytes(table.read_bytes()[:100])
     assert card_state.amd(cut)[0].held == set()
     assert card_state.amd(tmp_path / "none") == []
+
+
+def test_the_driver_against_the_runtime() -> None:
+    """13000 is CUDA 13.0 (nvmlSystemGetCudaDriverVersion); a runtime of a later major version needs a newer driver."""
+    assert card_state.cuda_version(FakeNvml([])) == (13, 0)
+    assert card_state.cuda_version(SimpleNamespace(NVMLError=NvmlError)) is None
+    for runtime, expected in ((13, []), (12, []), (14, ["cuda-driver-too-old"])):
+        reader = LogReader(Book(rules.templates()))
+        reader.feed([b""], "machine")
+        doctor_cards.observe(reader, CardWatch(list, (13, 0)))
+        reader.observe("cuda_runtime_major", Fact(runtime))
+        evidence = reader.finish()
+        assert [item.rule.id for item in diagnose(evidence, rules.load())] == expected
