@@ -255,8 +255,13 @@ def _vllm_arguments(start: Start, hit: Hit) -> None:
     start.set("vllm_arguments", hit.values["x"], hit.line)
 
 
+_TYPED = re.compile(r"(?:^|[$#>%] |/)llama-server (-.*)")
+
+
 def _server_command(start: Start, hit: Hit) -> None:
-    start.set("command", f"llama-server {hit.values['x']}", hit.line)
+    """A command that somebody typed: journals name the program in every line, so that its model is looked for too."""
+    if found := _TYPED.search(hit.line.text):
+        start.set("command", f"llama-server {found[1]}", hit.line)
 
 
 def _measuring(start: Start, _hit: Hit) -> None:
@@ -323,9 +328,9 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("error while handling argument <s>", _likely("llama.cpp")),
     FactPattern("llama_model_load: <s>", _likely("llama.cpp")),
     FactPattern("ExecStart=<x>", _command),
-    FactPattern("$ llama-server <x>", _server_command),
-    FactPattern("./llama-server <x>", _server_command),
-    FactPattern("build/bin/llama-server <x>", _server_command),
+    FactPattern("llama-server <s>-m <w>", _server_command),
+    FactPattern("llama-server <s>--model <w>", _server_command),
+    FactPattern("llama-server <s>-hf <w>", _server_command),
     # the load
     FactPattern("load_model: loading model <x>", _loading, "load"),
     FactPattern("main: loading model", _begun, "begun"),

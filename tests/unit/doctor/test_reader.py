@@ -189,3 +189,14 @@ print_timing: |        eval time =    9000.00 ms /   100 tokens (   90.00 ms per
 
 def test_a_machine_without_a_gpu_is_not_sick() -> None:
     assert [item.rule.id for item in found(HEALTHY_WITHOUT_GPU) if item.severity != "note"] == []
+
+
+@pytest.mark.parametrize("before", ["$ ", "root@box:~# ", "./", "/opt/build/bin/", ""])
+@pytest.mark.parametrize("words", ["-m a.gguf -c 4096", "-c 4096 --model a.gguf", "-hf owner/repo:Q4_K_M"])
+def test_a_command_that_was_typed(before: str, words: str) -> None:
+    assert read(f"{before}llama-server {words}\n").starts[-1].get("command") == f"llama-server {words}"
+
+
+def test_a_journal_that_names_the_program_shows_no_command() -> None:
+    line = "Mar 02 10:01:01 box llama-server[812]: srv update: -m is the model"
+    assert read(f"{line}\nllama-server is a model server with -m\n").starts[-1].get("command") is None
