@@ -326,6 +326,24 @@ def test_what_it_does_while_it_is_watched(tmp_path: Path) -> None:
     assert found == {"swap-thrash": "slow", "threads-oversubscribed": "note"}
 
 
+def test_the_server_below_is_the_one_that_has_the_model(tmp_path: Path) -> None:
+    """As Ollama and the router of llama-server start them."""
+    for pid, parent, words in (
+        (7, 1, "ollama\0serve"),
+        (8, 7, "/lib/llama-server\0--model\0/blobs/x\0-c\0512"),
+    ):
+        folder = tmp_path / f"proc/{pid}"
+        folder.mkdir(parents=True)
+        (folder / "status").write_text(f"Pid:\t{pid}\nVmHWM:\t 100 kB\nVmRSS:\t 100 kB\nThreads:\t2\n")
+        (folder / "stat").write_text(f"{pid} (x) S {parent} 7 7 0 -1 4194304 9 0 0 0 1 2 3\n")
+        (folder / "cmdline").write_text(words)
+    (tmp_path / "proc/8/environ").write_text("LLAMA_ARG_N_PARALLEL=2\0HOME=/root")
+    reader = LogReader(Book(rules.templates()))
+    server = doctor_process.looked_at(reader, 7, sysroot=tmp_path, seconds=0.1)
+    assert (server.pid, server.words[0]) == (8, "/lib/llama-server")
+    assert server.environment == {"LLAMA_ARG_N_PARALLEL": "2"}
+
+
 def test_the_process_behind_a_port(tmp_path: Path) -> None:
     """Lines of /proc/net/tcp as proc(5) has them: 1F90 is 8080, 0A listens, and the inode is the tenth word."""
     rest = (

@@ -41,6 +41,7 @@ _WORDS = {  # facts by the arguments that say them (common/arg.cpp, b11434)
     "model_path": ("-m", "--model"),
     "context": ("-c", "--ctx-size"),
 }
+_NAMES_MODEL = frozenset(("-m", "--model", "-hf", "-hfr", "--hf-repo"))
 _NUMBERS = frozenset(("threads", "context"))
 
 
@@ -116,8 +117,27 @@ def looked_at(reader: LogReader, pid: int, *, sysroot: Path = _ROOT, seconds: fl
         fact("open_files", opened, f"{opened} open files and connections")
     except OSError:
         fact("open_files_unknown", True, "its open files and environment belong to another user: not seen")
-    steering = dict(word.split("=", 1) for word in environment)
-    return running(pid, words, steering, watch, sysroot=sysroot)
+    loader, words, environment = _loader(pid, words, environment, watch, sysroot)
+    return running(loader, words, dict(word.split("=", 1) for word in environment), watch, sysroot=sysroot)
+
+
+def _loader(
+    pid: int, words: list[str], environment: list[str], watch: Watch, sysroot: Path
+) -> tuple[int, list[str], list[str]]:
+    """The process that has the model: this one, or the server below it that Ollama or llama-server's router started."""
+    if "llama-server" in words[0] and any(word in _NAMES_MODEL for word in words):
+        return pid, words, environment
+    for child in watch.latest:
+        folder = under(sysroot, f"/proc/{child}")
+        its_words = (text(folder / "cmdline") or "").split("\0")
+        if (
+            child != pid
+            and "llama-server" in its_words[0]
+            and any(word in _NAMES_MODEL for word in its_words)
+        ):
+            its_environment = (text(folder / "environ") or "").split("\0")
+            return child, its_words, [word for word in its_environment if _STEERS.match(word)]
+    return pid, words, environment
 
 
 def listener(port: int, *, sysroot: Path = _ROOT) -> int | None:
