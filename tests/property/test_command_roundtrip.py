@@ -77,6 +77,7 @@ def plans(draw: st.DrawFn) -> tuple[int, Settings]:
         cache_ram_bytes=draw(st.integers(0, 16384)) * MIB,
         ctx_checkpoints=draw(st.integers(0, 64)),
         draft_layers=draw(st.booleans()),
+        threads_batch=draw(st.sampled_from([None, 3, 12])),
     )
 
 

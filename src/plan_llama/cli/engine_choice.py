@@ -15,6 +15,7 @@ from plan_llama.cli.target import target_build
 from plan_llama.cli.wishes import engine_build
 from plan_llama.engines import architectures, memory_rules
 from plan_llama.engines.launch import LaunchCommand
+from plan_llama.engines.left_out import OFFLOAD_THRESHOLD_SINCE
 from plan_llama.engines.refusals import unreadable
 from plan_llama.errors import ModelError, UsageError
 from plan_llama.findings import Finding
@@ -95,7 +96,10 @@ class LlamaServer:
         refuse_types(spec, "llama.cpp")
         build = target_build(machine, self.build, self.installed)
         return replace(
-            wanted, older=memory_rules.older(build), can_draft=architectures.drafts(build, spec.architecture)
+            wanted,
+            older=memory_rules.older(build),
+            can_draft=architectures.drafts(build, spec.architecture),
+            can_set_threshold=build <= 1 or build >= OFFLOAD_THRESHOLD_SINCE,
         )
 
     def command(self, task: Task, plan: Plan) -> tuple[LaunchCommand, list[Finding]]:

@@ -16,12 +16,20 @@ from plan_llama.engines import overrides as placing
 from plan_llama.engines import values as cxx
 from plan_llama.engines.commandline import ParsedArgument, ParsedCommand
 from plan_llama.engines.flags import FlagTable
-from plan_llama.engines.left_out import FlashAttn, left_out
+from plan_llama.engines.left_out import OFFLOAD_THRESHOLD, FlashAttn, left_out
 from plan_llama.engines.reading_notes import argument_findings, uncounted
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.context import is_causal
-from plan_llama.memory.types import DRAFT_TOKENS, LazyMode, LoadMode, Override, Settings, SplitMode
+from plan_llama.memory.types import (
+    DRAFT_TOKENS,
+    LazyMode,
+    LoadMode,
+    Override,
+    Settings,
+    SplitMode,
+    offload_threshold,
+)
 from plan_llama.models.types import ModelSpec
 from plan_llama.units import MIB
 
@@ -157,13 +165,13 @@ class Reading:
             main_gpu=self.main_gpu(devices),
             overrides=placing.read(self.usable, self.names, self.say, bench=self.bench),
             kv_offload=not self.switch("-nkvo", False) if self.bench else self.switch("-kvo", True),
-            op_offload=bool(devices or not self.machine.gpus)
-            and (not self.switch("-nopo", False) if self.bench else self.switch("--op-offload", True)),
             repack=self.switch("--repack", True),
             swa_full="--swa-full" in self.last,
             load_mode=self._load_mode(devices),
             lazy_mode=self._lazy_mode(devices),
-            threads=self._threads(),
+            threads=self._threads("-t"),
+            threads_batch=self._threads("-tb"),
+            **self._offload(devices, ubatch),
             cache_ram_bytes=self._cache_ram(),
             ctx_checkpoints=max(0, self.number("-ctxcp", self.unsaid.ctx_checkpoints)) if self.serves else 0,
             draft_layers=self.serves and "draft-mtp" in draft_settings.kinds(self),
@@ -326,10 +334,20 @@ class Reading:
             return "off"
         return cast(LazyMode, given)
 
-    def _threads(self) -> int | None:
-        if "-t" not in self.last:
+    def _offload(self, devices: tuple[int, ...], ubatch: int) -> dict[str, Any]:
+        """Whether large batches run on a card whatever holds their weights, and from how many tokens on."""
+        on = not self.switch("-nopo", False) if self.bench else self.switch("--op-offload", True)
+        if not on or (self.machine.gpus and not devices):
+            return {"op_offload": False}
+        given = self.parsed.env.get(OFFLOAD_THRESHOLD, "")
+        if not given.isascii() or not given.isdigit() or len(given) > 9:
+            return {"op_offload": True}
+        return offload_threshold(int(given), ubatch)
+
+    def _threads(self, flag: str) -> int | None:
+        if flag not in self.last:
             return None
-        given = self.number("-t", 0)
+        given = self.number(flag, 0)
         return given if given > 0 else self.machine.cpu.logical_cores
 
     def _projector(self, devices: tuple[int, ...]) -> dict[str, Any]:

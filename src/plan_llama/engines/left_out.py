@@ -14,6 +14,10 @@ from plan_llama.engines.flags import FlagTable
 from plan_llama.hardware.types import Machine
 
 FlashAttn = Literal["on", "off", "auto"]
+# Read by the CUDA, HIP, Vulkan, SYCL and Metal backends. The first known tree in which all of them do is b8643's
+# (llama-cpp-python 0.3.20: ggml/src/ggml-cuda/ggml-cuda.cu and its kin).
+OFFLOAD_THRESHOLD = "GGML_OP_OFFLOAD_MIN_BATCH"
+OFFLOAD_THRESHOLD_SINCE = 8643
 CACHE_RAM_MIB = 8192
 CTX_CHECKPOINTS = 32
 _OLD_CONTEXT = 4096  # 0 is the model's own

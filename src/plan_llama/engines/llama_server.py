@@ -8,7 +8,7 @@ from types import MappingProxyType
 from plan_llama.engines import overrides as placing
 from plan_llama.engines.command_settings import automatic_load_mode
 from plan_llama.engines.launch import LaunchCommand
-from plan_llama.engines.left_out import CACHE_RAM_MIB, CTX_CHECKPOINTS
+from plan_llama.engines.left_out import CACHE_RAM_MIB, CTX_CHECKPOINTS, OFFLOAD_THRESHOLD
 from plan_llama.errors import InputError
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory import patterns
@@ -81,6 +81,8 @@ def command(
         argv += ["--load-mode", settings.load_mode]
     if settings.threads is not None:
         argv += ["-t", str(settings.threads)]
+    if settings.threads_batch is not None:
+        argv += ["-tb", str(settings.threads_batch)]
     if settings.cache_ram_bytes != CACHE_RAM_MIB * MIB:
         argv += ["--cache-ram", str(settings.cache_ram_bytes // MIB)]
     if settings.ctx_checkpoints != CTX_CHECKPOINTS:
@@ -93,7 +95,7 @@ def command(
         argv += ["--alias", alias]
     argv += ["--host", host, "--port", str(port), *extra]
     return LaunchCommand(
-        engine=ENGINE, build=build, argv=tuple(argv), env=MappingProxyType(_env(machine.gpus))
+        engine=ENGINE, build=build, argv=tuple(argv), env=MappingProxyType(_env(settings, machine.gpus))
     )
 
 
@@ -202,7 +204,11 @@ def _number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def _env(gpus: Sequence[Gpu]) -> dict[str, str]:
-    """CUDA orders unequal cards by speed, the plan by PCI bus as the driver does."""
+def _env(settings: Settings, gpus: Sequence[Gpu]) -> dict[str, str]:
+    """CUDA orders unequal cards by speed, the plan by PCI bus as the driver does; a threshold of op-offload has no
+    argument."""
     cards = {(gpu.name, gpu.total_bytes) for gpu in gpus if gpu.backend == "cuda"}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if len(cards) > 1 else {}
+    env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if len(cards) > 1 else {}
+    if settings.offload_min_batch is not None and settings.op_offload:
+        env[OFFLOAD_THRESHOLD] = str(settings.offload_min_batch)
+    return env

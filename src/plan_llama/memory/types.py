@@ -51,6 +51,8 @@ class Settings:
     overrides: tuple[Override, ...] = ()
     kv_offload: bool = True
     op_offload: bool = True
+    # GGML_OP_OFFLOAD_MIN_BATCH, at most the micro-batch: nothing is offloaded beyond it. None: the engine's own 32
+    offload_min_batch: int | None = None
     repack: bool = True
     swa_full: bool = False
     load_mode: LoadMode = "mmap"
@@ -86,6 +88,11 @@ class Settings:
         if self.split_mode == "none" and count:
             return (self.main_gpu,)
         return self.devices or tuple(range(count))
+
+
+def offload_threshold(tokens: int, ubatch: int) -> dict[str, object]:
+    """GGML_OP_OFFLOAD_MIN_BATCH as settings: no batch is as large as one beyond the micro-batch."""
+    return {"offload_min_batch": tokens} if tokens <= ubatch else {"op_offload": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

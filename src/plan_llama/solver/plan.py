@@ -11,6 +11,7 @@ from plan_llama.memory.footprint import Beyond
 from plan_llama.memory.table import ModelTable
 from plan_llama.solver import said, serving
 from plan_llama.solver.choice import best_at, choices, rungs
+from plan_llama.solver.offload import tuned
 from plan_llama.solver.place import Filler
 from plan_llama.solver.profiles import repack_breakages
 from plan_llama.solver.search import (
@@ -58,6 +59,7 @@ def solve(task: Task, *, ladder: bool = True) -> Plan | None:
     found, reduced = _search(task, context)
     if found is None:
         return None
+    found = [tuned(task, found[0]), *found[1:]]
     chosen = found[0]
     findings: list[Finding] = []
     if reduced:

@@ -16,6 +16,7 @@ from plan_llama.solver.search import Task, cache_ram_bytes, judged, repack_crash
 from plan_llama.solver.types import Candidate, Rung
 from plan_llama.solver.whatif import smaller_context
 from plan_llama.speed.constants import shipped
+from plan_llama.speed.passes import OFFLOAD_MIN_BATCH
 from plan_llama.units import MIB, gib, rate, seconds, tokens
 
 _LARGE_POOL_BYTES = 256 * MIB
@@ -214,12 +215,13 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             text=f"{text}. llama.cpp will suggest --load-mode none; {why}" if why else text,
             fix="" if why else "--load-mode none",
         )
+    yield from _offload(task, chosen, streamed=streamed)
     streams = streamed and settings.op_offload and not task.machine.unified
     if streams and chosen.speed.follow_up_ttft_s >= 1:
         yield Finding(
             id="op-offload-pcie-bound",
             severity="note",
-            text="a prompt of 32 tokens or more streams "
+            text=f"a prompt of {settings.offload_min_batch or OFFLOAD_MIN_BATCH} tokens or more streams "
             + (f"the experts of {chosen.cpu_moe_layers} layers" if offloaded else "the weights on the CPU")
             + f" ({gib(host.weights_bytes)}) over PCIe once per {settings.ubatch} tokens: even a short follow-up "
             f"takes about {seconds(chosen.speed.follow_up_ttft_s)} to its first token",
@@ -255,6 +257,33 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             severity="note",
             text="WSL2 gives Linux only part of Windows' memory",
             fix="memory= in .wslconfig raises it",
+        )
+
+
+def _offload(task: Task, chosen: Candidate, *, streamed: bool) -> Iterator[Finding]:
+    """What it means that batches over the CPU's weights stay there: short ones, or all."""
+    settings = chosen.settings
+    if not streamed or task.machine.unified:
+        return
+    if settings.op_offload and settings.offload_min_batch is not None:
+        plain = judged(task, replace(settings, offload_min_batch=None), chosen.footprint)
+        yield Finding(
+            id="op-offload-threshold",
+            severity="note",
+            text=f"GGML_OP_OFFLOAD_MIN_BATCH={settings.offload_min_batch}: shorter prompts are read by the CPU, which "
+            "is done sooner than the link with the weights; a follow-up has its first token after "
+            f"{seconds(chosen.speed.follow_up_ttft_s)} instead of {seconds(plain.speed.follow_up_ttft_s)}",
+            fix="without the variable llama.cpp copies from 32 tokens on",
+        )
+    if not settings.op_offload and "op_offload" not in task.wishes.pins:
+        copying = judged(task, replace(settings, op_offload=True), chosen.footprint)
+        yield Finding(
+            id="op-offload-off",
+            severity="note",
+            text="prompts are read by the CPU where it has the weights: by the same placement the request would take "
+            f"{seconds(copying.speed.request_s)} instead of {seconds(chosen.speed.request_s)} if they were copied to a "
+            "card for every micro-batch",
+            fix="--pin op-offload=on copies them",
         )
 
 

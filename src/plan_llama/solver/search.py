@@ -16,7 +16,7 @@ from plan_llama.memory.footprint import (
     server_cache_bytes,
 )
 from plan_llama.memory.table import ModelTable
-from plan_llama.memory.types import HOST, LoadMode, Settings
+from plan_llama.memory.types import HOST, LoadMode, Settings, offload_threshold
 from plan_llama.memory.weights import Placement, place
 from plan_llama.solver.costs import Goal
 from plan_llama.solver.place import Filled, Filler
@@ -384,12 +384,14 @@ def pinned_settings(task: Task, settings: Settings) -> Settings:
     """The settings with what the user pinned. Keys were checked when the wishes were made."""
     pins = task.wishes.pins
     changes: dict[str, object] = {}
-    for key in ("batch", "threads", "image_max_tokens"):
+    for key in ("batch", "threads", "threads_batch", "image_max_tokens"):
         if key in pins:
             changes[key] = int(pins[key])
-    for key in ("flash_attn", "op_offload", "mmproj_offload", "draft_layers"):
+    for key in ("flash_attn", "op_offload", "mmproj_offload", "draft_layers", "kv_offload"):
         if key in pins:
             changes[key] = pins[key] == "on"
+    if "offload_min_batch" in pins:
+        changes |= offload_threshold(int(pins["offload_min_batch"]), settings.ubatch)
     if "cache_ram" in pins:
         changes["cache_ram_bytes"] = int(pins["cache_ram"]) * MIB
     return replace(settings, **changes) if changes else settings  # type: ignore[arg-type]

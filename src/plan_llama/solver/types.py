@@ -63,6 +63,7 @@ class Wishes:
     allow_paging: bool = False
     older: frozenset[OlderRule] = frozenset()  # what the engine's build does otherwise with memory
     engine: Engine = "llama.cpp"
+    can_set_threshold: bool = False  # it reads GGML_OP_OFFLOAD_MIN_BATCH
     can_draft: bool = False  # the engine's build drafts with this model's own block
     slots_apart: bool = False  # the engine gives each slot a cache of its own
     one_batch: bool = False  # the engine has one number for batch and micro-batch

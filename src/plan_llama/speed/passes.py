@@ -75,7 +75,7 @@ def resolve(
         offload_gpu=offload_gpu,
         link=link,
         link_name="memory copy of host weights" if machine.unified else "PCIe copy of host weights",
-        offload_from=OFFLOAD_MIN_BATCH / ratio,
+        offload_from=(settings.offload_min_batch or OFFLOAD_MIN_BATCH) / ratio,
         host_experts_prefill=experts.get(engine, experts["llama.cpp"]),
         draft=tuple(t for t in traffic if t.draft) if settings.draft_layers else (),
     )

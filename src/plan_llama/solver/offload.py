@@ -1,0 +1,80 @@
+"""Where a prompt meets the host's weights: copied to a card and computed there, or on the CPU.
+
+llama.cpp copies from 32 tokens on (op-offload), whatever that costs. Over a slow link, or with weights of which a few
+tokens need most, the CPU is done sooner with a short prompt, and now and then with every one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plan_llama.memory.types import Settings
+from plan_llama.solver.search import Task, candidates, judged, score
+from plan_llama.solver.types import Candidate
+from plan_llama.speed.passes import OFFLOAD_MIN_BATCH
+
+# What leaving work to the CPU has to gain: how fast it reads a prompt is predicted less well than a link.
+CPU_GAIN = 1.25
+
+
+def streams(task: Task, candidate: Candidate) -> bool:
+    """Whether large batches copy weights to a card that has memory of its own."""
+    on_host = candidate.footprint.host.weights_bytes > task.table.lookup_bytes
+    offloads = candidate.settings.op_offload and bool(task.machine.gpus)
+    return offloads and on_host and not task.machine.unified
+
+
+def left_to_cpu(task: Task, found: list[Candidate], context: int, kv_type: str) -> list[Candidate]:
+    """The candidates, with those that copy nothing in front where these do the request much sooner."""
+    best = found[0]
+    if "op_offload" in task.wishes.pins or not streams(task, best):
+        return found
+    if not _sooner(task, judged(task, replace(best.settings, op_offload=False), best.footprint), best):
+        return found
+    wishes = replace(task.wishes, pins={**task.wishes.pins, "op_offload": "off"})
+    others = candidates(replace(task, wishes=wishes), context, kv_type)
+    return others + found if others and _sooner(task, others[0], best) else found
+
+
+def _sooner(task: Task, mine: Candidate, other: Candidate) -> bool:
+    ours, theirs = score(task, mine), score(task, other)
+    return ours[:-1] <= theirs[:-1] and ours[-1] * CPU_GAIN <= theirs[-1]
+
+
+def tuned(task: Task, chosen: Candidate) -> Candidate:
+    """With the threshold from which copying pays (GGML_OP_OFFLOAD_MIN_BATCH), where the first token of a follow-up turn
+    then comes much sooner and the request no later."""
+    wishes = task.wishes
+    if not wishes.can_set_threshold or {"op_offload", "offload_min_batch"} & wishes.pins.keys():
+        return chosen
+    if not streams(task, chosen):
+        return chosen
+    least = break_even(task, chosen)
+    if least <= OFFLOAD_MIN_BATCH:
+        return chosen
+    other = judged(task, replace(chosen.settings, offload_min_batch=least), chosen.footprint)
+    sooner = other.speed.follow_up_ttft_s * CPU_GAIN <= chosen.speed.follow_up_ttft_s
+    return other if sooner and score(task, other) <= score(task, chosen) else chosen
+
+
+def break_even(task: Task, chosen: Candidate) -> int:
+    """From how many tokens on copying is faster: a multiple of 32, at most the micro-batch."""
+    low, high = 1, max(1, chosen.settings.ubatch // OFFLOAD_MIN_BATCH)
+    while low < high:
+        middle = (low + high) // 2
+        if _copying_pays(task, chosen, middle * OFFLOAD_MIN_BATCH):
+            high = middle
+        else:
+            low = middle + 1
+    return low * OFFLOAD_MIN_BATCH
+
+
+def _copying_pays(task: Task, chosen: Candidate, size: int) -> bool:
+    """Whether a prompt of this size is read no later with copying."""
+    wishes = replace(task.wishes, prompt_tokens=size, users=None)
+    alone = replace(task, wishes=wishes)
+
+    def seconds(settings: Settings) -> float:
+        return judged(alone, settings, chosen.footprint).speed.ttft_s
+
+    return seconds(chosen.settings) <= seconds(replace(chosen.settings, op_offload=False))
