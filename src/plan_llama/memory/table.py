@@ -72,7 +72,7 @@ class ModelTable:
         self.moves: dict[tuple[Override, ...], Moves] = {}
         self._loaded: dict[bool, tuple[bool, ...]] = {}
         self._block_sums: dict[tuple[BackendKind, bool], tuple[int, ...]] = {}
-        self.probed: dict[object, frozenset[str]] = {}  # operations that run elsewhere, by kind of placement
+        self.probed: dict[object, bool] = {}  # whether flash attention is given up, by kind of placement
         self.counts: dict[int, list[tuple[Guards, Count]]] = {}  # of tensors in a graph, by kind of batch
         self.recordings: dict[object, list[Recording]] = {}  # of compute buffers, by kind of placement
         self.projector = Projector(spec.projector) if spec.projector else None

@@ -66,6 +66,7 @@ class CacheInputs:
 class Decoder:
     """A decoder-only transformer with grouped-query attention (src/models/llama.cpp and its many relatives)."""
 
+    early: tuple[Node, ...] = ()  # what inputs() computes for the layers beside what enters the first one
     soft_caps = False  # scores and logits are capped by tanh (gemma 2)
     default_embedding_scale = (
         0.0  # where the header does not say how everything that enters is scaled (granite)

@@ -28,6 +28,7 @@ class GraniteSwitch(Granite):
         slots = g.cont(g.view(out, (1, tokens), (out.nb[1],)))
         slots = g.like("UNARY", g.like("CLAMP", g.reshape(slots, tokens)))
         self.adapters = g.cast(slots, I32)
+        self.early = (self.adapters,)
         self.out_ids = g.input(I32, self.batch.outputs)
         return x
 
