@@ -27,7 +27,7 @@ import tomli_w
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts import speed_cuda, speed_report  # noqa: E402  (the repository root is put on the path above)
+from scripts import speed_cpu, speed_cuda, speed_report  # noqa: E402  (the repository root is put on the path above)
 from scripts.speed_cases import Case, read  # noqa: E402
 
 from plan_llama.speed.constants import Constants, parse, shipped  # noqa: E402
@@ -36,6 +36,7 @@ CONSTANTS = ROOT / "profiles" / "speed" / "constants.toml"
 REPORT = ROOT / "docs" / "reference" / "speed.md"
 PULL = 0.10  # weight of the priors against one run
 SOFT = 0.12  # residuals (log) beyond this count linearly
+CONTROLLED = 3.0
 COVERED = 0.80
 MIN_ROWS = 8  # classes with fewer runs borrow from all
 
@@ -100,18 +101,42 @@ def residuals(cases: Sequence[Case], constants: Constants) -> np.ndarray:
 
 
 def weights(cases: Sequence[Case]) -> np.ndarray:
-    """One per group of dependent runs, shared as a square root; prompt speeds, which scatter more, count
-    half."""
+    """One per group of dependent runs, shared as a square root; prompt speeds, which scatter more, count half, and
+    our own runs on a CPU, of which every type and setting is known, CONTROLLED times."""
     size = Counter(case.group for case in cases)
     out = []
     for case in cases:
         w = size[case.group] ** -0.5
+        w *= CONTROLLED if case.data_class == speed_cpu.DATA_CLASS else 1.0
         out += [w] * bool(case.decode_tok_s) + [0.5 * w] * bool(case.prefill_tok_s)
     return np.array(out)
 
 
+def reach(cases: Sequence[Case], priors: Profile) -> list[frozenset[str]]:
+    """Per constant the cases whose prediction it moves: most belong to one kind of device."""
+    paths, places = fitted_paths(priors), leaves(priors)
+    values = [float(places[p][0][places[p][1]]) for p in paths]
+    base = [speed_report.predict(case, parse(with_values(priors, paths, values))) for case in cases]
+    found = []
+    for i in range(len(paths)):
+        moved = [v * (1.1 if i == n else 1.0) for n, v in enumerate(values)]
+        constants = parse(with_values(priors, paths, moved))
+        found.append(
+            frozenset(
+                case.id
+                for case, before in zip(cases, base, strict=True)
+                if speed_report.predict(case, constants) != before
+            )
+        )
+    return found
+
+
 def fit(
-    cases: Sequence[Case], priors: Profile, start: Sequence[float] | None = None, steps: int = 12
+    cases: Sequence[Case],
+    priors: Profile,
+    reached: Sequence[frozenset[str]],
+    start: Sequence[float] | None = None,
+    steps: int = 12,
 ) -> list[float]:
     """The constants that predict the cases best, in the order of `fitted_paths`."""
     paths = fitted_paths(priors)
@@ -122,9 +147,14 @@ def fit(
     )
     x = np.log(start) if start is not None else prior.copy()
 
-    def at(point: np.ndarray) -> np.ndarray:
-        return residuals(cases, parse(with_values(priors, paths, np.exp(point).tolist())))
+    def at(point: np.ndarray, some: Sequence[Case] = cases) -> np.ndarray:
+        return residuals(some, parse(with_values(priors, paths, np.exp(point).tolist())))
 
+    rows = [case for case in cases for _ in range(bool(case.decode_tok_s) + bool(case.prefill_tok_s))]
+    moves = [
+        ([case for case in cases if case.id in ids], np.array([row.id in ids for row in rows]))
+        for ids in reached
+    ]
     w = weights(cases)
     cost: Callable[[np.ndarray, np.ndarray], float] = lambda r, p: float(  # noqa: E731 - one line of algebra
         (w * SOFT**2 * (np.sqrt(1 + (r / SOFT) ** 2) - 1)).sum() + 0.5 * PULL * ((p - prior) ** 2).sum()
@@ -132,11 +162,11 @@ def fit(
     r = at(x)
     damping = 1e-4
     for _ in range(steps):
-        jacobian = np.empty((len(r), len(x)))
-        for i in range(len(x)):
+        jacobian = np.zeros((len(r), len(x)))
+        for i, (some, here) in enumerate(moves):
             moved = x.copy()
             moved[i] += 1e-3
-            jacobian[:, i] = (at(moved) - r) / 1e-3
+            jacobian[here, i] = (at(moved, some) - r[here]) / 1e-3
         robust = w / np.sqrt(1 + (r / SOFT) ** 2)
         pull = PULL * np.eye(len(x))
         normal = jacobian.T @ (robust[:, None] * jacobian) + pull
@@ -191,24 +221,27 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     published, left_out = read()
-    cases = (*published, *speed_cuda.read())
+    cases = (*published, *speed_cuda.read(), *speed_cpu.read())
     if options.report:
         sys.stdout.write(speed_report.table(cases, shipped()))
         return 0
     priors = tomllib.loads((Path(__file__).parent / "speed_priors.toml").read_text(encoding="utf-8"))
     paths = fitted_paths(priors)
-    values = fit(cases, priors)
+    reached = reach(cases, priors)
+    values = fit(cases, priors, reached)
     groups = sorted({case.group for case in cases})
     held: dict[str, tuple[float, float]] = {}
     for out in groups:
         seen = [case for case in cases if case.group != out]
-        constants = parse(with_values(priors, paths, fit(seen, priors, start=values, steps=4)))
+        constants = parse(with_values(priors, paths, fit(seen, priors, reached, start=values, steps=4)))
         held |= {case.id: speed_report.predict(case, constants) for case in cases if case.group == out}
     profile = with_values(priors, paths, [float(f"{v:.4g}") for v in values])
     decode: dict[str, list[float]] = {name: [] for name in speed_report.CLASSES}
     prefill: dict[str, list[float]] = {name: [] for name in speed_report.CLASSES}
     for case in cases:
         name = speed_report.size_class(case)
+        if case.data_class == speed_cpu.DATA_CLASS:
+            continue  # the many runs of one machine would narrow the range of all
         if case.decode_tok_s:
             decode[name].append(math.log(held[case.id][0] / case.decode_tok_s))
         if case.prefill_tok_s:
@@ -228,7 +261,7 @@ def main(arguments: Sequence[str]) -> int:
         "held_out_prefill_in_range": round(sum(inside["prefill"]) / len(inside["prefill"]), 4),
     }
     head = (
-        "# Written by scripts/fit_speed.py from tests/data/throughput and tests/data/cuda.\n"
+        "# Written by scripts/fit_speed.py from tests/data/throughput, tests/data/cuda and tests/data/cpu.\n"
         "# Do not edit: change scripts/speed_priors.toml and fit again.\n"
     )
     write(CONSTANTS, head + tomli_w.dumps(profile))

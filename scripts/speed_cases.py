@@ -35,7 +35,7 @@ _ISA = {
     "avx512_vnni": ("avx2", "avx512", "avx512_vnni"),
     "avx512": ("avx2", "avx512"),
     "avx2": ("avx2",),
-    "neon": ("neon",),
+    "neon": ("neon", "dotprod", "i8mm"),
 }
 
 
@@ -294,6 +294,7 @@ def _traffic(
             expert_layers=round(moe * expert_share),
             crossings=round(moe * expert_share) if device == HOST and cards else 0,
             dense_flops=2 * dense * share,
+            head_flops=2e9 * shape.get("head", shape["embedding"]) * share,
             expert_flops=2 * experts_total * ratio * expert_share,
             cache=_cache(shape, share, settings),
         )

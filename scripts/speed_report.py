@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 from statistics import median
 
 from scripts.speed_cases import Case
@@ -25,7 +26,10 @@ _NAMES = {
     "offload, RAM bandwidth stated": "… RAM bandwidth stated",
     "offload, not stated": "… not stated",
     "own": "own runs (H200)",
+    "own_cpu": "own runs (two CPU cores)",
 }
+APART = 1.2  # what a difference of predictions has to be to count
+OWN = ("own", "own_cpu")  # classes of runs that nobody published
 
 
 _TABLE_HEAD = (
@@ -116,8 +120,8 @@ def held_out_table(
     for case in cases:
         name = size_class(case)
         _, said = resolve(case, constants)
-        groups = ["own"] if case.data_class == "own" else [name, "all"]
-        if name == "offload" and case.data_class != "own":
+        groups = [case.data_class] if case.data_class in OWN else [name, "all"]
+        if name == "offload" and case.data_class not in OWN:
             known = case.machine.ram.bandwidth_bytes_per_s is not None
             groups.append("offload, RAM bandwidth stated" if known else "offload, not stated")
         for group in groups:
@@ -136,7 +140,7 @@ def held_out_table(
                 row["in_p"].append(
                     abs(error) <= math.log(widened(constants.spread_prefill[name], said.factors))
                 )
-    order = (*CLASSES[:3], "offload, RAM bandwidth stated", "offload, not stated", *CLASSES[3:], "all", "own")
+    order = (*CLASSES[:3], "offload, RAM bandwidth stated", "offload, not stated", *CLASSES[3:], "all", *OWN)
     return [*_TABLE_HEAD, *(_table_row(name, rows[name]) for name in order if name in rows)]
 
 
@@ -209,12 +213,13 @@ def page(
             INTRODUCTION,
             "## Against published runs",
             "",
-            f"{sum(c.data_class != 'own' for c in cases)} runs of `tests/data/throughput/calibration.jsonl`",
-            f"and {sum(c.data_class == 'own' for c in cases)} of our own on an H200 (`tests/data/cuda`); constants",
-            f"of {fitted['date']}.",
+            f"{sum(c.data_class not in OWN for c in cases)} runs of `tests/data/throughput/calibration.jsonl`,",
+            f"{sum(c.data_class == 'own' for c in cases)} of our own on an H200 (`tests/data/cuda`)",
+            f"and {sum(c.data_class == 'own_cpu' for c in cases)} on two cores of an EPYC (`tests/data/cpu`);",
+            f"constants of {fitted['date']}.",
             *_TABLE_NOTE,
             "",
-            table([case for case in cases if case.data_class != "own"], constants),
+            table([case for case in cases if case.data_class not in OWN], constants),
             *_HELD_OUT_NOTE,
             "",
             *held_out,
@@ -222,6 +227,10 @@ def page(
             *held_out_table(cases, constants, held),
             "",
             *_RANGE_NOTE,
+            "",
+            "## Ranked on a CPU",
+            "",
+            *_ranking(cases, constants, held),
             "",
             "## Where it is wrong",
             "",
@@ -248,6 +257,38 @@ def page(
     )
 
 
+def ranked(cases: Iterable[Case], predicted: Mapping[str, tuple[float, float]]) -> tuple[int, int]:
+    """Pairs of own runs on a CPU, of one model and task, whose predictions differ by more than APART: how many, and how
+    many of them were measured in that order."""
+    tasks: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    for case in cases:
+        if case.data_class != "own_cpu":
+            continue
+        task = (case.group, case.decode_tok_s is None, case.prompt_tokens, case.depth)
+        measured = case.decode_tok_s or case.prefill_tok_s or 0.0
+        tasks.setdefault(task, []).append((predicted[case.id][case.decode_tok_s is None], measured))
+    pairs = [
+        fast[1] > slow[1]
+        for runs in tasks.values()
+        for fast, slow in permutations(runs, 2)
+        if fast[0] > APART * slow[0]
+    ]
+    return len(pairs), sum(pairs)
+
+
+def _ranking(
+    cases: Sequence[Case], constants: Constants, held: Mapping[str, tuple[float, float]]
+) -> tuple[str, ...]:
+    pairs, right = ranked(cases, {case.id: predict(case, constants) for case in cases})
+    unseen, unseen_right = ranked(cases, held)
+    return (
+        "Four models of 0.6 to 1.3 B on two cores (`tests/data/cpu`): the plan's own settings, other quants, one",
+        "thread, no repacking, other caches. Of the pairs of one model and task whose predictions differ by more",
+        f"than {100 * (APART - 1):.0f} %, {right} of {pairs} were measured in the predicted order; of those predicted",
+        f"without the model's own runs, {unseen_right} of {unseen}.",
+    )
+
+
 INTRODUCTION = """\
 The speed model adds up what one pass over the model reads and computes, device by device, because llama.cpp
 runs the devices one after the other.
@@ -260,7 +301,14 @@ share of host weights that does not stay in RAM.
 
 Prompts, per micro-batch: arithmetic on the GPUs; for weights on the host, from 32 tokens on, a copy of the
 experts that the micro-batch touches over PCIe and the arithmetic on the GPU, else the CPU computes;
-attention over the cells before.
+attention over the cells before. On cores only the last token of a prompt is
+charged for the output head.
+
+On cores, reading and computing overlap in part, and one thread reads no more than `plan-llama calibrate`
+measured for one. llama.cpp interleaves the rows of some types (Q4_0, Q4_K, IQ4_NL and MXFP4 with AVX2), which
+is faster; ik_llama.cpp unpacks all types for prompts, which makes them equal. Flash attention on cores has no
+fast path for a quantised cache, so that prompts over a deep one take several times as long, and with a cache
+of f16 it makes a prompt no faster and a token after a deep prompt slower.
 
 Several cards with a layer split work in turn on a token, so they add memory and not speed; on long prompts
 they work on successive micro-batches unless a tensor is overridden. Two sockets count as one. What the

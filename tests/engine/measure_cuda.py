@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import threading
@@ -27,27 +26,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from plan_llama.models.gguf import read_file
-from plan_llama.models.types import Tensor
 from plan_llama.models.writer import write_header
 from tests.conformance_cases import measured, spec
+from tests.engine.random_weights import fill
 from tests.engine.record_memory import header
 from tests.small_models import cut
 
-_TILE_BYTES = 24 << 20
-# (place in the block, value) of the f16 scales that keep weights near a deviation of 0.02 and a mean of 0
-_SCALES: dict[str, tuple[tuple[int, float], ...]] = {
-    "q4_K": ((0, 1.2e-4), (2, 9e-4)),
-    "q5_K": ((0, 6e-5), (2, 9.3e-4)),
-    "q6_K": ((208, 1.5e-5),),
-    "q8_0": ((0, 2.7e-4),),
-    "q4_0": ((0, 4.3e-3),),
-    "iq2_xxs": ((0, 4e-4),),
-    "iq3_xxs": ((0, 1.7e-4),),
-}
-_MXFP4_EXPONENT = 119
 _RUNS: tuple[tuple[str, str, str], ...] = (  # model, placement, what is measured
     ("qwen3-30b-a3b-q4_k_m", "-ngl 99", "-p 2048 -n 64 -d 0,16384"),
     ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-b 4096 -ub 512,2048,4096 -p 4096 -n 0 -t 16"),
@@ -71,43 +55,7 @@ def make_models(folder: Path, names: Sequence[str]) -> None:
         model = cut(spec("real", name), int(layers)) if layers else spec("real", name)
         path = folder / f"{name}{f'-{layers}L' if layers else ''}.gguf"
         write_header(model, path, force=True)
-        found = read_file(path)
-        with path.open("r+b") as file:
-            for tensor, offset in zip(found.tensors, found.offsets, strict=True):
-                file.seek(found.data_offset + offset)
-                for part in _data(tensor):
-                    file.write(part)
-
-
-def _data(tensor: Tensor) -> Iterator[bytes]:
-    if tensor.type.name == "f32" and re.search("norm|rope_f", tensor.name):
-        yield np.ones(tensor.elements, np.float32).tobytes()
-        return
-    if tensor.type.name == "f32" and re.search("bias|sinks|exp_probs", tensor.name):
-        yield bytes(tensor.nbytes)
-        return
-    tile, block = _tile(tensor.type.name, tensor.type.block_bytes), tensor.type.block_bytes
-    chosen, left = random.Random(tensor.name), tensor.nbytes  # noqa: S311  # to be made again
-    while left:
-        start = chosen.randrange(len(tile) // block // 2) * block
-        part = tile[start : start + left]
-        left -= len(part)
-        yield part
-
-
-def _tile(kind: str, block: int, made: dict[str, bytes] = {}) -> bytes:  # noqa: B006  # kept on purpose
-    if kind not in made:
-        numbers = np.random.default_rng(7)
-        if kind == "f32":
-            made[kind] = (numbers.standard_normal(_TILE_BYTES // 4, np.float32) * np.float32(0.02)).tobytes()
-            return made[kind]
-        blocks = numbers.integers(0, 256, (_TILE_BYTES // block, block), dtype=np.uint8)
-        if kind == "mxfp4":
-            blocks[:, 0] = _MXFP4_EXPONENT
-        for place, value in _SCALES.get(kind, ()):
-            blocks[:, place : place + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
-        made[kind] = blocks.tobytes()
-    return made[kind]
+        fill(path)
 
 
 def memory(bin_folder: Path, scratch: Path) -> Iterator[dict[str, Any]]:

@@ -97,7 +97,8 @@ def _with_bandwidth(
 
 def _measured_ram(ram: Ram, found: calibration.Bandwidth) -> Ram:
     sources: dict[str, Source] = {**ram.sources, "bandwidth_bytes_per_s": "measured"}
-    return replace(ram, bandwidth_bytes_per_s=found.bytes_per_s, sources=sources)
+    one = dict(found.by_threads).get(1)
+    return replace(ram, bandwidth_bytes_per_s=found.bytes_per_s, thread_bytes_per_s=one, sources=sources)
 
 
 def measured(machine: Machine, *, budget_s: float = 1.0) -> Machine:

@@ -81,6 +81,7 @@ class Ram:
     speed_mt_s: int | None = None
     channels: int | None = None
     bandwidth_bytes_per_s: float | None = None
+    thread_bytes_per_s: float | None = None  # what one thread gets of a measured bandwidth
     sources: Mapping[str, Source] = field(default_factory=lambda: _NO_SOURCES)
 
 

@@ -39,6 +39,11 @@ _INTERLEAVED: dict[str, tuple[tuple[str, int], ...]] = {
 }
 
 
+def interleaved_types(isa: Collection[str]) -> frozenset[str]:
+    """The types whose rows are interleaved on a CPU with these instruction sets, where a matrix has enough of them."""
+    return frozenset(kind for kind, steps in _INTERLEAVED.items() if any(name in isa for name, _ in steps))
+
+
 def repacked_bytes(tensors: Sequence[Tensor], isa: Collection[str]) -> tuple[int | None, ...]:
     """What each tensor takes in the CPU's own format; None for one that stays as it is in the file."""
     return tuple(_bytes(tensor, isa) for tensor in tensors)

@@ -45,6 +45,8 @@ class Kernel:
     prefill: float
     core_s_per_byte: float  # of one AVX2 core in decode, beside the memory read
     core_flops: float  # of one AVX2 core in prompt processing
+    repacked_decode: float  # how much faster a core is where llama.cpp keeps the type interleaved
+    repacked_prefill: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class Constants:
     isa: tuple[tuple[str, float, float], ...]  # (flag, decode factor, prefill factor of a core), best first
     engine_core_decode: Mapping[str, float]
     engine_core_prefill: Mapping[str, float]
-    repacked_core_decode: float
+    repacked_core_decode: float  # ik_llama.cpp's layouts, which it has for every type
     repacked_core_prefill: float
     experts_decode: float
     experts_prefill: float
@@ -72,9 +74,14 @@ class Constants:
     select_layer_s: float  # of a layer with sparse attention, per pass
     select_cell_s: float  # and per cell whose score is sorted
     select_cell_bytes: float  # and per cell and token: traffic of the card's memory
-    core_attention_flops: float
+    core_attention_flops: float  # of one AVX2 core, in prompts
+    core_attention_decode: float  # and with one new token, against prompts
+    core_attention_plain: float  # one new token without flash attention, against one with it
+    core_quantised_decode: float  # of a quantised cache, against one of floats
+    core_quantised_prefill: float
     ram_peak: float
     ram_measured: float
+    overlap: float  # of reading and computing on the cores: 1 one after the other, more: the longer one counts most
     ram_experts: float  # routed experts, read here and there, against dense weights
     cores_exponent: float
     link_pinned: float
@@ -109,15 +116,19 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
     table.get("fitted", dict)
     families = tuple(_family(t) for t in table.tables("family"))
     kernels: dict[str, Kernel] = {}
+    named: dict[str, Kernel] = {}
     other: Kernel | None = None
     for t in table.tables("kernel"):
         types, last = t.strings("types"), t.get("other", bool)
-        t.take("name", str)
-        kernel = Kernel(
-            decode=t.take("decode", float),
-            prefill=t.take("prefill", float),
+        alike = t.get("gpu", str)  # the class before it that costs a GPU the same
+        on_gpu = named.get(alike or "")
+        kernel = named[t.take("name", str)] = Kernel(
+            decode=on_gpu.decode if on_gpu else t.take("decode", float),
+            prefill=on_gpu.prefill if on_gpu else t.take("prefill", float),
             core_s_per_byte=t.take("core_s_per_byte", float),
             core_flops=t.take("core_flops", float),
+            repacked_decode=t.take("repacked_decode", float),
+            repacked_prefill=t.take("repacked_prefill", float),
         )
         t.done()
         kernels.update(dict.fromkeys(types, kernel))
@@ -148,8 +159,13 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         select_cell_s=gpu.take("select_cell_s", float),
         select_cell_bytes=gpu.take("select_cell_bytes", float),
         core_attention_flops=host.take("core_attention_flops", float),
+        core_attention_decode=host.take("core_attention_decode", float),
+        core_attention_plain=host.take("core_attention_plain", float),
+        core_quantised_decode=host.take("core_quantised_decode", float),
+        core_quantised_prefill=host.take("core_quantised_prefill", float),
         ram_peak=host.take("ram_peak", float),
         ram_measured=host.take("ram_measured", float),
+        overlap=max(1.0, host.take("overlap", float)),
         ram_experts=host.take("ram_experts", float),
         cores_exponent=host.take("cores_exponent", float),
         link_pinned=link.take("pinned", float),

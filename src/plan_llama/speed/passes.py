@@ -123,7 +123,7 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
             else:
                 _host_pass(parts, work, work.host, t, share)
                 _add(parts, "CPU compute", _core_rows(work, work.host, t, tokens, share))
-            _host_attention(parts, work, work.host, t, depth, tokens, streams)
+            _host_attention(parts, work.host, t, depth, tokens, streams, _attention_decode(work, work.host))
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"
@@ -155,7 +155,7 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
             else:
                 _host_pass(parts, work, work.host, t, share)
                 _add(parts, "CPU compute", _core_flops(work, work.host, t, tokens))
-            _host_attention(parts, work, work.host, t, depth, tokens, 1)
+            _host_attention(parts, work.host, t, depth, tokens, 1, _attention_prefill(work, work.host))
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"
@@ -228,7 +228,11 @@ def _gpu_read(k: Constants, gpu: GpuRates, sizes: Mapping[str, int]) -> float:
 
 
 def _gpu_flops(work: Work, gpu: GpuRates, t: Traffic, tokens: int) -> float:
-    """Seconds of arithmetic on a card. Few rows per expert leave the matrix units idle."""
+    """Seconds of arithmetic on a card. Few rows per expert leave the matrix units idle.
+
+    The output head, which only one token goes through, is charged for all: prompts of small models are slower on cards
+    than their arithmetic, and the published runs are met better with it.
+    """
     k = work.constants
     peak = gpu.flops * gpu.family.prefill
     seconds = tokens * t.dense_flops * _mixed(k, t.dense_bytes) / peak
@@ -255,17 +259,32 @@ def _mixed(k: Constants, sizes: Mapping[str, int]) -> float:
 
 
 def _core_flops(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
+    """Seconds of arithmetic on the cores for a micro-batch of a prompt; only its last token goes through the head."""
     k = work.constants
     seconds = 0.0
     for flops, sizes, factor in (
-        (t.dense_flops, t.dense_bytes, 1.0),
-        (t.expert_flops, t.expert_bytes, work.host_experts_prefill),
+        (tokens * (t.dense_flops - t.head_flops) + t.head_flops, t.dense_bytes, 1.0),
+        (tokens * t.expert_flops, t.expert_bytes, work.host_experts_prefill),
     ):
         total = sum(sizes.values())
         for name, size in sizes.items():
-            rate = k.kernels.get(name, k.other_kernel).core_flops * host.cores_prefill * factor
-            seconds += tokens * flops * size / total / rate
+            seconds += flops * size / total / (_core_rate(k, host, name) * host.cores_prefill * factor)
     return seconds
+
+
+def _core_rate(k: Constants, host: HostRates, name: str) -> float:
+    """Operations per second of one core on weights of a type, in prompts; for ik_llama.cpp, which unpacks any type to
+    8 bits first, those of Q8_0."""
+    if host.own_kernels:
+        return k.kernels["q8_0"].core_flops
+    kernel = k.kernels.get(name, k.other_kernel)
+    return kernel.core_flops * (kernel.repacked_prefill if name in host.interleaved else 1.0)
+
+
+def _core_read(k: Constants, host: HostRates, name: str) -> float:
+    """Seconds that one core spends on a byte of a type, for one token."""
+    kernel = k.kernels.get(name, k.other_kernel)
+    return kernel.core_s_per_byte / (kernel.repacked_decode if name in host.interleaved else 1.0)
 
 
 def _core_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: float) -> float:
@@ -276,12 +295,10 @@ def _core_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: floa
     """
     k = work.constants
     dense = sum(
-        t.dense_flops * size / sum(t.dense_bytes.values()) / k.kernels.get(name, k.other_kernel).core_flops
+        t.dense_flops * size / sum(t.dense_bytes.values()) / _core_rate(k, host, name)
         for name, size in t.dense_bytes.items()
     )
-    experts = sum(
-        n * k.kernels.get(name, k.other_kernel).core_s_per_byte for name, n in t.expert_bytes.items()
-    )
+    experts = sum(n * _core_read(k, host, name) for name, n in t.expert_bytes.items())
     rows = (tokens - 1) * dense / host.cores_prefill
     return rows + max(0.0, tokens * t.expert_used_ratio - share) * experts / host.cores_decode
 
@@ -296,30 +313,74 @@ def _streamed(parts: Parts, work: Work, host: HostRates, gpu: GpuRates, t: Traff
 
 
 def _host_pass(parts: Parts, work: Work, host: HostRates, t: Traffic, share: float) -> None:
-    """The CPU reads its dense weights and a share of its experts once."""
+    """The CPU reads its dense weights and a share of its experts once.
+
+    While it computes with a block it reads the next one, so that a byte takes less than reading and computing one
+    after the other. Each has the share of it by which a faster one would shorten it.
+    """
     k = work.constants
     dense, experts = sum(t.dense_bytes.values()), share * sum(t.expert_bytes.values())
-    for label, sizes, size, ratio, efficiency in (
-        ("dense weights", t.dense_bytes, dense, 1.0, 1.0),
-        ("experts", t.expert_bytes, experts, share, k.ram_experts),
+    for label, sizes, ratio, efficiency in (
+        ("dense weights", t.dense_bytes, 1.0, 1.0),
+        ("experts", t.expert_bytes, share, k.ram_experts),
     ):
-        _add(parts, f"RAM {label}", size / (host.ram * efficiency))
-        cores = sum(n * k.kernels.get(name, k.other_kernel).core_s_per_byte for name, n in sizes.items())
-        _add(parts, f"CPU {label}", ratio * cores / host.cores_decode)
+        read = 1 / (host.ram * efficiency)
+        ram_s = cores_s = 0.0
+        for name, size in sizes.items():
+            a, b = read**k.overlap, (_core_read(k, host, name) / host.cores_decode) ** k.overlap
+            both = ratio * size * (a + b) ** (1 / k.overlap)
+            ram_s += both * a / (a + b)
+            cores_s += both * b / (a + b)
+        _add(parts, f"RAM {label}", ram_s)
+        _add(parts, f"CPU {label}", cores_s)
     _add(parts, "crossings", t.crossings * k.crossing_s)
     _add(parts, "disk", _disk(work, host, dense + experts))
 
 
+def _attention_decode(work: Work, host: HostRates) -> float:
+    """Operations per second of one core over the cache, with one new token.
+
+    Flash attention then goes through the cache head by head and value by value; without it the scores are a product of
+    matrices (ggml_compute_forward_flash_attn_ext_f16_one_chunk, ggml/src/ggml-cpu/ops.cpp, b11434). ik_llama.cpp has
+    kernels of its own for it, of every cache type.
+    """
+    k = work.constants
+    if host.own_kernels:
+        return k.core_attention_flops
+    plain = 1.0 if work.settings.flash_attn else k.core_attention_plain
+    share = float(k.core_quantised_decode ** _quantised(work))
+    return k.core_attention_flops * k.core_attention_decode * plain * share
+
+
+def _attention_prefill(work: Work, host: HostRates) -> float:
+    """The same with many new tokens: tiles of a cache of floats serve them all, a quantised one is read value by value
+    (use_tiled in ggml_compute_forward_flash_attn_ext_f16)."""
+    k = work.constants
+    share = 1.0 if host.own_kernels else float(k.core_quantised_prefill ** _quantised(work))
+    return k.core_attention_flops * share
+
+
+def _quantised(work: Work) -> float:
+    """How much of the cache is in blocks: neither K nor V, one of them, or both."""
+    floats = ("f32", "f16")
+    return (2 - (work.settings.kv_type_k in floats) - (work.settings.kv_type_v in floats)) / 2
+
+
 def _host_attention(
-    parts: Parts, work: Work, host: HostRates, t: Traffic, depth: float, tokens: int, caches: int
+    parts: Parts,
+    host: HostRates,
+    t: Traffic,
+    depth: float,
+    tokens: int,
+    caches: int,
+    core_flops: float,
 ) -> None:
     """Attention on the CPU: `tokens` new ones over `caches` caches of `depth` tokens."""
-    k = work.constants
     seconds = 0.0
     for c in t.cache:
         cells = c.cells(depth)
         seconds += caches * cells * c.bytes_per_cell / host.ram
-        seconds += tokens * cells * c.flops_per_cell / (k.core_attention_flops * host.cores_prefill)
+        seconds += tokens * cells * c.flops_per_cell / (core_flops * host.cores_prefill)
     _add(parts, "CPU cache", seconds)
 
 

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from plan_llama.hardware.types import Machine
+from plan_llama.memory.repack import interleaved_types
 from plan_llama.memory.types import Settings
 from plan_llama.speed.constants import Constants, Family
 
+_UNKNOWN_ISA = ("avx2",)
 _PINNED = ("none", "dio")  # load modes whose host weights lie in the driver's pinned memory
 
 
@@ -40,12 +42,18 @@ class GpuRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRates:
-    """The CPU side: bytes per second that weights are read with, and its cores in units of one AVX2 core."""
+    """The CPU side: bytes per second that weights are read with, and its cores in units of one AVX2 core.
+
+    `interleaved` types are read as fast as llama.cpp's interleaved ones: those that it interleaves, and with
+    ik_llama.cpp's own kernels the same without that.
+    """
 
     ram: float
     cores_decode: float
     cores_prefill: float
     disk: float
+    interleaved: frozenset[str] = frozenset()
+    own_kernels: bool = False  # ik_llama.cpp's
 
 
 def gpu_rates(machine: Machine, index: int, k: Constants, said: Assumptions) -> GpuRates:
@@ -126,6 +134,7 @@ def host_rates(
     """What the CPU side delivers: the cores that count are the threads given, at most those of one socket."""
     peak = ram_peak(machine, k, said)
     measured = machine.ram.sources.get("bandwidth_bytes_per_s") == "measured"
+    one = machine.ram.thread_bytes_per_s if measured else None
     cores = _cores_per_socket(machine)
     if machine.cpu.usable_cores:
         cores = min(cores, machine.cpu.usable_cores)
@@ -134,19 +143,27 @@ def host_rates(
         said.add(f"{machine.cpu.sockets} sockets counted as one", k.widen["sockets"])
     if not machine.cpu.isa:
         said.add("CPU instruction set unknown: AVX2 assumed", k.widen["isa"])
+    own_kernels = engine == "ik_llama.cpp"
+    own_layouts = repacked and own_kernels
     decode_cores = min(cores, settings.threads or cores)
     prefill_cores = min(cores, settings.threads_batch or settings.threads or cores)
+    if one is not None:  # few threads do not keep the memory busy
+        peak = min(peak, one * decode_cores)
     return HostRates(
         ram=peak * (k.ram_measured if measured else k.ram_peak),
         cores_decode=max(1, decode_cores) ** k.cores_exponent
         * isa_decode
         * k.engine_core_decode.get(engine, 1.0)
-        * (k.repacked_core_decode if repacked else 1.0),
+        * (k.repacked_core_decode if own_layouts else 1.0),
         cores_prefill=max(1, prefill_cores) ** k.cores_exponent
         * isa_prefill
         * k.engine_core_prefill.get(engine, 1.0)
-        * (k.repacked_core_prefill if repacked else 1.0),
+        * (k.repacked_core_prefill if own_layouts else 1.0),
         disk=disk_rate(machine, k),
+        own_kernels=own_kernels,
+        interleaved=interleaved_types(machine.cpu.isa or _UNKNOWN_ISA)
+        if repacked or own_kernels
+        else frozenset(),
     )
 
 

@@ -28,10 +28,12 @@ _LOOKED_UP = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_t
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Bytes by type and flops per token of one layer's dense weights or of its routed experts."""
+    """Bytes by type and flops per token of one layer's dense weights or of its routed experts; `head_flops` of them
+    are the output head's."""
 
     bytes_by_type: dict[str, int]
     flops: float
+    head_flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class _Tally:
         "expert_flops",
         "expert_layers",
         "experts",
+        "head_flops",
         "layers",
     )
 
@@ -73,6 +76,7 @@ class _Tally:
         self.dense: dict[str, int] = {}
         self.experts: dict[str, int] = {}
         self.dense_flops = 0.0
+        self.head_flops = 0.0
         self.expert_flops = 0.0
         self.layers = 0
         self.expert_layers = 0
@@ -83,6 +87,7 @@ class _Tally:
         for name, size in part.bytes_by_type.items():
             self.dense[name] = self.dense.get(name, 0) + size
         self.dense_flops += part.flops
+        self.head_flops += part.head_flops
 
     def add_experts(self, part: _Part) -> None:
         for name, size in part.bytes_by_type.items():
@@ -114,6 +119,7 @@ class _Tally:
             expert_layers=self.expert_layers,
             crossings=self.crossings,
             dense_flops=self.dense_flops,
+            head_flops=self.head_flops,
             expert_flops=self.expert_flops,
             cache=tuple(
                 CacheReads(
@@ -142,6 +148,7 @@ class LayerTable:
     routed: frozenset[int]  # indices of routed-expert tensors
     of_attention: frozenset[int]  # indices of what stands before and after attention
     tied: _Part | None  # the embedding where it is the output projection as well
+    head: int | None  # index of the output projection where it is a tensor of its own
 
     def of_layers(
         self,
@@ -197,6 +204,8 @@ class LayerTable:
             else:
                 tally.dense[name] = tally.dense.get(name, 0) + size
                 tally.dense_flops += flops
+                if index == self.head:
+                    tally.head_flops += flops
                 if 0 <= layer < len(layer_device) and layer_device[layer] != device:
                     apart.add((layer, device, index in self.of_attention))
         for layer, device in expert_homes:
@@ -315,19 +324,20 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
     rows: list[tuple[int, int, str, int, float]] = []
     routed: set[int] = set()
     kinds: list[set[str]] = [set() for _ in range(layers)]
-    has_output, embedding = False, None
+    head, head_flops, embedding = None, 0.0, None
     for index, tensor in enumerate(spec.tensors):
         name, kind, size = tensor.name, tensor.type.name, tensor.nbytes
         if name.startswith(_LOOKED_UP):
             embedding = tensor if name == "token_embd.weight" else embedding
             continue
-        has_output = has_output or name == "output.weight"
         match = _BLOCK.match(name)
         layer = int(match[1]) if match else -1
         flops = 2.0 * tensor.elements if len(tensor.shape) > 1 else 0.0
         if "_exps." in name or "_chexps." in name:  # LLM_FFN_EXPS_REGEX, common/common.h
             flops *= ratio
             routed.add(index)
+        if name == "output.weight":
+            head, head_flops = index, flops
         rows.append((index, layer, kind, size, flops))
         if not 0 <= layer < layers:
             if layer < 0:
@@ -342,13 +352,14 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
             dense[layer][kind] = dense[layer].get(kind, 0) + size
             dense_flops[layer] += flops
     tied = None
-    if not has_output and embedding is not None:
-        tied = _Part({embedding.type.name: embedding.nbytes}, 2.0 * embedding.elements)
+    if head is None and embedding is not None:
+        flops = 2.0 * embedding.elements
+        tied = _Part({embedding.type.name: embedding.nbytes}, flops, flops)
     return LayerTable(
         used_ratio=ratio,
         dense=tuple(_Part(a, b) for a, b in zip(dense, dense_flops, strict=True)),
         experts=tuple(_Part(a, b) for a, b in zip(experts, expert_flops, strict=True)),
-        output=_Part(output, output_flops),
+        output=_Part(output, output_flops, head_flops),
         attention=tuple(
             _attention(
                 spec,
@@ -362,6 +373,7 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
         routed=frozenset(routed),
         of_attention=frozenset(row[0] for row in rows if ".attn_" in spec.tensors[row[0]].name),
         tied=tied,
+        head=head,
     )
 
 

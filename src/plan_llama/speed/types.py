@@ -45,7 +45,8 @@ class Traffic:
 
     `dense_bytes` are weights that every token reads whole; `expert_bytes` are all routed experts that live
     there, of which a token reads `expert_used_ratio`. The flops are per token (2 per weight touched; of the
-    experts, the used ones). `crossings` counts layers whose experts live there while the rest of the layer
+    experts, the used ones). `head_flops` of the dense ones are the output head's, which of a prompt only the last
+    token goes through. `crossings` counts layers whose experts live there while the rest of the layer
     runs elsewhere.
     """
 
@@ -60,6 +61,7 @@ class Traffic:
         False  # the block that drafts, with the output head that it shares: no part of a plain token
     )
     dense_flops: float = 0.0
+    head_flops: float = 0.0
     expert_flops: float = 0.0
     cache: tuple[CacheReads, ...] = ()
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from scripts import speed_report
+from scripts import speed_cpu, speed_report
 from scripts.speed_cases import DATA, Cases, read
 
 from plan_llama import catalog
@@ -88,3 +88,14 @@ def test_a_profile_that_lacks_something_names_it() -> None:
         parse({**good, "schema": 2})
     with pytest.raises(ProfileError, match="family"):
         parse({**good, "family": []})
+
+
+def test_our_own_runs_on_a_cpu_are_in_the_predicted_order(constants: Constants) -> None:
+    cases = list(speed_cpu.read())
+    pairs, right = speed_report.ranked(
+        cases, {case.id: speed_report.predict(case, constants) for case in cases}
+    )
+    assert pairs >= 100
+    assert right >= 0.98 * pairs  # medians of three runs on shared cores
+    page = (ROOT / "docs" / "reference" / "speed.md").read_text(encoding="utf-8")
+    assert f"{right} of {pairs} were measured in the predicted order" in page

@@ -73,8 +73,6 @@ def test_glm_on_a_24_gb_card_and_two_channels() -> None:
     # optimistic.
     speed = run()
     assert 3 <= speed.decode_tok_s.expected <= 5
-    assert "RAM" in speed.bound_by
-    assert "6.9 GB of experts" in speed.bound_by
     assert speed.assumptions == ()
 
 
