@@ -44,7 +44,9 @@ def test_a_plan_is_in_its_own_arguments(cli: Cli) -> None:
 def test_more_is_kept_free(cli: Cli) -> None:
     theirs = cli(*GLM, *ONE_CARD, *IK, "--json").json["memory"]["pools"][1]
     ours = cli(*GLM, *ONE_CARD, "--json").json["memory"]["pools"][1]
-    assert theirs["margin_bytes"] - ours["margin_bytes"] == 768 * 1024**2
+    # what was measured beyond the buffers (a hidden state of 4096 tokens, 8 MiB), and what was not
+    kept = 6144 * 4096 * 4 + (8 + 256) * 1024**2
+    assert theirs["margin_bytes"] - ours["margin_bytes"] == kept
 
 
 def test_a_command_with_its_arguments_is_judged_as_it_would(cli: Cli) -> None:

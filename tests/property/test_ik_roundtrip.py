@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from functools import cache
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from plan_llama.engines import ik_llama
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.ik_reading import ik_settings
+from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.llama_server import command
 from plan_llama.engines.older_builds import adapt
 from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_moe
@@ -69,14 +73,34 @@ def where(overrides: tuple[Override, ...]) -> list[int | None]:
     ]
 
 
+@cache
+def taken() -> frozenset[str]:
+    """The spellings that its own llama-server takes (tests/engine/record_ik_commands.py)."""
+    asked = json.loads((Path(__file__).parents[1] / "data/ik_llama/accepted.json").read_text("utf-8"))
+    return frozenset(
+        word
+        for program, words, error in asked
+        for word in words
+        if program == "llama-server" and not error and word.startswith("-")
+    )
+
+
+def written(plan: tuple[int, Settings]) -> LaunchCommand:
+    """The command of a plan."""
+    cards, wanted = plan
+    here = command(wanted, model=llama(), machine=machine(cards), model_path="/m.gguf")
+    made, lost = adapt(here, KNOWN, TABLE.build)
+    assert not lost
+    return made
+
+
 @given(plans())
 @settings(deadline=None, max_examples=60)
 def test_what_is_written_is_what_was_planned(plan: tuple[int, Settings]) -> None:
     cards, wanted = plan
     here = machine(cards)
-    written = command(wanted, model=llama(), machine=here, model_path="/m.gguf")
-    made, lost = adapt(written, KNOWN, TABLE.build)
-    assert not lost
+    made = written(plan)
+    assert {word for word in made.argv if word.startswith("-")} <= taken()
     parsed = parse(made.argv, table=TABLE)
     assert parsed.accepted, parsed.refused
     reading = ik_settings(parsed, model=llama(), machine=here)

@@ -20,6 +20,9 @@ STATED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "data/engines/ik_sizes.json").read_text(encoding="utf-8")
 )
 SERVER = "llama-server"
+# They end its programs, connect to another, or want a text with a meaning.
+NOT_ASKED = {"-h", "--version", "--rpc", "--draft-params", "--override-kv", "--chat-template-file"}
+NOT_ASKED |= {"--allowlist-unicode-rule"}
 
 
 def settings(*words: str, model: ModelSpec | None = None, cards: int = 1) -> Settings:
@@ -153,3 +156,17 @@ def test_ncmoe_counts_from_the_last_layer_that_has_experts() -> None:
 
     on_cpu = {il for il in range(8) if re.search(override.pattern, f"blk.{il}.ffn_up_exps.weight")}
     assert on_cpu == {5, 6}
+
+
+def test_its_own_parser_says_what_the_table_says() -> None:
+    """Each spelling, and sixty written commands, as tests/engine/record_ik_commands.py asked it."""
+    asked = json.loads((Path(__file__).parents[1] / "data/ik_llama/accepted.json").read_text("utf-8"))
+    assert len(asked) > 900
+    for program, words, error in asked:
+        parsed = parse((program, *words), table=ik_llama.flags())
+        assert parsed.accepted is not bool(error), (program, words, error)
+    spelled = {(program, word) for program, words, _ in asked for word in words}
+    for item in ik_llama.flags().arguments:
+        for name in (*item.names, *item.negative):
+            for program in item.programs:
+                assert (program, name) in spelled or NOT_ASKED & {*item.names}, (program, name)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from plan_llama.engines.commandline import parse
 from plan_llama.engines.flags import FlagTable, replacements
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.older_builds import InstalledHelp, adapt, named, with_template
@@ -87,3 +88,11 @@ def test_the_models_own_template_is_asked_for_where_it_is_not_taken_unasked(buil
     found = with_template(made, FlagTable.load(build)).argv
     assert ("--jinja" in found) is asked
     assert found[-2:] == ("--host", "::1")
+
+
+def test_a_scale_behind_a_file_need_not_be_whole() -> None:
+    """--lora-scaled FNAME SCALE of older builds (common/arg.cpp, b6324)."""
+    words = ("llama-server", "-m", "x.gguf", "--lora-scaled", "a.gguf", "0.5")
+    assert parse(words, table=FlagTable.load(6324)).accepted
+    ranged = ("llama-server", "-m", "x.gguf", "--control-vector-layer-range", "1", "x")
+    assert not parse(ranged, table=FlagTable.load(6324)).accepted

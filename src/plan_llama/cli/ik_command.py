@@ -14,7 +14,7 @@ from plan_llama.hardware.types import Machine
 from plan_llama.memory.footprint import gpu_margin_bytes
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.profiles import beyond
-from plan_llama.solver.search import Task
+from plan_llama.solver.search import UBATCHES, Task
 from plan_llama.solver.types import Plan, Wishes
 from plan_llama.units import gib
 
@@ -45,7 +45,12 @@ class IkLlama:
 def reserve_bytes(spec: ModelSpec) -> int:
     """What stays free on every card beside the margin."""
     notes = ik_llama.notes()
-    return notes.reserve_bytes + (notes.reserve_latent_bytes if latent(spec) else 0)
+    joined = [tensor for tensor in spec.tensors if tensor.name.endswith(".attn_kv_b.weight")]
+    # made from it: V as it is, K in q8_0 at most
+    made = sum(tensor.nbytes + tensor.elements * 34 // 32 for tensor in joined)
+    state = spec.int_param("embedding_length", 0) * max(UBATCHES) * 4
+    kept = notes.beyond_bytes + state + notes.kernels_bytes
+    return kept + (made + notes.expanded_bytes if joined else 0)
 
 
 def make(task: Task, plan: Plan, *, correcting: bool = False) -> tuple[LaunchCommand, list[Finding]]:
@@ -80,10 +85,9 @@ def findings(spec: ModelSpec) -> Iterator[Finding]:
     yield Finding(
         id="memory-of-other-engine",
         severity="warning",
-        text="ik_llama.cpp's buffers are not modelled: the numbers are llama.cpp's, with a row of logits for every "
-        f"token of a micro-batch and full caches for layers with a window; a plan keeps {gib(reserve_bytes(spec))} "
-        "more free on every card",
-        fix="--dry-run behind its command prints what it reserves",
+        text="buffers are those of ik_llama.cpp as far as it was measured, without a GPU: what its CUDA kernels take "
+        f"beside them was not, so a plan keeps {gib(reserve_bytes(spec))} more free on every card",
+        fix="--dry-run --no-mmap behind its command prints what it reserves (mapped, it counts weights twice)",
     )
     yield Finding(
         id="engine-arguments",

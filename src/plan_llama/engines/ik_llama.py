@@ -27,8 +27,9 @@ class Notes:
     """What is known beside its tables. `older` are ids of differences that llama.cpp's older builds have as well."""
 
     older: tuple[str, ...]
-    reserve_bytes: int
-    reserve_latent_bytes: int
+    beyond_bytes: int  # what a compute buffer may be larger than predicted
+    kernels_bytes: int
+    expanded_bytes: int  # of a file whose latent attention has K and V in one matrix
     forms: tuple[RemovedForm, ...]
 
 
@@ -53,8 +54,9 @@ def notes() -> Notes:
     table.strings("older_sources")
     found = Notes(
         older=older,
-        reserve_bytes=table.take("reserve_mib", int) * MIB,
-        reserve_latent_bytes=table.take("reserve_latent_mib", int) * MIB,
+        beyond_bytes=table.take("beyond_mib", int) * MIB,
+        kernels_bytes=table.take("kernels_mib", int) * MIB,
+        expanded_bytes=table.take("expanded_mib", int) * MIB,
         forms=tuple(forms),
     )
     table.done()

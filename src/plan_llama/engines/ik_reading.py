@@ -66,7 +66,10 @@ def ik_settings(parsed: ParsedCommand, *, model: ModelSpec, machine: Machine) ->
     reading = to_settings(parse(words, table=table), model=model, machine=machine)
     own = {text.text for text in reading.findings if text.id != "flag-deprecated"}
     found += [item for item in reading.findings if item.text in own]
-    settings = replace(reading.settings, older=memory_rules.of_engine(ENGINE, None))
+    older = memory_rules.of_engine(ENGINE, None)
+    if not reading.settings.flash_attn:
+        older |= {"latent-v-cache"}  # kv^T of -mla 1, which is what a file without attn_kv_b gets
+    settings = replace(reading.settings, older=older)
     return replace(reading, settings=settings, findings=tuple(dict.fromkeys(found)))
 
 
@@ -123,8 +126,10 @@ def _last_experts(count: int, model: ModelSpec, machine: Machine) -> list[int]:
 def _uncounted(item: ParsedArgument, names: Sequence[str]) -> Iterator[Finding]:
     text = next((_UNCOUNTED[name] for name in names if _UNCOUNTED.get(name)), "")
     value = item.values[0] if item.values else ""
-    if "-mla" in names and value not in ("2", "3"):
-        text = "the numbers are for -mla 3, which keeps one compressed cache; 0 and 1 keep more"
+    if "-mla" in names and value == "0":
+        text = (
+            "the numbers are for one compressed cache, as every file without attn_kv_b gets; others keep more"
+        )
     if "-sm" in names and value in ("graph", "attn"):
         text = "the numbers are for a split by layer"
     if {"-ctk", "-ctv"} & set(names) and value in _KV_TYPES:

@@ -74,11 +74,9 @@ def shown(argument: Argument) -> str:
 def problem(argument: Argument, values: tuple[str, ...]) -> str | None:
     """Why the parser refuses these values, or None where it takes them."""
     if argument.kind == "strings":
-        return (
-            None
-            if all(to_int(value) is not None for value in values)
-            else "both values must be whole numbers"
-        )
+        numbers = "--control-vector-layer-range" in argument.names
+        wrong = numbers and any(to_int(value) is None for value in values)
+        return "both values must be whole numbers" if wrong else None
     value = values[0]
     accepted = _accepts(argument, value)
     return None if accepted else f"expected {shown(argument)}, found '{value}'"

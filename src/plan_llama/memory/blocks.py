@@ -154,6 +154,9 @@ class Builder:
         table = self.w("token_embd.weight")
         embd, levels = table.ne[0], self.spec.int_param("n_deepstack_layers", 0)
         rows = self._padded_rows(table, ids, levels)
+        if "one-embedding" in self.batch.older:  # ik_llama.cpp: tokens or embeddings (llm_build_inp_embd)
+            g.expand(rows)
+            return rows
         given = g.input(F32, embd * (1 + levels), tokens)
         g.expand(rows, given)
         if self.spec.architecture not in _NO_MIXED_BATCH and "no-mixed-batch" not in self.batch.older:
@@ -199,11 +202,21 @@ class Builder:
     def norm(self, x: Node, name: str, *, op: str = "RMS_NORM") -> Node:
         """build_norm."""
         weight, bias = self.maybe(f"{name}.weight"), self.maybe(f"{name}.bias")
+        if op == "RMS_NORM" and weight is not None and "fused-ops" in self.batch.older:
+            # ik_llama.cpp: one operation, which does not overwrite its source (ggml_op_can_inplace)
+            x = self.g.like("FUSED_RMS_NORM", x, weight)
+            return x if bias is None else self.g.like("ADD", x, bias)
         x = self.g.like(op, x)
         if weight is not None:
             x = self.g.like("MUL", x, weight)
         if bias is not None:
             x = self.g.like("ADD", x, bias)
+        return x
+
+    def capped(self, x: Node) -> Node:
+        """Scores or logits capped by tanh; ik_llama.cpp's one operation for it does not overwrite its source."""
+        for op in ("SOFTCAP",) if "fused-ops" in self.batch.older else ("SCALE", "UNARY", "SCALE"):
+            x = self.g.like(op, x)
         return x
 
     def rope(self, x: Node, positions: Node, factors: Node | None = None) -> Node:
@@ -319,8 +332,7 @@ class Builder:
             scores = g.mul_mat(k, q)
             scores.precise = True
             if soft_cap:
-                for op in ("SCALE", "UNARY", "SCALE"):
-                    scores = g.like(op, scores)
+                scores = self.capped(scores)
             if bias is not None:
                 scores = g.like("ADD", scores, bias)
             scores = g.soft_max(scores, mask, sinks)

@@ -11,7 +11,14 @@ LazyMode = Literal["auto", "on", "off"]
 SplitMode = Literal["none", "layer", "row", "tensor"]
 # What older builds do otherwise, by the ids of profiles/engines/llama.cpp/memory.toml.
 OlderRule = Literal[
-    "outputs-per-token", "mask-f32", "no-mixed-batch", "latent-v-cache", "no-window-cache", "one-pool"
+    "outputs-per-token",
+    "mask-f32",
+    "no-mixed-batch",
+    "latent-v-cache",
+    "no-window-cache",
+    "one-pool",
+    "one-embedding",
+    "fused-ops",
 ]
 
 DRAFT_TOKENS = 3  # common_params_speculative_draft, common/common.h, b11434

@@ -436,8 +436,8 @@ class Decoder:
         """The product with the head's matrix."""
         g = self.g
         logits = g.mul_mat(self.head_matrix(), g.like("SCALE", x) if self.scaled_head else x)
-        for op in ("SCALE", "UNARY", "SCALE") if self.caps_logits() else ():
-            logits = g.like(op, logits)
+        if self.caps_logits():
+            logits = self.b.capped(logits)
         logits = self.finished(logits)
         logits.is_output = True
         g.expand(logits)
