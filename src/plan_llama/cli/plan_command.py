@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from plan_llama.cli import images, other_quants, plan_json, render_plan
+from plan_llama.cli import images, other_quants, render_plan
 from plan_llama.cli.address import NOWHERE_SAID, Address, address_of
 from plan_llama.cli.engine_choice import Writer, writer
 from plan_llama.cli.model_notes import about_file
@@ -94,6 +94,8 @@ def run(
             plan = replace(plan, alternatives=(*plan.alternatives, *_other_choices(made)))
         worth = frontier.points(made, model)
     if output.json:
+        from plan_llama.cli import plan_json
+
         answer = plan_json.answer(
             table=table,
             machine=machine,

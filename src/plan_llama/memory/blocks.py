@@ -65,9 +65,9 @@ class Builder:
         self.probing = (
             False  # the graph is only to show where it runs, its tokens are no micro-batch (probe.py)
         )
-        self.activation: Callable[[Node, Node], Node] | None = (
-            None  # of gate and up, where it is of several ops
-        )
+        # of gate and up, where it is of several ops. It is given the builder: one that holds on to it would keep all
+        # nodes in memory.
+        self.activation: Callable[[Builder, Node, Node], Node] | None = None
         # weights in formats of the CPU; `output.weight` also where it is tied
         self.fixed: frozenset[str] = frozenset()
         self.constants: list[Node] = []
@@ -242,7 +242,7 @@ class Builder:
     def gate(self, gate: Node, up: Node, *, clamped: bool = False) -> Node:
         """The gated activation: one op, or one by one where both sides are clamped (swiglu_clamp_exp and _shexp)."""
         if self.activation is not None:
-            return self.activation(gate, up)
+            return self.activation(self, gate, up)
         if not clamped:
             return self.g.glu(gate, up)
         up = self.g.like("CLAMP", up)

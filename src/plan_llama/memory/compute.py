@@ -23,7 +23,6 @@ from plan_llama.memory.probe import in_question
 from plan_llama.memory.quantity import Guards
 from plan_llama.memory.recording import Recording
 from plan_llama.memory.replay import BATCH, CELLS, TOKENS, WINDOW
-from plan_llama.memory.rough import fused_bound, pool_bound, upper_bound
 from plan_llama.memory.scheduler import CPU_KIND, PIPELINE_COPIES, BackendKind, SchedulerOptions, record
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
@@ -132,6 +131,9 @@ def work_bytes(
                 )
                 made = made.largest(other)
             return made
+    # most graphs are described: this is not loaded at the start
+    from plan_llama.memory.rough import fused_bound, pool_bound, upper_bound
+
     # With weights that only the CPU can work with: what is offloaded and what is not, each at its most. With flash
     # attention that may be given up, the same.
     unsure = in_question(settings, batch, placement)

@@ -155,9 +155,9 @@ def _needs(nodes: Iterable[Node], chip: Chip) -> tuple[tuple[Need, ...], bool]:
         if node.op not in _WITH_NEEDS:
             continue
         # most layers have the same products: their sizes are the same objects
-        shapes = (node.ne, *(source.ne for source in node.src))
-        kinds = (source.type.id for source in node.src)
-        same = node.op, node.precise, *kinds, *(id(size) for ne in shapes for size in ne)
+        same: tuple[object, ...] = node.op, node.precise, *map(id, node.ne)
+        for source in node.src:
+            same += source.type.id, *map(id, source.ne)
         if same in seen:
             continue
         seen.add(same)

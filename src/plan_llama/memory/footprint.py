@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory import context
 from plan_llama.memory.cuda_pool import Chip
 from plan_llama.memory.estimate import DeviceMemory, buffers
-from plan_llama.memory.projector import ProjectorUse
 from plan_llama.memory.scheduler import CUDA_KIND, OTHER_GPU_KIND
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Buffers, Settings
+
+if TYPE_CHECKING:
+    from plan_llama.memory.projector import ProjectorUse
 
 Verdict = Literal["fits", "tight", "pages-from-disk", "does-not-fit", "invalid"]
 

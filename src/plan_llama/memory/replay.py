@@ -108,11 +108,8 @@ class Tape:
         """The part with this mark is gone through again, as often as the variable says, if it does what the part
         before it did. To be called when all steps are recorded."""
         ranges = [self._range(m) for m in (mark - 2, mark - 1, mark)]
-        before, last = (
-            self._pattern(ranges[0], ranges[1]),
-            self._pattern(ranges[1], ranges[2]),
-        )
-        if before is None or before != last:
+        before = self._pattern(ranges[0], ranges[1])
+        if before is None or before != self._pattern(ranges[1], ranges[2]):
             return
         start, end = ranges[2]
         earlier = self._taken(ranges[1])
@@ -146,6 +143,8 @@ class Tape:
         """What a part does, by the numbers of its own blocks and of those that the part before it took; None where it
         does more than that."""
         own, earlier = self._taken(steps), self._taken(before)
+        first = min(self._sections.values(), default=0)
+        constants = {block for block, number in self.steps[:first] if number >= 0}
         found: list[object] = []
         for block, number in self.steps[slice(*steps)]:
             named = -1 - block if block < 0 else block
@@ -155,16 +154,11 @@ class Tape:
                 found.append(("own", own[named], number))
             elif named in earlier:
                 found.append(("earlier", earlier[named], number))
-            elif self._is_constant(named):
+            elif named in constants:  # taken before the first part
                 found.append("constant")
             else:
                 return None
         return found
-
-    def _is_constant(self, block: int) -> bool:
-        """Whether a block was taken before the first part."""
-        first = min(self._sections.values(), default=0)
-        return any(step == block and number >= 0 for step, number in self.steps[:first])
 
     def run(self, values: Sequence[int]) -> Passed:
         """What the steps need for these values of the variables."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.graphs import GRAPHS, graph_of
-from plan_llama.memory.projector import Projector
 from plan_llama.memory.repack import repacked_bytes
 from plan_llama.memory.scheduler import CPU_KIND, BackendKind, padded_bytes
 from plan_llama.memory.windows import Windows, cached_layers, windows
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from plan_llama.memory.batch import Batch
     from plan_llama.memory.caches import CacheLayer
     from plan_llama.memory.graph_room import Count
+    from plan_llama.memory.projector import Projector
     from plan_llama.memory.quantity import Guards
     from plan_llama.memory.recording import Recording
     from plan_llama.memory.types import LazyMode, Override
@@ -75,8 +75,16 @@ class ModelTable:
         self.probed: dict[object, bool] = {}  # whether flash attention is given up, by kind of placement
         self.counts: dict[int, list[tuple[Guards, Count]]] = {}  # of tensors in a graph, by kind of batch
         self.recordings: dict[object, list[Recording]] = {}  # of compute buffers, by kind of placement
-        self.projector = Projector(spec.projector) if spec.projector else None
         self.draft = ModelTable(spec.draft) if spec.draft else None
+
+    @cached_property
+    def projector(self) -> Projector | None:
+        """The model's projector, where one is to be loaded."""
+        if self.spec.projector is None:
+            return None
+        from plan_llama.memory.projector import Projector
+
+        return Projector(self.spec.projector)
 
     @cached_property
     def windows(self) -> Windows:

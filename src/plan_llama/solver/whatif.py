@@ -8,7 +8,6 @@ from dataclasses import replace
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory.footprint import footprint
 from plan_llama.memory.types import Settings
-from plan_llama.solver import fit
 from plan_llama.solver.choice import best_at, may_draft
 from plan_llama.solver.place import Filler
 from plan_llama.solver.search import SMALLEST_CONTEXT, Task, candidates, judged, score
@@ -119,6 +118,8 @@ def fitted(task: Task, chosen: Candidate) -> Candidate:
         load_mode="none" if any(gpu.integrated for gpu in task.machine.gpus) else "mmap",
         threads=None,
     )
+    from plan_llama.solver import fit
+
     made = fit.apply(
         task.table,
         replace(task.machine, gpus=tuple(_as_asked(task, gpu) for gpu in task.machine.gpus)),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import timeit
 
 from plan_llama.memory.estimate import DeviceMemory, buffers
+from plan_llama.memory.ggml import Node
 from plan_llama.memory.patterns import n_cpu_moe
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.units import GIB
+from tests.conformance_cases import spec as real_spec
 from tests.oracle_cases import spec
 
 CARD = [DeviceMemory(free_bytes=24 * GIB)]
@@ -47,3 +50,18 @@ def test_a_thousand_placements_of_79_layers() -> None:
     # 0.02 s and 0.1 s on an idle machine
     assert min(prepared for prepared, _ in rounds) < 0.05 * factor
     assert min(placed for _, placed in rounds) < 0.2 * factor
+
+
+def test_graphs_are_given_back_with_their_recordings() -> None:
+    """A plan makes dozens, and nothing collects what holds on to itself (gc.disable in the command)."""
+    built = ("kimi-k3-bf16", "glm-5.3-flash-q4_k_m", "minimax-m3-q3_k_m")
+    gc.collect()
+    gc.disable()
+    try:
+        for name in built:
+            table = ModelTable(real_spec("real", name))
+            buffers(table, Settings(context=4096, gpu_layers=99), CARD)
+            assert table.recordings, name
+        assert not any(type(item) is Node for item in gc.get_objects())
+    finally:
+        gc.enable()

@@ -34,6 +34,17 @@ class BoundedGates(KimiLinear):
         return g.mul_mat(down, self.b.gate(g.mul_mat(gate, x), g.mul_mat(up, x)))
 
 
+def situ(b: Builder, gate: Node, up: Node) -> Node:
+    """kimi_k3_situ: both sides through tanh, the gate through a sigmoid as well."""
+    g = b.g
+    bounded = g.like("SCALE", g.like("UNARY", g.like("SCALE", gate)))
+    bounded = g.like("MUL", bounded, g.like("UNARY", gate))
+    beta = b.spec.hparams.get("activation.situ_linear_beta", 0.0)
+    if isinstance(beta, float) and beta > 0:
+        up = g.like("SCALE", g.like("UNARY", g.like("SCALE", up)))
+    return g.like("MUL", bounded, up)
+
+
 class KimiK3(BoundedGates):
     """Every so many layers the residual is banked and begins anew; each branch sees a weighted mix of those banked and
     the current one. Experts work in a narrower space.
@@ -45,7 +56,7 @@ class KimiK3(BoundedGates):
         super().__init__(builder)
         self.every = self.spec.int_param("attn_res.block_size", 0)
         self.banked: Node | None = None
-        builder.activation = self.situ
+        builder.activation = situ
 
     # -- residuals ------------------------------------------------------------------------------------------------
 
@@ -96,16 +107,6 @@ class KimiK3(BoundedGates):
         if b.has(f"{prefix}.attn_gate.weight"):
             out = g.like("MUL", out, g.like("UNARY", g.mul_mat(b.w(f"{prefix}.attn_gate.weight"), x)))
         return g.mul_mat(b.w(f"{prefix}.attn_output.weight"), out)
-
-    def situ(self, gate: Node, up: Node) -> Node:
-        """kimi_k3_situ: both sides through tanh, the gate through a sigmoid as well."""
-        g = self.g
-        bounded = g.like("SCALE", g.like("UNARY", g.like("SCALE", gate)))
-        bounded = g.like("MUL", bounded, g.like("UNARY", gate))
-        beta = self.spec.hparams.get("activation.situ_linear_beta", 0.0)
-        if isinstance(beta, float) and beta > 0:
-            up = g.like("SCALE", g.like("UNARY", g.like("SCALE", up)))
-        return g.like("MUL", bounded, up)
 
     def feed_forward(self, x: Node, il: int) -> Node:
         """Dense, or experts in a narrower space beside shared ones in the model's own."""
