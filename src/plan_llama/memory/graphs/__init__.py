@@ -122,7 +122,7 @@ GRAPHS: dict[str, str] = {
     "openelm": "classic.OpenElm",
     "orion": "classic.LayerNorm",
     "paddleocr": "decoder.Decoder",
-    "pangu-embedded": "decoder.Decoder",
+    "pangu-embedded": "variants.PanguEmbedded",
     "phi2": "classic.Phi2",
     "phi3": "phi.Phi3",
     "phimoe": "phi.Phi3",

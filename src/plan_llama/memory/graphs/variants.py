@@ -25,6 +25,14 @@ class MiniCpm(Decoder):
     default_embedding_scale = 12.0
 
 
+class PanguEmbedded(Decoder):
+    """Turned without the factors that its files may hold (src/models/pangu-embed.cpp)."""
+
+    def rope(self, x: Node, il: int) -> Node:  # noqa: ARG002 - the same in every layer
+        """ggml_rope_ext."""
+        return self.b.rope(x, self.positions)
+
+
 class RowNorms(Decoder):
     """Queries and keys are normed over all heads at once, before they are split (src/models/olmoe.cpp,
     minimax-m2.cpp).
