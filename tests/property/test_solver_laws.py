@@ -1,21 +1,24 @@
-"""More memory, bandwidth or cores never make a plan slower for the same request and context.
+"""More memory, bandwidth or cores never make a plan slower for the same request and context, on random machines and
+models, parts of one layer's experts included.
 
-This holds of whole layers and whole layers' experts. Parts of one more layer's experts are put into what room a split
-happens to leave, which more memory can take away: at most two thirds of one layer's experts, left out here.
+By no more than 2 %, which is what the search may miss: how much room a graph leaves is known for the splits that were
+looked at, and one that leaves a few MiB more may not be among them. `PLAN_LLAMA_DEEP_EXAMPLES=200` looks for
+counterexamples at random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory.table import ModelTable
-from plan_llama.solver import place
+from plan_llama.models.ggml_types import by_name
 from plan_llama.solver.plan import make_task
 from plan_llama.solver.profiles import beyond, workload
 from plan_llama.solver.search import WORTH_MEMORY, candidates
@@ -24,21 +27,48 @@ from plan_llama.units import GIB, MIB
 from tests.oracle_cases import machine_with
 from tests.small_models import llama_like, qwen3moe_like
 
-QUICK = settings(
-    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+_DEEP = int(os.environ.get("PLAN_LLAMA_DEEP_EXAMPLES", "0"))
+LAW = settings(
+    max_examples=_DEEP or 10,
+    derandomize=not _DEEP,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
-ROUNDING = 1e-4  # the prices of layers add up to the estimate of the whole but for its mean over tensor types
-MODELS = (
-    ModelTable(qwen3moe_like(layers=8, width=2048, experts=64, used=8, hidden=1024)),
-    ModelTable(llama_like(layers=12, width=1024)),
-)
+SEARCH = 1.02  # times the time that the search may miss
+_BESIDE_MIB = 1900  # margin, driver, and about what a graph takes
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _whole_layers() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(place, "_WORTH", 1.0)
-        yield
+@cache
+def model_of(experts: bool, layers: int, width: int, hidden: int, mixed: bool) -> ModelTable:
+    """A model; `mixed`: with larger down matrices in every other layer, as llama-quantize makes them."""
+    if experts:
+        spec = qwen3moe_like(layers=layers, width=width, experts=64, used=8, hidden=hidden)
+    else:
+        spec = llama_like(layers=layers, width=width)
+    if not mixed:
+        return ModelTable(spec)
+    larger = by_name("q6_K")
+    return ModelTable(
+        replace(
+            spec,
+            tensors=tuple(
+                replace(tensor, type=larger)
+                if ".ffn_down" in tensor.name and int(tensor.name.split(".")[1]) % 2
+                else tensor
+                for tensor in spec.tensors
+            ),
+        )
+    )
+
+
+MODELS = st.builds(
+    model_of,
+    st.booleans(),
+    st.sampled_from([6, 8, 12, 16]),
+    st.sampled_from([1024, 2048]),
+    st.sampled_from([512, 1024]),
+    st.booleans(),
+)
 
 
 def seconds(model: ModelTable, machine: Machine, prompt: int) -> tuple[float, float] | None:
@@ -50,9 +80,12 @@ def seconds(model: ModelTable, machine: Machine, prompt: int) -> tuple[float, fl
 
 
 @st.composite
-def machines(draw: st.DrawFn) -> Machine:
-    """One to three cards that hold a part of the models, with links and rates of all sorts."""
-    sizes = draw(st.lists(st.integers(1850, 3600), min_size=1, max_size=3))
+def cases(draw: st.DrawFn) -> tuple[ModelTable, Machine, int]:
+    """A model, one to three cards that hold a part of it, with links and rates of all sorts, and a prompt."""
+    model = draw(MODELS)
+    count = draw(st.integers(1, 3))
+    size = model.loaded_bytes // MIB
+    sizes = [_BESIDE_MIB + draw(st.integers(size // 20, size // count + size // 10)) for _ in range(count)]
     made = machine_with(
         tuple((size, 0) for size in sizes), ram_bytes=draw(st.sampled_from([48, 64, 256])) * GIB
     )
@@ -66,53 +99,49 @@ def machines(draw: st.DrawFn) -> Machine:
         for gpu in made.gpus
     )
     ram = replace(made.ram, bandwidth_bytes_per_s=draw(st.sampled_from([50e9, 90e9, 200e9])))
-    return replace(made, gpus=gpus, ram=ram)
+    return model, replace(made, gpus=gpus, ram=ram), draw(st.sampled_from([200, 3000, 12000]))
 
 
-def never_slower(model: ModelTable, before: Machine, after: Machine, prompt: int) -> None:
-    """The search's best is not slower at all; the plan may give up what it gives up for a GiB of memory."""
+Case = tuple[ModelTable, Machine, int]
+
+
+def never_slower(case: Case, after: Machine) -> None:
+    """The search's best is not slower but for what it may miss; the plan gives up no more of that for a GiB of memory
+    than it may."""
+    model, before, prompt = case
     first, then = seconds(model, before, prompt), seconds(model, after, prompt)
     if first is None:
         return
     assert then is not None
-    assert then[0] <= first[0] * (1 + ROUNDING)
-    assert then[1] <= first[1] * WORTH_MEMORY
+    assert then[0] <= first[0] * SEARCH
+    assert then[1] <= then[0] * WORTH_MEMORY
 
 
-CASES = (st.sampled_from(MODELS), machines(), st.sampled_from([200, 3000, 12000]))
-
-
-@QUICK
-@given(*CASES, st.integers(0, 2), st.integers(1, 2048))
-def test_more_memory_of_a_card(
-    model: ModelTable, machine: Machine, prompt: int, which: int, more: int
-) -> None:
-    never_slower(
-        model,
-        machine,
-        _card(
-            machine,
-            which,
-            lambda gpu: replace(
-                gpu, total_bytes=gpu.total_bytes + more * MIB, free_bytes=gpu.free_bytes + more * MIB
-            ),
+@LAW
+@given(cases(), st.integers(0, 2), st.integers(1, 2048))
+def test_more_memory_of_a_card(case: Case, which: int, more: int) -> None:
+    after = _card(
+        case[1],
+        which,
+        lambda gpu: replace(
+            gpu, total_bytes=gpu.total_bytes + more * MIB, free_bytes=gpu.free_bytes + more * MIB
         ),
-        prompt,
     )
+    never_slower(case, after)
 
 
-@QUICK
+@LAW
 @given(
-    *CASES, st.integers(0, 2), st.sampled_from(["bandwidth_bytes_per_s", "fp16_flops_per_s", "pcie_width"])
+    cases(), st.integers(0, 2), st.sampled_from(["bandwidth_bytes_per_s", "fp16_flops_per_s", "pcie_width"])
 )
-def test_a_faster_card(model: ModelTable, machine: Machine, prompt: int, which: int, what: str) -> None:
-    after = _card(machine, which, lambda gpu: replace(gpu, **{what: getattr(gpu, what) * 2}))
-    never_slower(model, machine, after, prompt)
+def test_a_faster_card(case: Case, which: int, what: str) -> None:
+    never_slower(case, _card(case[1], which, lambda gpu: replace(gpu, **{what: getattr(gpu, what) * 2})))
 
 
-@QUICK
-@given(*CASES, st.sampled_from(["cores", "bandwidth", "memory"]))
-def test_a_better_host(model: ModelTable, machine: Machine, prompt: int, what: str) -> None:
+@LAW
+@given(cases(), st.sampled_from(["cores", "bandwidth", "memory"]))
+def test_a_better_host(case: Case, what: str) -> None:
+    machine = case[1]
     cpu, ram = machine.cpu, machine.ram
     assert ram.bandwidth_bytes_per_s is not None
     if what == "cores":
@@ -121,14 +150,15 @@ def test_a_better_host(model: ModelTable, machine: Machine, prompt: int, what: s
         ram = replace(ram, bandwidth_bytes_per_s=1.5 * ram.bandwidth_bytes_per_s)
     else:
         ram = replace(ram, total_bytes=2 * ram.total_bytes, available_bytes=2 * ram.available_bytes)
-    never_slower(model, machine, replace(machine, cpu=cpu, ram=ram), prompt)
+    never_slower(case, replace(machine, cpu=cpu, ram=ram))
 
 
-@QUICK
-@given(*CASES, st.integers(0, 2))
-def test_one_more_card(model: ModelTable, machine: Machine, prompt: int, which: int) -> None:
+@LAW
+@given(cases(), st.integers(0, 2))
+def test_one_more_card(case: Case, which: int) -> None:
+    machine = case[1]
     card = machine.gpus[which % len(machine.gpus)]
-    never_slower(model, machine, replace(machine, gpus=(*machine.gpus, card)), prompt)
+    never_slower(case, replace(machine, gpus=(*machine.gpus, card)))
 
 
 def _card(machine: Machine, which: int, change: Callable[[Gpu], Gpu]) -> Machine:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from plan_llama.memory.blocks import Builder, UndescribedGraph
 from plan_llama.memory.ggml import F32, I32, Graph, Node
+from plan_llama.models.types import ModelSpec
 
 # Their activations exceed f16, so build_moe_ffn asks for f32 (ggml_prec_set_src), which ggml-cuda has no kernel for:
 # ggml_backend_cuda_device_supports_op refuses the experts' last product, and the CPU makes it.
 EXACT_INPUTS = frozenset({"mistral4"})
+
+
+def refused(spec: ModelSpec) -> frozenset[int]:
+    """The experts' tensors, by index, whose products CUDA and HIP refuse."""
+    if spec.architecture not in EXACT_INPUTS:
+        return frozenset()
+    return frozenset(i for i, tensor in enumerate(spec.tensors) if ".ffn_down_exps." in tensor.name)
 
 
 def moe(

@@ -56,10 +56,12 @@ def whole_blocks(layers: Sequence[int]) -> Override:
     return Override(pattern=rf"blk\.{regex_for_layers(layers)}\.", device=HOST)
 
 
-def movable_part(layer: int, stems: Sequence[str]) -> Override:
-    """Some tensors of one layer on the host: `ffn_down_exps`, `ffn_up_exps`."""
+def movable_parts(layers: Iterable[int] | None, stems: Sequence[str]) -> Override:
+    """Some tensors of these layers, or of all, on the host: `ffn_down_exps`, `ffn_up_exps`."""
     names = stems[0] if len(stems) == 1 else f"({'|'.join(stems)})"
-    return Override(pattern=rf"blk\.{layer}\.{names}\.", device=HOST)
+    if layers is None:
+        return Override(pattern=names, device=HOST)
+    return Override(pattern=rf"blk\.{regex_for_layers(layers)}\.{names}\.", device=HOST)
 
 
 def regex_for_layers(layers: Iterable[int]) -> str:

@@ -6,18 +6,24 @@ alone. Sums of these prices choose placements; what is chosen is then estimated 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import combinations
+from typing import TypeVar
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.patterns import DENSE_FFN, EXPERTS
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Settings
+from plan_llama.solver.share import Option, worthwhile
 from plan_llama.speed import passes
 from plan_llama.speed.constants import shipped
 from plan_llama.speed.rates import Assumptions
 from plan_llama.speed.traffic import LayerTable
 from plan_llama.speed.types import Request, Traffic
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,26 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix of a layer's feed-forward part over all experts, with what belongs to it: how its tensors' names
+    begin (`ffn_down_exps`), and their indices."""
+
+    names: tuple[str, ...]
+    tensors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Movable:
     """What of each layer can stay in system memory by itself: its routed experts, or a dense model's feed-forward
-    weights. Tensor indices by layer; a layer without any has an empty tuple."""
+    weights. A layer without any has no parts."""
 
     experts: bool
-    tensors: tuple[tuple[int, ...], ...]
+    parts: tuple[tuple[Part, ...], ...]
+
+    @cached_property
+    def tensors(self) -> tuple[tuple[int, ...], ...]:
+        """The tensors of all parts, by layer."""
+        return tuple(tuple(i for part in parts for i in part.tensors) for parts in self.parts)
 
     @classmethod
     def of(cls, table: ModelTable) -> Movable:
@@ -44,19 +64,38 @@ class Movable:
         return cls(
             experts,
             tuple(
-                tuple(i for i in table.block_tensors[il] if i in named) if il < table.layers else ()
+                _parts(table, [i for i in table.block_tensors[il] if i in named]) if il < table.layers else ()
                 for il in range(table.blocks)
             ),
         )
 
 
-@dataclass(frozen=True, slots=True)
+def _parts(table: ModelTable, tensors: Sequence[int]) -> tuple[Part, ...]:
+    """By matrix; the experts of a group (`chexps`, grovemoe) go with the others."""
+    found: dict[str, list[int]] = {}
+    for index in tensors:
+        name = table.suffixes[index].rpartition(".")[0]
+        found.setdefault(name.replace("_chexps", "_exps"), []).append(index)
+    return tuple(
+        Part(tuple(sorted({table.suffixes[i].rpartition(".")[0] for i in found[name]})), tuple(found[name]))
+        for name in sorted(found)
+    )
+
+
+@dataclass(frozen=True)
 class Prices:
-    """Seconds of a request by block: what attention over its cache costs, its movable weights, and its others."""
+    """Seconds of a request by block: what attention over its cache costs, each part of its movable weights, and its
+    other weights; and what a block with some movable weights here costs beside them (`once`)."""
 
     cache: tuple[float, ...]
     rest: tuple[float, ...]
-    movable: tuple[float, ...]
+    parts: tuple[tuple[float, ...], ...]
+    once: float
+
+    @cached_property
+    def movable(self) -> tuple[float, ...]:
+        """All movable weights of a block."""
+        return tuple(sum(parts) + self.once if parts else 0.0 for parts in self.parts)
 
     @property
     def whole(self) -> list[float]:
@@ -78,8 +117,9 @@ class Costs:
     ) -> None:
         self.table, self.layers, self.movable = table, layers, movable
         self.settings, self.goal = settings, goal
-        everywhere = tuple(Traffic(device=i, layers=1) for i in range(len(machine.gpus)))
-        host = Traffic(device=HOST, dense_bytes={"f16": 1})
+        cpu_only = bool(layers.refused)
+        everywhere = tuple(Traffic(device=i, layers=1, refused=cpu_only) for i in range(len(machine.gpus)))
+        host = Traffic(device=HOST, dense_bytes={"f16": 1}, refused=cpu_only)
         self.work = passes.resolve(
             machine,
             (*everywhere, host),
@@ -114,26 +154,38 @@ class Costs:
         """The output layer, and what else is outside the blocks."""
         return self.seconds(self.layers.of_output(device))
 
-    def tensors(self, indices: Sequence[int], device: int) -> float:
-        """Some tensors of a layer by themselves."""
-        return self.seconds(self.layers.of_part(indices, device))
+    def options(self, device: int, bytes_of: Sequence[int]) -> list[tuple[Option, ...]]:
+        """What of each block's movable weights may be on a card, where the rest of them stays on the host; `bytes_of`
+        each tensor of the model."""
+        here, away = self.on(device), self.away()
+        known: dict[object, tuple[Option, ...]] = {}
+        found = []
+        for parts, theirs, mine in zip(self.movable.parts, away.parts, here.parts, strict=True):
+            sizes = tuple(sum(bytes_of[i] for i in part.tensors) for part in parts)
+            key = sizes, theirs, mine, tuple(part.names for part in parts)
+            if key not in known:
+                known[key] = worthwhile(_options(parts, sizes, theirs, mine, away.once, here.once))
+            found.append(known[key])
+        return found
 
     def _priced(self, device: int, *, apart: bool) -> Prices:
         key = device, apart
         if key not in self._made:
+            experts = int(self.movable.experts)
             self._made[key] = Prices(
-                cache=self._by_make(lambda il: self._cache(il, device)),
-                rest=self._by_make(lambda il: self._rest(il, device, apart)),
-                movable=self._by_make(lambda il: self._movable(il, device, apart)),
+                cache=self._by_make(lambda il: self._cache(il, device), 0.0),
+                rest=self._by_make(lambda il: self._rest(il, device, apart), 0.0),
+                parts=self._by_make(lambda il: self._parts(il, device), ()),
+                once=self.seconds(Traffic(device=device, expert_layers=experts, crossings=int(apart))),
             )
         return self._made[key]
 
-    def _by_make(self, price: Callable[[int], float]) -> tuple[float, ...]:
-        known: dict[object, float] = {}
-        found = []
+    def _by_make(self, price: Callable[[int], _T], nothing: _T) -> tuple[_T, ...]:
+        known: dict[object, _T] = {}
+        found: list[_T] = []
         for il in range(self.table.blocks):
             if il >= self.table.layers:
-                found.append(0.0)  # a block for drafting: nothing of it runs
+                found.append(nothing)  # a block for drafting: nothing of it runs
                 continue
             key = self.table.makes[il], self.layers.attention[il]
             if key not in known:
@@ -149,6 +201,22 @@ class Costs:
         rest = [i for i in self.table.block_tensors[il] if i not in own]
         return self.seconds(self.layers.of_part(rest, device, crossings=int(apart)))
 
-    def _movable(self, il: int, device: int, apart: bool) -> float:
-        tensors = self.movable.tensors[il]
-        return self.seconds(self.layers.of_part(tensors, device, crossings=int(apart))) if tensors else 0.0
+    def _parts(self, il: int, device: int) -> tuple[float, ...]:
+        made = (self.layers.of_part(part.tensors, device) for part in self.movable.parts[il])
+        return tuple(self.seconds(replace(traffic, expert_layers=0)) for traffic in made)
+
+
+def _options(
+    parts: Sequence[Part],
+    sizes: Sequence[int],
+    away: Sequence[float],
+    here: Sequence[float],
+    away_once: float,
+    here_once: float,
+) -> Iterator[Option]:
+    """Every choice of a block's parts."""
+    for count in range(1, len(parts) + 1):
+        for chosen in combinations(range(len(parts)), count):
+            left = tuple(name for i, part in enumerate(parts) if i not in chosen for name in part.names)
+            saved = sum(away[i] - here[i] for i in chosen) - here_once + (0.0 if left else away_once)
+            yield Option(sum(sizes[i] for i in chosen), saved, left)

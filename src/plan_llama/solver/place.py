@@ -8,9 +8,9 @@ by the exact model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, combinations
+from itertools import accumulate
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.context import layer_bytes, reserved_batch
@@ -21,19 +21,31 @@ from plan_llama.memory.footprint import (
     gpu_margin_bytes,
     projector_use,
 )
-from plan_llama.memory.patterns import MovableKind, movable_layers, movable_part, whole_blocks
+from plan_llama.memory.patterns import MovableKind, movable_layers, movable_parts, whole_blocks
+from plan_llama.memory.scheduler import BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, Override, Settings
 from plan_llama.solver.costs import Costs, Goal, Movable
-from plan_llama.solver.split import Card, Split, Splitter, many
+from plan_llama.solver.share import Card, Option, holding
+from plan_llama.solver.split import Split, Splitter, many
 from plan_llama.speed.traffic import LayerTable, prepare
 
 _MOST_STEPS = 16
 _MOST_OPTIONS = 3  # of one order of the cards, to be estimated as a whole
 _WITHIN = 4  # blocks by which a boundary moves when the room of a card turns out otherwise
 _SLACK_BYTES = 32 << 20  # room found beyond what was reckoned with that is worth another look
-_WORTH = 0.003  # share of a request's time that splitting one layer's experts has to save
+_FEW_CARDS = 3  # up to which cards are put in another order for their room alone
+_ALIKE = 0.9  # of the largest room, which the smallest one has in cards that need no other order for it
 _ANY = Goal()
+
+
+def _with_some_away(card: Card) -> Card:
+    """The card without the choice that leaves nothing of the last layer's movable weights on the host."""
+    last = max((il for il, options in enumerate(card.options) if options), default=0)
+    return replace(
+        card,
+        options=[options[:-1] if il == last else options for il, options in enumerate(card.options)],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,10 @@ class Filled:
     made: Buffers
     split: Split | None = None  # None: nothing was split
     order: tuple[int, ...] = ()  # the cards that the split is over
+
+
+def _seconds(filled: Filled) -> float:
+    return filled.split.seconds if filled.split else 0.0
 
 
 class Filler:
@@ -70,6 +86,7 @@ class Filler:
         ]
         self.movable = Movable.of(table)
         self.everything = table.blocks + 1
+        self._moved: dict[BackendKind, list[int]] = {}
         self._around: dict[tuple[int, ...], Split] = {}  # by order: what was best for other settings
 
     def budgets(self, settings: Settings) -> list[int]:
@@ -98,7 +115,7 @@ class Filler:
             if not self._over(full):
                 yield full
                 found = True
-                if self.machine.unified or len(self._kinds_of_cards()) == 1:
+                if self.machine.unified or (len(self._kinds_of_cards()) == 1 and not self.layers.refused):
                     return
         for order in self._orders(base, goal):
             for split in self._split(base, order, goal):
@@ -136,29 +153,34 @@ class Filler:
         return (gpu.name, gpu.backend, gpu.compute_capability, *speed)
 
     def _orders(self, base: Settings, goal: Goal) -> Iterator[tuple[int, ...]]:
-        """The cards as they are; with another one first where host weights are faster to work with there; and, where
-        they are unequal, without one of a kind."""
+        """The cards as they are; with another one first where host weights are faster to work with there; the roomiest
+        one first and last, because the first holds copies of host weights and the last the output; and, where they are
+        unequal, without one of a kind."""
         every = tuple(range(len(self.machine.gpus)))
-        yield every
+        orders = [every]
         firsts = list(self._kinds_of_cards().values())
+        if len(firsts) > 1 and base.op_offload:
+            prices = {}
+            for first in firsts:
+                order = (first, *(i for i in every if i != first))
+                prices[order] = sum(self._costs(base, order, goal).on(HOST).whole)
+            fastest = min(prices, key=lambda order: prices[order])
+            if prices[fastest] < prices[every]:
+                orders.append(fastest)
+        rooms = self.budgets(base)
+        if len(every) <= _FEW_CARDS and min(rooms) < max(rooms) * _ALIKE:
+            by_room = sorted(every, key=lambda i: rooms[i])
+            orders += [tuple(by_room[::-1]), tuple(by_room)]
+        orders = list(dict.fromkeys(orders))
+        yield from orders
         if len(firsts) < 2 or not base.op_offload:
             return
-        prices = {}
-        for first in firsts:
-            order = (first, *(i for i in every if i != first))
-            prices[order] = sum(self._costs(base, order, goal).on(HOST).whole)
-        fastest = min(prices, key=lambda order: prices[order])
-        orders = [every]
-        if fastest != every and prices[fastest] < prices[every]:
-            orders.append(fastest)
-            yield fastest
         # a slow card may cost more than it brings, and the search over all of them may not come to leave it out
         counts = Counter(map(self._kind_of_card, every))
         last = {self._kind_of_card(index): index for index in every}
         for kind, index in last.items():
             if len(every) > 2 or counts[kind] > 1:
-                for order in orders:
-                    yield tuple(i for i in order if i != index)
+                yield from dict.fromkeys(tuple(i for i in order if i != index) for order in orders)
 
     def _costs(self, base: Settings, order: tuple[int, ...], goal: Goal) -> Costs:
         mode = base.load_mode if self.machine.unified else "none"
@@ -182,25 +204,42 @@ class Filler:
         """The cheapest splits over these cards that the exact model agrees with, the best first.
 
         What lies beside the weights depends on what is split how: it is sought from two sides, with all that can be
-        moved on the host and with none of it.
+        moved on the host and with none of it; and with that of the last layer alone, whose products a prompt needs for
+        one row only, so that nothing is copied for them (inp_out_ids, b11434).
         """
         costs = self._costs(base, order, goal)
         cards = self._cards(base, order, costs)
-        overrides = self._overrides(self._all_movable(), (), 0)
+        every = self._all_movable()
         found: dict[Settings, Filled] = {}
-        for start in (
-            replace(base, gpu_layers=self.everything, overrides=overrides),
-            replace(base, gpu_layers=self.everything // 2),
-        ):
+        starts: list[tuple[Settings, Collection[int]]] = [
+            (replace(base, gpu_layers=self.everything, overrides=self._overrides(every, (), 0)), every),
+            (replace(base, gpu_layers=self.everything // 2), every),
+        ]
+        if every and self._nearly_all(every[-1], cards):
+            last = self._overrides(every[-1:], (), 0)
+            starts.append((replace(base, gpu_layers=self.everything, overrides=last), every[-1:]))
+        for start, free in starts:
             made = self._made(self._ordered(start, order)).made
             beside = [made.devices[i].working_bytes for i in order]
-            self._settle(base, order, costs, cards, beside, found)
+            self._settle(base, order, costs, cards, beside, found, free=free)
+            self._note(order, found)
         if any(made.split and not made.settings.overrides for made in found.values()):
             self._spread(base, order, costs, cards, beside, found)
-        best = sorted(found.values(), key=lambda item: item.split.seconds if item.split else 0.0)
-        if best and best[0].split is not None:
-            self._around[order] = best[0].split
-        return best[:_MOST_OPTIONS]
+        self._note(order, found)
+        return sorted(found.values(), key=_seconds)[:_MOST_OPTIONS]
+
+    def _note(self, order: tuple[int, ...], found: Mapping[Settings, Filled]) -> None:
+        best = min(found.values(), key=_seconds, default=None)
+        if best is not None and best.split is not None:
+            self._around[order] = best.split
+
+    def _nearly_all(self, last: int, cards: Sequence[Card]) -> bool:
+        """Whether the cards have room for all but the movable weights of this layer, and can multiply with it."""
+        options = cards[0].options
+        size = sum(cards[0].cache_bytes) + sum(cards[0].rest_bytes)
+        size += sum(choice[-1].size for il, choice in enumerate(options) if choice and il != last)
+        whole = not any(choice and choice[-1].left for choice in options)
+        return whole and size <= sum(max(0, card.room) for card in cards)
 
     def _spread(
         self,
@@ -238,17 +277,24 @@ class Filler:
         beside: list[int],
         found: dict[Settings, Filled],
         *,
+        free: Collection[int] | None = None,
         every_card: bool = False,
     ) -> None:
         """Splits with what a graph leaves room for, measures the split's own graph, and again until both agree. Adds
-        to `found` each that keeps every margin."""
-        host_s, away = costs.on(HOST).whole, costs.away()
+        to `found` each that keeps every margin. Only the movable weights of the layers `free` (None: all) are moved."""
+        host_s, away_s, bare_s = costs.on(HOST).whole, costs.away().movable, costs.away().rest
+        own = cards
+        if free is not None:
+            fixed = [il for il in self._all_movable() if il not in free]
+            own = [holding(card, fixed, away_s) for card in cards]
+            bare_s = tuple(bare_s[il] + (away_s[il] if il in fixed else 0.0) for il in range(len(bare_s)))
+            away_s = tuple(0.0 if il in fixed else away_s[il] for il in range(len(away_s)))
         least = [0] * len(order)
         tried: set[Settings] = set()
         around = self._around.get(order) if many(len(order), self.table.blocks) else None
         for _ in range(_MOST_STEPS):
-            roomy = [replace(card, room=card.room - beside[i]) for i, card in enumerate(cards)]
-            splitter = Splitter(roomy, host_s, away.movable, away.rest)
+            roomy = [replace(card, room=card.room - beside[i]) for i, card in enumerate(own)]
+            splitter = Splitter(roomy, host_s, away_s, bare_s)
             split = splitter.best(around, _WITHIN, every_card=every_card) if around is not None else None
             split = split or splitter.best(every_card=every_card)
             if split is None:
@@ -266,6 +312,11 @@ class Filler:
                 found.setdefault(settings, filled)
                 if all(seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n):
                     return
+            elif not every_card and not settings.overrides and len(order) > 1:
+                own = [
+                    _with_some_away(card) for card in own
+                ]  # the copies of a pipeline are for such a split alone
+                continue
             for i, device in enumerate(order):
                 if split.per_card[i]:
                     if device in over:
@@ -284,7 +335,7 @@ class Filler:
                 continue
             stored = self.table.stored_bytes(kind)
             sums = self.table.block_sums(kind, draft_layers=base.draft_layers)
-            movable = [sum(stored[i] for i in tensors) for tensors in self.movable.tensors]
+            movable = self._movable_bytes(device)
             cache = layer_bytes(self.table, batch, kind) if base.kv_offload else [0] * self.table.blocks
             prices = costs.on(device)
             cards.append(
@@ -292,16 +343,23 @@ class Filler:
                     room=budgets[device],
                     cache_bytes=cache,
                     rest_bytes=[sums[il + 1] - sums[il] - movable[il] for il in range(self.table.blocks)],
-                    movable_bytes=movable,
                     cache_s=prices.cache,
                     rest_s=prices.rest,
-                    movable_s=prices.movable,
+                    options=costs.options(device, stored),
                     output_bytes=self._output_bytes(stored),
                     output_s=costs.output(device),
                 )
             )
             made[self._kind_of_card(device)] = cards[-1]
         return cards
+
+    def _movable_bytes(self, device: int) -> list[int]:
+        """All movable weights of each block, as a card stores them."""
+        kind = self.devices[device].kind
+        if kind not in self._moved:
+            stored = self.table.stored_bytes(kind)
+            self._moved[kind] = [sum(stored[i] for i in tensors) for tensors in self.movable.tensors]
+        return self._moved[kind]
 
     def _output_bytes(self, stored: Sequence[int]) -> int:
         """What lies outside the blocks and not on the host; a tied head is a second copy of the token table."""
@@ -317,14 +375,16 @@ class Filler:
         split = filled.split
         assert split is not None  # noqa: S101 - made by _split
         bounds = list(accumulate(split.per_card, initial=split.host_blocks))
-        away, bare = set(split.away), set(split.bare)
+        away, bare, parts = set(split.away), set(split.bare), dict(split.parts)
         last = max(i for i, count in enumerate(split.per_card) if count or i == len(cards) - 1)
         found = []
         for i, device in enumerate(order):
             run = range(bounds[i], bounds[i + 1])
             placed = sum(cards[i].cache_bytes[il] for il in run)
             placed += sum(cards[i].rest_bytes[il] for il in run if il not in bare)
-            placed += sum(cards[i].movable_bytes[il] for il in run if il not in away)
+            movable = self._movable_bytes(device)
+            whole = (il for il in run if il not in away and il not in bare)
+            placed += sum(parts[il].size if il in parts else movable[il] for il in whole)
             placed += cards[i].output_bytes if i == last else 0
             found.append(filled.made.devices[device].peak_bytes - placed)
         return found
@@ -342,7 +402,7 @@ class Filler:
                 base,
                 gpu_layers=self.everything - split.host_blocks,
                 tensor_split=tuple(shares) if len(used) > 1 else (),
-                overrides=self._overrides(split.away, split.bare, split.host_blocks),
+                overrides=self._overrides(split.away, split.bare, split.host_blocks, split.parts),
             ),
             used,
         )
@@ -357,58 +417,25 @@ class Filler:
         return [il for il, tensors in enumerate(self.movable.tensors) if tensors]
 
     def _overrides(
-        self, away: Sequence[int], bare: Sequence[int], host_blocks: int, parts: Sequence[Override] = ()
+        self,
+        away: Sequence[int],
+        bare: Sequence[int],
+        host_blocks: int,
+        parts: Sequence[tuple[int, Option]] = (),
     ) -> tuple[Override, ...]:
         """The shortest patterns for these blocks; those that are wholly on the host may be named with them."""
         every = self._all_movable()
-        found = [*parts, *([whole_blocks(bare)] if bare else [])]
+        named: dict[tuple[str, ...], list[int]] = {}
+        for il, option in parts:
+            named.setdefault(option.left, []).append(il)
+        found = [
+            movable_parts(None if {*layers, *away, *range(host_blocks)} >= {*every} else layers, stems)
+            for stems, layers in named.items()
+        ]
+        if bare:
+            found.append(whole_blocks(bare))
         left = [il for il in away if il not in bare]
         if left:
             below = [il for il in every if il < host_blocks]
             found += movable_layers(self._kind, sorted({*away, *below}), left, every)
         return tuple(found)
-
-    def refined(self, filled: Filled, base: Settings, goal: Goal) -> Filled | None:
-        """With some tensors of one more layer per card on it, where a card's room is left for them and the request
-        gains enough; None where not."""
-        split = filled.split
-        if split is None or not split.away or not filled.settings.gpu_layers:
-            return None
-        budgets, costs = self.budgets(filled.settings), self._costs(base, filled.order, goal)
-        bounds = list(accumulate(split.per_card, initial=split.host_blocks))
-        parts: dict[int, tuple[str, ...]] = {}
-        gained = 0.0
-        for i, device in enumerate(filled.order):
-            mine = [il for il in split.away if bounds[i] <= il < bounds[i + 1] and not split.bare]
-            if mine:
-                room = budgets[device] - filled.made.devices[device].peak_bytes
-                saved, stems = self._part(mine[-1], device, room, costs)
-                if stems:
-                    gained += saved
-                    parts[mine[-1]] = stems
-        if gained < _WORTH * split.seconds:
-            return None
-        whole = [il for il in split.away if il not in parts]
-        overrides = self._overrides(
-            whole, (), split.host_blocks, [movable_part(il, stems) for il, stems in parts.items()]
-        )
-        made = self._made(replace(filled.settings, overrides=overrides))
-        return None if self._over(made) else made
-
-    def _part(self, il: int, device: int, room: int, costs: Costs) -> tuple[float, tuple[str, ...]]:
-        """The seconds saved by the best set of a layer's tensors that goes into the room, and the names of those that
-        stay on the host."""
-        stored = self.table.stored_bytes(self.devices[device].kind)
-        stems: dict[str, list[int]] = {}
-        for index in self.movable.tensors[il]:
-            stems.setdefault(self.table.suffixes[index].rpartition(".")[0], []).append(index)
-        best, left = 0.0, tuple[str, ...]()
-        for count in range(1, len(stems)):
-            for chosen in combinations(sorted(stems), count):
-                tensors = [i for stem in chosen for i in stems[stem]]
-                if sum(stored[i] for i in tensors) > room:
-                    continue
-                saved = costs.tensors(tensors, HOST) - costs.tensors(tensors, device)
-                if saved > best:
-                    best, left = saved, tuple(sorted(set(stems) - set(chosen)))
-        return best, left

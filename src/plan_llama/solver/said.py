@@ -8,8 +8,9 @@ from dataclasses import replace
 from plan_llama.findings import Finding
 from plan_llama.memory.caches import kv_type
 from plan_llama.memory.compute import is_described
-from plan_llama.memory.experts import EXACT_INPUTS
 from plan_llama.memory.footprint import DeviceUse, footprint
+from plan_llama.memory.types import HOST
+from plan_llama.memory.weights import place
 from plan_llama.solver import serving
 from plan_llama.solver.choice import DRAFT_GAIN, DRAFT_STREAMS, gains, resident
 from plan_llama.solver.search import Task, cache_ram_bytes, judged, repack_crash, why_mapped
@@ -184,19 +185,27 @@ def _context(task: Task, chosen: Candidate) -> Iterator[Finding]:
 
 
 def _refused_product(task: Task, chosen: Candidate) -> Iterator[Finding]:
-    """Experts on a card whose backend lacks their last product: the engine copies their weights to the CPU for it."""
-    spec = task.table.spec
-    cards = any(gpu.backend in ("cuda", "rocm") for gpu in task.machine.gpus)
-    layers = sum(tensor.name.endswith("ffn_down_exps.weight") for tensor in spec.tensors)
-    resident = layers - chosen.cpu_moe_layers
-    if spec.architecture in EXACT_INPUTS and cards and resident > 0 and chosen.gpu_block_layers > 0:
+    """Experts whose products the cards' backend refuses: the CPU makes them, with copies of what is on a card."""
+    table, gpus = task.table, task.machine.gpus
+    if not any(gpu.backend in ("cuda", "rocm") for gpu in gpus) or not chosen.gpu_block_layers:
+        return
+    placed = place(table, chosen.settings, [gpu.free_bytes for gpu in gpus])
+    weights = [i for i in task.layers.refused if table.suffixes[i].endswith(".weight")]
+    resident = sum(placed.device_of[i] not in (HOST, None) for i in weights)
+    what = f"llama.cpp's CUDA backend cannot multiply the experts' down matrices of {table.spec.architecture} as the "
+    what += "model asks for it"
+    if resident:
         yield Finding(
             id="gpu-lacks-an-operation",
             severity="warning",
-            text=f"llama.cpp's CUDA backend cannot multiply the experts' down matrices of {spec.architecture} as the "
-            f"model asks for it: those of {resident} layers are copied from the card to the CPU for every batch, and a "
-            "token takes far longer than is said here",
+            text=f"{what}: those of {resident} layers are copied from the card to the CPU for every batch",
             fix="keep them in system memory: -ot ffn_down_exps=CPU, or --cpu-moe",
+        )
+    elif weights:
+        yield Finding(
+            id="gpu-lacks-an-operation",
+            severity="note",
+            text=f"{what}: they stay in system memory, and the CPU makes these products, those of prompts as well",
         )
 
 

@@ -30,7 +30,6 @@ LADDER = (8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576)
 UBATCHES = (512, 1024, 2048, 4096)
 SMALLEST_CONTEXT = 4096
 _BATCH = 2048
-_NEAR = 1.03  # a micro-batch that is behind by no more may be the best once layers are split
 _MUCH_BYTES = 1024 * MIB
 WORTH_MEMORY = 1.02  # times the best's time that may pass where that leaves _MUCH_BYTES free
 _CHECKPOINTS = 32  # llama-server's default; kept only by models with a sliding window or recurrent state
@@ -277,25 +276,21 @@ def candidates(task: Task, context: int, kv_type: str) -> list[Candidate]:
     """The best filled placement for each micro-batch, best first."""
     pins = task.wishes.pins
     pinned = pins.get("ubatch")
-    found: list[tuple[Candidate, Filled, Settings]] = []
+    found: list[Candidate] = []
     for ubatch in (int(pinned),) if pinned else UBATCHES:
         if found and ubatch // 2 >= task.request.prompt_tokens:
             break  # it would never be filled
         base = pinned_settings(task, base_settings(task, context, ubatch, kv_type))
         base = replace(base, ctx_checkpoints=checkpoints(task.table, base))
-        if any(base.ubatch == other.ubatch for _, _, other in found):
+        if any(base.ubatch == other.settings.ubatch for other in found):
             continue
-        options = [(evaluate(task, filled), filled, base) for filled in _options(task, base)]
+        options = [evaluate(task, filled) for filled in _options(task, base)]
         if not options:
             break
-        found.append(min(options, key=lambda item: score(task, item[0])))
+        found.append(min(options, key=lambda candidate: score(task, candidate)))
     if not found:
         return []
-    best = min(score(task, candidate) for candidate, _, _ in found)
-    return _thrifty_first(
-        task,
-        sorted((_refined(task, *item, best) for item in found), key=lambda candidate: score(task, candidate)),
-    )
+    return _thrifty_first(task, sorted(found, key=lambda candidate: score(task, candidate)))
 
 
 def _thrifty_first(task: Task, found: list[Candidate]) -> list[Candidate]:
@@ -314,19 +309,6 @@ def _thrifty_first(task: Task, found: list[Candidate]) -> list[Candidate]:
     if taken(found[0]) - taken(least) < _MUCH_BYTES:
         return found
     return [least, *(candidate for candidate in found if candidate is not least)]
-
-
-def _refined(
-    task: Task, candidate: Candidate, filled: Filled, base: Settings, best: tuple[float, ...]
-) -> Candidate:
-    """With parts of a layer's experts on a card, for candidates that might then be the best."""
-    mine = score(task, candidate)
-    if mine[:-1] > best[:-1] or mine[-1] > best[-1] * _NEAR:
-        return candidate
-    split = task.filler.refined(filled, base, task.goal)
-    if split is None:
-        return candidate
-    return min(candidate, evaluate(task, split), key=lambda c: score(task, c))
 
 
 def _options(task: Task, base: Settings) -> list[Filled]:

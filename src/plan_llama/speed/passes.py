@@ -8,7 +8,7 @@ them, and the cache.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.types import HOST, Settings
@@ -38,6 +38,9 @@ class Work:
     offload_from: float  # tokens
     host_experts_prefill: float
     draft: tuple[Traffic, ...] = ()  # the block that drafts
+    # bytes per second back to the host by GPU that refuses some experts' products; HOST: so does the one that computes
+    # large batches
+    refusing: Mapping[int, float] = field(default_factory=dict)
 
 
 def resolve(
@@ -55,8 +58,9 @@ def resolve(
     gpus = {t.device: gpu_rates(machine, t.device, constants, said) for t in traffic if t.device != HOST}
     main = tuple(t for t in traffic if not t.draft)
     on_host = next((t for t in main if t.device == HOST), None)
+    refusing = _refusing(machine, main, settings, constants, said)
     host = None
-    if on_host is not None and (on_host.dense_bytes or on_host.expert_bytes or on_host.cache):
+    if refusing or any(t.dense_bytes or t.expert_bytes or t.cache for t in main if t.device == HOST):
         host = host_rates(machine, settings, constants, said, engine=engine, repacked=repacked)
     offload_gpu, link = None, 0.0
     if machine.gpus and host is not None and settings.op_offload and not repacked:
@@ -78,7 +82,22 @@ def resolve(
         offload_from=(settings.offload_min_batch or OFFLOAD_MIN_BATCH) / ratio,
         host_experts_prefill=experts.get(engine, experts["llama.cpp"]),
         draft=tuple(t for t in traffic if t.draft) if settings.draft_layers else (),
+        refusing=refusing,
     )
+
+
+def _refusing(
+    machine: Machine, traffic: Sequence[Traffic], settings: Settings, constants: Constants, said: Assumptions
+) -> dict[int, float]:
+    """The devices whose refused products the CPU makes. What it copies from a card goes to its compute buffer, which is
+    pinned."""
+    devices = {t.device for t in traffic if t.refused}
+    own = [i for i, gpu in enumerate(machine.gpus) if gpu.backend in ("cuda", "rocm")]
+    pinned = replace(settings, load_mode="none")
+    rates = {i: link_rate(machine, i, pinned, constants, said) for i in own if i in devices}
+    if HOST in devices and machine.gpus and settings.used_devices(len(machine.gpus))[0] in own:
+        rates[HOST] = 0.0  # it stays where it is
+    return rates
 
 
 def touched(used_ratio: float, tokens: float) -> float:
@@ -115,6 +134,11 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
     tokens = streams * rows
     for t in work.traffic:
         share = touched(t.expert_used_ratio, tokens)
+        if t.refused and t.device in work.refusing:
+            _refused(parts, work, t, share)
+            assert work.host is not None  # noqa: S101 - resolved for it
+            _add(parts, "CPU compute", _core_rows(work, work.host, t, tokens, share))
+            continue
         if t.device == HOST:
             if work.host is None:
                 continue
@@ -147,6 +171,11 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
     offload = work.offload_gpu if tokens >= work.offload_from else None
     for t in work.traffic:
         share = touched(t.expert_used_ratio, tokens)
+        if t.refused and t.device in work.refusing:
+            _refused(parts, work, t, share)
+            assert work.host is not None  # noqa: S101 - resolved for it
+            _add(parts, "CPU compute", _core_flops(work, work.host, t, tokens))
+            continue
         if t.device == HOST:
             if work.host is None:
                 continue
@@ -364,6 +393,19 @@ def _quantised(work: Work) -> float:
     """How much of the cache is in blocks: neither K nor V, one of them, or both."""
     floats = ("f32", "f16")
     return (2 - (work.settings.kv_type_k in floats) - (work.settings.kv_type_v in floats)) / 2
+
+
+def _refused(parts: Parts, work: Work, t: Traffic, share: float) -> None:
+    """Experts that the CPU has to multiply with: those on a card are first copied to it, all of them in every batch
+    (ggml_backend_sched_compute_splits copies the used ones alone only from the host, ggml-backend.cpp, b11434)."""
+    host = work.host
+    assert host is not None  # noqa: S101 - resolved for it
+    if t.device != HOST:
+        size = sum(t.expert_bytes.values())
+        _add(parts, "PCIe copy of refused weights", size / work.refusing[t.device])
+        _add(parts, "crossings", t.expert_layers * work.constants.crossing_s)
+        work = replace(work, resident_ratio=1.0)
+    _host_pass(parts, work, host, t, share)
 
 
 def _host_attention(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from plan_llama.errors import ModelError, UsageError
+from plan_llama.memory.experts import refused
 from plan_llama.memory.types import HOST, Settings
 from plan_llama.models.ggml_types import by_name
 from plan_llama.models.types import ModelSpec
@@ -109,9 +110,10 @@ class _Tally:
             row.flops += flops
             row.selecting += selecting
 
-    def traffic(self, device: int, used_ratio: float) -> Traffic:
+    def traffic(self, device: int, used_ratio: float, *, refused: bool = False) -> Traffic:
         return Traffic(
             device=device,
+            refused=refused,
             dense_bytes=self.dense,
             expert_bytes=self.experts,
             expert_used_ratio=used_ratio,
@@ -146,6 +148,7 @@ class LayerTable:
         tuple[int, int, str, int, float], ...
     ]  # (index, layer or -1, type, bytes, flops) of what is read
     routed: frozenset[int]  # indices of routed-expert tensors
+    refused: frozenset[int]  # and of these, what CUDA and HIP refuse to multiply with
     of_attention: frozenset[int]  # indices of what stands before and after attention
     tied: _Part | None  # the embedding where it is the output projection as well
     head: int | None  # index of the output projection where it is a tensor of its own
@@ -183,6 +186,7 @@ class LayerTable:
         """The traffic of any placement: `device_of[i]` holds tensor i (None is not loaded)."""
         tallies: dict[int, _Tally] = {}
         drafts: dict[int, _Tally] = {}
+        by_cpu: dict[int, _Tally] = {}
         expert_homes: set[tuple[int, int]] = set()
         apart: set[tuple[int, int, bool]] = set()  # layers with weights elsewhere; of their attention?
         for index, layer, name, size, flops in self.tensors:
@@ -195,6 +199,12 @@ class LayerTable:
                     draft.add_experts(part)
                 else:
                     draft.add_dense(part)
+                continue
+            if index in self.refused:
+                _at(by_cpu, device).add_experts(_Part({name: size}, flops))
+                by_cpu[device].expert_layers += 1
+                if layer_device[layer] != device:
+                    apart.add((layer, device, False))
                 continue
             tally = tallies.get(device) or _at(tallies, device)
             if index in self.routed:
@@ -213,7 +223,7 @@ class LayerTable:
             if layer < len(layer_device) and layer_device[layer] != device:
                 apart.add((layer, device, False))
         for _, device, _ in apart:  # to the feed-forward part and back; to what is before and after attention
-            tallies[device].crossings += 1
+            _at(tallies, device).crossings += 1
         last = layer_device[-1] if layer_device else HOST
         self._finish(
             tallies,
@@ -225,7 +235,11 @@ class LayerTable:
         if drafts:
             head = last if output_device is None else output_device
             _at(drafts, head).add_dense(self.tied or self.output)
-        return self._result(tallies) + tuple(replace(item, draft=True) for item in self._result(drafts))
+        return (
+            self._result(tallies)
+            + tuple(replace(item, refused=True) for item in self._result(by_cpu))
+            + tuple(replace(item, draft=True) for item in self._result(drafts))
+        )
 
     def of_part(
         self,
@@ -237,11 +251,12 @@ class LayerTable:
         crossings: int = 0,
     ) -> Traffic:
         """Some tensors of one layer on one device; with the layer's number its attention and cache, too."""
-        tally, routed = _Tally(), False
+        tally, routed, by_cpu = _Tally(), False, False
         for index in indices:
             if (row := self.rows.get(index)) is None:
                 continue
             _, _, name, size, flops = row
+            by_cpu = by_cpu or index in self.refused
             if index in self.routed:
                 routed = True
                 tally.experts[name] = tally.experts.get(name, 0) + size
@@ -254,7 +269,7 @@ class LayerTable:
             k_bytes, v_bytes = cache_bytes(settings.kv_type_k), cache_bytes(settings.kv_type_v)
             if settings.kv_offload or device == HOST:
                 tally.add_attention(self.attention[layer], k_bytes, v_bytes)
-        return tally.traffic(device, self.used_ratio)
+        return tally.traffic(device, self.used_ratio, refused=by_cpu)
 
     def of_output(self, device: int) -> Traffic:
         """The output projection and everything outside the blocks, on one device."""
@@ -371,6 +386,7 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
         ),
         tensors=tuple(rows),
         routed=frozenset(routed),
+        refused=refused(spec),
         of_attention=frozenset(row[0] for row in rows if ".attn_" in spec.tensors[row[0]].name),
         tied=tied,
         head=head,

@@ -60,6 +60,7 @@ class Traffic:
     draft: bool = (
         False  # the block that drafts, with the output head that it shares: no part of a plain token
     )
+    refused: bool = False  # experts whose products CUDA and HIP refuse: the CPU makes them wherever they are
     dense_flops: float = 0.0
     head_flops: float = 0.0
     expert_flops: float = 0.0

@@ -12,27 +12,47 @@ import pytest
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.estimate import buffers
-from plan_llama.memory.patterns import DENSE_FFN, EXPERTS, whole_blocks
+from plan_llama.memory.patterns import whole_blocks
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Override, Settings
+from plan_llama.models.ggml_types import by_name
+from plan_llama.models.types import ModelSpec
 from plan_llama.solver.place import Filled, Filler
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond, workload
 from plan_llama.solver.search import Task, base_settings, evaluate, score
-from plan_llama.solver.split import Card, Splitter
+from plan_llama.solver.share import Card, Option, worthwhile
+from plan_llama.solver.split import Splitter
 from plan_llama.solver.types import Wishes
 from tests import fit_cases
 from tests.oracle_cases import machine_with
 from tests.small_models import llama_like, qwen3moe_like
 
 CONTEXT = 16384
-MOE = ModelTable(qwen3moe_like(layers=4, width=1024, experts=32, used=4, hidden=1024))
-DENSE = ModelTable(llama_like(layers=4, width=1024))
+
+
+def mixed(spec: ModelSpec) -> ModelSpec:
+    """The down matrices in a larger type, as the mixes of llama-quantize have them in a part of the layers."""
+    return replace(
+        spec,
+        tensors=tuple(
+            replace(tensor, type=by_name("q6_K")) if ".ffn_down" in tensor.name else tensor
+            for tensor in spec.tensors
+        ),
+    )
+
+
+MOE = ModelTable(mixed(qwen3moe_like(layers=3, width=1024, experts=48, used=4, hidden=1024)))
+DENSE = ModelTable(mixed(llama_like(layers=3, width=1024)))
+# what of a layer is on the host: nothing, the movable weights or parts of them (gate and up are alike), or all weights
+LEVELS = ("", "up|down|gate", "down", "up", "gate|up", "up|down", "all")
+FEWER = ("", "up|down|gate", "down", "gate|up")
 
 
 def every_placement(model: ModelTable, base: Settings, cards: int) -> Iterator[Settings]:
-    """Every run of layers on every card; in each the weights on the card, the movable ones on the host, or all."""
-    pattern = EXPERTS if any(model.expert_bytes) else DENSE_FFN
+    """Every run of layers on every card; in each the weights on the card, parts of the movable ones, all of these, or
+    all weights on the host."""
+    end = "_exps" if any(model.expert_bytes) else r"\."
     yield replace(base, gpu_layers=0)
     orders = [(0,)] if cards == 1 else [(0, 1), (1, 0)]
     for order in orders:
@@ -46,12 +66,15 @@ def every_placement(model: ModelTable, base: Settings, cards: int) -> Iterator[S
                 shares[device] = float(count)
             shares[used[-1][0]] += 1
             devices = tuple(device for device, _ in used)
-            for levels in product("gmb", repeat=on_cards):
+            for levels in product(LEVELS if cards == 1 else FEWER, repeat=on_cards):
                 first = model.blocks - on_cards
-                bare = [first + i for i, level in enumerate(levels) if level == "b"]
-                moved = [first + i for i, level in enumerate(levels) if level == "m"]
+                bare = [first + i for i, level in enumerate(levels) if level == "all"]
                 overrides = [whole_blocks(bare)] if bare else []
-                overrides += [Override(rf"blk\.{il}{pattern}", HOST) for il in moved]
+                overrides += [
+                    Override(rf"blk\.{first + i}\.ffn_({level}){end}", HOST)
+                    for i, level in enumerate(levels)
+                    if level not in ("", "all")
+                ]
                 yield replace(
                     base,
                     gpu_layers=on_cards + 1,
@@ -86,9 +109,9 @@ def task_of(model: ModelTable, machine: Machine) -> Task:
 @pytest.mark.parametrize(
     ("model", "cards_mib"),
     [
-        *((MOE, (mib,)) for mib in (1900, 2000, 2150, 2300)),
-        *((DENSE, (mib,)) for mib in (1760, 1800, 1850, 1900)),
-        (MOE, (1950, 1850)),
+        *((MOE, (mib,)) for mib in (1880, 1950, 2000, 2060, 2100, 2170, 2240)),
+        *((DENSE, (mib,)) for mib in (1760, 1780, 1800, 1820, 1840)),
+        *((MOE, mib) for mib in ((1880, 1920), (1920, 1840), (2000, 1840), (2040, 1880))),
     ],
 )
 def test_no_placement_is_faster(model: ModelTable, cards_mib: tuple[int, ...]) -> None:
@@ -98,6 +121,11 @@ def test_no_placement_is_faster(model: ModelTable, cards_mib: tuple[int, ...]) -
     assert plan is not None
     # the solver prices part by part what is priced as a whole here: of what is equal to a millionth it takes either
     assert score(task, plan.chosen)[-1] <= best * (1 + 1e-6)
+
+
+def thirds(size: int, saved: float) -> tuple[Option, ...]:
+    """A layer's experts: one, two or all of its matrices."""
+    return worthwhile(Option(size * n // 3, saved * n / 3, ("up", "down")[: 3 - n]) for n in (1, 2, 3))
 
 
 def test_many_cards_are_split_as_well_as_without_limits() -> None:
@@ -113,10 +141,9 @@ def test_many_cards_are_split_as_well_as_without_limits() -> None:
                 room=draw.choice([6000, 12000, 20000]),
                 cache_bytes=[40] * blocks,
                 rest_bytes=rest,
-                movable_bytes=movable,
                 cache_s=[0.1] * blocks,
                 rest_s=[size / speed for size in rest],
-                movable_s=[size / speed / 10 for size in movable],
+                options=[thirds(size, size / 40 - size / speed / 10) for size in movable],
                 output_bytes=500,
                 output_s=1.0,
             )
@@ -134,7 +161,12 @@ def test_many_cards_are_split_as_well_as_without_limits() -> None:
         for card, start, end in zip(cards, bounds, bounds[1:], strict=False):
             held = sum(card.cache_bytes[il] for il in range(start, end))
             held += sum(card.rest_bytes[il] for il in range(start, end) if il not in found.bare)
-            held += sum(card.movable_bytes[il] for il in range(start, end) if il not in found.away)
+            left = dict(found.parts)
+            held += sum(
+                left[il].size if il in left else movable[il]
+                for il in range(start, end)
+                if il not in found.away
+            )
             assert held <= card.room
 
 
