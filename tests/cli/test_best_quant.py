@@ -44,4 +44,4 @@ def test_a_context_that_does_not_fit_says_what_is_missing(cli: Cli) -> None:
 
 def test_a_name_that_two_cards_have_is_told(cli: Cli) -> None:
     text = cli("--model", "llama-3.1-8b", "--gpu", "H100 80GB*8", "--ram", "256GiB").flat
-    assert "is read as NVIDIA H100 PCIe; NVIDIA H100 80GB HBM3 is called so, too" in text
+    assert "is read as NVIDIA H100 80GB HBM3; NVIDIA H100 PCIe is called so, too" in text

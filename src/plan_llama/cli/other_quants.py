@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from plan_llama.cli import images
 from plan_llama.cli.options import ModelOptions
 from plan_llama.engines.refusals import unreadable
 from plan_llama.errors import ModelError
 from plan_llama.hardware.types import Machine
+from plan_llama.memory.caches import bytes_per_token
 from plan_llama.memory.table import ModelTable
 from plan_llama.models.resolve import Choice, all_choices
 from plan_llama.models.types import ModelSpec
+from plan_llama.solver.choice import resident
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond
 from plan_llama.solver.serving import effect, satisfied
-from plan_llama.solver.types import Alternative, Candidate, Wishes
-from plan_llama.units import publisher_gb, rate
+from plan_llama.solver.types import Alternative, Candidate, Plan, Wishes
+from plan_llama.units import publisher_gb, rate, tokens
 
 _BITS_TO_KEEP = 4  # below four bits per weight the loss of quality shows: nothing to advise for speed alone
 
@@ -59,29 +62,44 @@ def all_on_gpu(
     machine: Machine,
     wanted: Wishes,
 ) -> tuple[str, str] | None:
-    """For a plan with whole layers on the CPU: the largest quant that leaves none there, and what that brings.
+    """For a plan with a part of the model on the CPU: the largest quant that leaves none there, and what that brings;
+    with a smaller context where the workload's, which nobody asked for, leaves room for none.
 
     None where nothing is on the CPU, or no quant of four bits or more does so.
     """
-    free = sum(gpu.free_bytes for gpu in machine.gpus)
-    if machine.unified or chosen.cpu_moe_layers or chosen.gpu_block_layers >= spec.layers:
+    apart = chosen.cpu_moe_layers + chosen.cpu_ffn_layers + chosen.cpu_weight_layers
+    if machine.unified or not machine.gpus or (not apart and chosen.gpu_block_layers >= spec.layers):
         return None
-    for choice in offered:
-        bits = 8 * choice.size_bytes / max(1, spec.parameters)
-        if choice.size_bytes >= min(spec.file_bytes, free) or bits < _BITS_TO_KEEP:
-            continue
-        other = images.with_projector(choice.load(), options)
-        if unreadable(other, wanted.engine):
-            continue
-        table = ModelTable(other)
-        plan = solve(make_task(table, machine, wanted, beyond()), ladder=False)
-        if plan is None or plan.chosen.footprint.verdict != "fits":
-            continue
-        if plan.chosen.gpu_block_layers == spec.layers:
-            fast, slow = (rate(item.speed.decode_tok_s.expected) for item in (plan.chosen, chosen))
-            size = publisher_gb(choice.size_bytes)
-            text = (
-                f"{choice.quant} ({size}) would be all on the GPU, and decode {fast} instead of {slow} tok/s"
-            )
-            return text, f"--quant {choice.quant}"
+    free = sum(gpu.free_bytes for gpu in machine.gpus)
+    own = chosen.settings.slot_limit or chosen.settings.context_per_slot
+    contexts = [own]
+    while wanted.context is None and contexts[-1] // 2 >= wanted.workload.context_floor:
+        contexts.append(contexts[-1] // 2)
+    each = (
+        bytes_per_token(spec, chosen.settings.kv_type_k, chosen.settings.kv_type_v) * chosen.settings.parallel
+    )
+    for context in contexts:
+        for choice in offered:
+            bits = 8 * choice.size_bytes / max(1, spec.parameters)
+            too_large = choice.size_bytes >= spec.file_bytes or choice.size_bytes + context * each > free
+            if too_large or bits < _BITS_TO_KEEP:
+                continue
+            plan = _resident(choice, options, machine, replace(wanted, context=context))
+            if plan is not None:
+                fast, slow = (rate(item.speed.decode_tok_s.expected) for item in (plan.chosen, chosen))
+                where = f" with {tokens(context)} tokens of context" if context != own else ""
+                text = f"{choice.quant} ({publisher_gb(choice.size_bytes)}){where} would be all on the GPU, and decode "
+                fix = f"--quant {choice.quant}" + (f" --ctx {context}" if context != own else "")
+                return f"{text}{fast} instead of {slow} tok/s", fix
     return None
+
+
+def _resident(choice: Choice, options: ModelOptions, machine: Machine, wanted: Wishes) -> Plan | None:
+    """The plan for a quant, where it fits and leaves nothing to the CPU."""
+    other = images.with_projector(choice.load(), options)
+    if unreadable(other, wanted.engine):
+        return None
+    table = ModelTable(other)
+    plan = solve(make_task(table, machine, wanted, beyond()), ladder=False)
+    fits = plan is not None and plan.chosen.footprint.verdict == "fits" and resident(table, plan.chosen)
+    return plan if fits else None

@@ -119,6 +119,12 @@ def _words(name: str) -> tuple[list[str], float | None]:
     )
 
 
+def _spelled(name: str) -> str:
+    """A name in its own words, without the makers'."""
+    words = re.findall(r"[a-z0-9.]+", name.lower())
+    return "".join(word for word in words if word not in _NOISE)
+
+
 def _keys(name: str) -> tuple[str, str, str]:
     """The name as compared: as it is, without the family, and without the form factor either."""
     words = _words(name)[0]
@@ -174,8 +180,11 @@ def lookup(name: str, *, vendor: Vendor | None = None, memory_bytes: int | None 
         return None
     wanted = round(written_gib * GIB) if written_gib is not None else memory_bytes
     paths = tuple(files("gpus").values())
+    spelled = _spelled(name)
     for level, key in zip(_index(vendor, paths), _keys(name), strict=True):
-        found = _closest(level.get(key, []), wanted)
+        # of namesakes the one whose own name begins so: "H100 80GB" is the "H100 80GB HBM3", not the "H100 PCIe"
+        same = sorted(level.get(key, []), key=lambda row: not _spelled(row.name).startswith(spelled))
+        found = _closest(same if written_gib is not None else level.get(key, []), wanted)
         if key and found:
             return found
     return None

@@ -1,4 +1,4 @@
-"""Where a prompt meets the host's weights: copied to a card and computed there, or on the CPU.
+"""What is left to the CPU: prompts over the host's weights, and attention over a cache in system memory.
 
 llama.cpp copies from 32 tokens on (op-offload), whatever that costs. Over a slow link, or with weights of which a few
 tokens need most, the CPU is done sooner with a short prompt, and now and then with every one.
@@ -13,7 +13,7 @@ from plan_llama.solver.search import Task, candidates, judged, score
 from plan_llama.solver.types import Candidate
 from plan_llama.speed.passes import OFFLOAD_MIN_BATCH
 
-# What leaving work to the CPU has to gain: how fast it reads a prompt is predicted less well than a link.
+# What leaving work to the CPU has to gain: how fast it reads a prompt is predicted less well than cards and links.
 CPU_GAIN = 1.25
 
 
@@ -29,16 +29,32 @@ def left_to_cpu(task: Task, found: list[Candidate], context: int, kv_type: str) 
     best = found[0]
     if "op_offload" in task.wishes.pins or not streams(task, best):
         return found
-    if not _sooner(task, judged(task, replace(best.settings, op_offload=False), best.footprint), best):
+    if not _better(task, judged(task, replace(best.settings, op_offload=False), best.footprint), best):
         return found
     wishes = replace(task.wishes, pins={**task.wishes.pins, "op_offload": "off"})
     others = candidates(replace(task, wishes=wishes), context, kv_type)
-    return others + found if others and _sooner(task, others[0], best) else found
+    return others + found if others and _better(task, others[0], best) else found
 
 
-def _sooner(task: Task, mine: Candidate, other: Candidate) -> bool:
+def _better(task: Task, mine: Candidate, other: Candidate) -> bool:
+    """Whether one keeps what the other keeps and does the work much sooner."""
     ours, theirs = score(task, mine), score(task, other)
     return ours[:-1] <= theirs[:-1] and ours[-1] * CPU_GAIN <= theirs[-1]
+
+
+def cache_on_host(task: Task, found: list[Candidate], context: int, kv_type: str) -> list[Candidate]:
+    """The candidates, with those that keep all of the cache in system memory in front where only these fit.
+
+    Cards then hold more weights, and the CPU runs all of the attention. No measured run says how fast that is.
+    """
+    best = found[0]
+    if not task.machine.gpus or task.machine.unified or "kv_offload" in task.wishes.pins:
+        return found
+    if best.footprint.verdict in ("fits", "tight") or not best.footprint.host.context_bytes:
+        return found
+    pins = {**task.wishes.pins, "ubatch": str(best.settings.ubatch), "kv_offload": "off"}
+    others = candidates(replace(task, wishes=replace(task.wishes, pins=pins)), context, kv_type)
+    return others + found if others and score(task, others[0])[:-1] < score(task, best)[:-1] else found
 
 
 def tuned(task: Task, chosen: Candidate) -> Candidate:

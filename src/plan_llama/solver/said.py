@@ -225,6 +225,7 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             fix="" if why else "--load-mode none",
         )
     yield from _offload(task, chosen, streamed=streamed)
+    yield from _cache_on_host(task, chosen)
     streams = streamed and settings.op_offload and not task.machine.unified
     if streams and chosen.speed.follow_up_ttft_s >= 1:
         yield Finding(
@@ -235,15 +236,28 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             + f" ({gib(host.weights_bytes)}) over PCIe once per {settings.ubatch} tokens: even a short follow-up "
             f"takes about {seconds(chosen.speed.follow_up_ttft_s)} to its first token",
         )
+    growing: dict[tuple[str, str], list[str]] = {}
     for device in chosen.footprint.devices:
         if device.pool_bytes >= _LARGE_POOL_BYTES:
-            why = "" if settings.flash_attn else ": without flash attention a layer's scores are copied"
-            yield Finding(
-                id="pool-growth",
-                severity="note",
-                text=f"{device.pool} ({device.name}) takes another {gib(device.pool_bytes)} once a long prompt was "
-                f"read, which no buffer of the log shows{why}",
-            )
+            growing.setdefault((device.name, gib(device.pool_bytes)), []).append(device.pool)
+    for (name, size), cards in growing.items():
+        why = "" if settings.flash_attn else ": without flash attention a layer's scores are copied"
+        several = len(cards) > 1
+        yield Finding(
+            id="pool-growth",
+            severity="note",
+            text=f"{', '.join(cards)} ({name}) take{'' if several else 's'} another {size}{' each' if several else ''} "
+            f"once a long prompt was read, which no buffer of the log shows{why}",
+        )
+    limit = task.machine.ram.memlock_bytes
+    if "mlock" in settings.load_mode and limit is not None and host.weights_bytes > limit:
+        yield Finding(
+            id="mlock-rlimit",
+            severity="warning",
+            text=f"{gib(host.weights_bytes)} of weights are to be locked, and {gib(limit)} may be (ulimit -l): the "
+            "rest can be paged out",
+            fix="raise the limit: ulimit -l unlimited, or LimitMEMLOCK=infinity of the unit",
+        )
     if host.lazy_bytes:
         yield Finding(
             id="lazy-embeddings",
@@ -266,6 +280,18 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             severity="note",
             text="WSL2 gives Linux only part of Windows' memory",
             fix="memory= in .wslconfig raises it",
+        )
+
+
+def _cache_on_host(task: Task, chosen: Candidate) -> Iterator[Finding]:
+    """All of the context in system memory, with layers on cards."""
+    if not chosen.settings.kv_offload and chosen.gpu_block_layers and not task.machine.unified:
+        yield Finding(
+            id="kv-cache-on-host",
+            severity="note",
+            text=f"the context ({gib(chosen.footprint.host.context_bytes)}) stays in system memory and attention runs "
+            "on the CPU (-nkvo): the room on the cards goes to weights",
+            fix="--pin kv-offload=on, or a command without -nkvo, keeps the context of a layer where the layer is",
         )
 
 

@@ -211,6 +211,7 @@ def _evaluated(task: Task, filled: Filled) -> Candidate:
     if (
         task.machine.gpus
         and filled.made.host.weights_bytes <= task.table.lookup_bytes
+        and not filled.made.host.context_bytes
         and "threads" not in task.wishes.pins
     ):
         settings = replace(settings, threads=None)  # the CPU has nothing to compute

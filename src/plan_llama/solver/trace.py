@@ -67,6 +67,7 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
         f"{mib_exact(host.weights_bytes)} weights + {mib_exact(host.context_bytes)} context + "
         f"{mib_exact(host.compute_bytes)} compute + {mib_exact(host.cache_bytes)} prompt cache and checkpoints"
     )
+    yield _threads(task, settings)
     yield "Micro-batches tried (prefill and decode in tok/s, the request in seconds):"
     experts = any(table.expert_bytes)
     both = len({c.settings.draft_layers for c in (chosen, *others)}) > 1
@@ -88,6 +89,18 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
     yield f"A decoded token takes {1000 / chosen.speed.decode_tok_s.expected:.1f} ms:"
     for name, seconds in sorted(chosen.speed.parts.items(), key=lambda item: -item[1]):
         yield f"  {seconds * 1000:8.2f} ms  {name}"
+
+
+def _threads(task: Task, settings: Settings) -> str:
+    """Where the number of threads is from."""
+    cpu = task.machine.cpu
+    if settings.threads is None:
+        return "Threads: none are given, the CPU has nothing to compute."
+    if "threads" in task.wishes.pins:
+        return f"Threads: {settings.threads}, as pinned."
+    kind = "performance cores" if cpu.performance_cores else "physical cores"
+    where = f" of one of {cpu.numa_nodes} NUMA nodes" if cpu.numa_nodes > 1 else ""
+    return f"Threads: {settings.threads}, the {kind}{where} that may be used; prompts take as many."
 
 
 def _draft_blocks(table: ModelTable, settings: Settings) -> str:

@@ -44,6 +44,7 @@ def what_ifs(task: Task, chosen: Candidate) -> Iterator[Alternative]:
             roomy = best_at(_on(task, replace(machine, ram=twice)), context, kv_type)
             yield from _told("twice the memory", chosen, roomy)
     yield from _drafting(task, chosen, context, kv_type)
+    yield from _cache_on_host(task, chosen, context, kv_type)
     asked = task.request.prompt_tokens + task.request.output_tokens
     if context // 2 >= max(SMALLEST_CONTEXT, asked):
         yield from _told(
@@ -69,6 +70,23 @@ def _drafting(task: Task, chosen: Candidate, context: int, kv_type: str) -> Iter
                 f", experts of {other.cpu_moe_layers} instead of {chosen.cpu_moe_layers} layers on the CPU"
             )
         yield Alternative(what=f"--pin draft-layers={pin}", effect=effect)
+
+
+def _cache_on_host(task: Task, chosen: Candidate, context: int, kv_type: str) -> Iterator[Alternative]:
+    """All of the cache in system memory, where some of it is there already: what that would free is weights' room."""
+    if "kv_offload" in task.wishes.pins or task.machine.unified or not task.machine.gpus:
+        return
+    if not chosen.settings.kv_offload or not chosen.footprint.host.context_bytes:
+        return
+    wishes = replace(task.wishes, parallel=chosen.settings.parallel, users=task.users)
+    pins = {**wishes.pins, "kv_offload": "off", "ubatch": str(chosen.settings.ubatch)}
+    for other in candidates(replace(task, wishes=replace(wishes, pins=pins)), context, kv_type):
+        before, after = chosen.speed, other.speed
+        effect = f"{other.footprint.verdict}: attention on the CPU, the request {seconds(after.request_s)} instead of "
+        effect += f"{seconds(before.request_s)}, decode {rate(after.decode_tok_s.expected)} instead of "
+        yield Alternative(
+            what="--pin kv-offload=off", effect=f"{effect}{rate(before.decode_tok_s.expected)} tok/s"
+        )
 
 
 def _told(

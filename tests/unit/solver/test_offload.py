@@ -20,6 +20,7 @@ from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond, workload
 from plan_llama.solver.search import Task, judged
 from plan_llama.solver.types import Plan, Wishes
+from plan_llama.solver.whatif import what_ifs
 from tests.unit.engine_fixtures import glm
 from tests.unit.engine_fixtures import machine as engine_machine
 
@@ -104,3 +105,30 @@ def test_check_reads_the_variable(value: str, least: int | None, offloads: bool)
     parsed = parse(words, table=FlagTable.load())
     found = to_settings(parsed, model=glm(), machine=engine_machine(1)).settings
     assert (found.offload_min_batch, found.op_offload) == (least, offloads)
+
+
+def test_all_of_a_cache_on_the_host_is_an_alternative() -> None:
+    """Llama 3.1 70B with two long conversations: plain decode gains by weights on the cards, a prompt does not."""
+    table = ModelTable(model_of("llama-3.1-70b", "Q4_K_M"))
+    machine = resolve(HardwareChoice(hardware="4090-3060-64"))
+    wishes = Wishes(workload=workload("agent"), context=65536)
+    task = make_task(table, machine, wishes, beyond())
+    chosen = plan_of(task).chosen
+    assert chosen.settings.kv_offload
+    assert chosen.footprint.host.context_bytes > 0
+    told = {item.what: item.effect for item in what_ifs(task, chosen)}
+    assert "attention on the CPU" in told["--pin kv-offload=off"]
+    pinned = plan_of(make_task(table, machine, replace(wishes, pins={"kv_offload": "off"}), beyond()))
+    assert not pinned.chosen.settings.kv_offload
+    assert pinned.chosen.settings.threads == machine.cpu.physical_cores
+    assert "kv-cache-on-host" in {item.id for item in pinned.findings}
+    assert pinned.chosen.footprint.devices[0].context_bytes == 0
+
+
+def test_locking_beyond_the_limit_is_said() -> None:
+    for limit, warns in ((8 << 30, True), (None, False)):
+        task = task_of(25e9, pins={"load_mode": "mlock"})
+        ram = replace(task.machine.ram, memlock_bytes=limit)
+        machine = replace(task.machine, ram=ram)
+        plan = plan_of(make_task(AIR, machine, task.wishes, beyond()))
+        assert ("mlock-rlimit" in {item.id for item in plan.findings}) == warns
