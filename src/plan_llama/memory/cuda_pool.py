@@ -70,6 +70,12 @@ class Chip:
 
     name: str
 
+    @classmethod
+    def of(cls, name: str) -> Chip:
+        """One for all that take the same kernels, so that a graph is gone through once for them: NVIDIA's since 8.0."""
+        chip = cls(name)
+        return chip if chip.amd or chip.capability < 8.0 else cls("")
+
     @property
     def amd(self) -> bool:
         """Whether it is a HIP device."""

@@ -139,7 +139,7 @@ def device_memory(machine: Machine) -> tuple[DeviceMemory, ...]:
     return tuple(
         DeviceMemory(
             free_bytes=gpu.free_bytes,
-            kind=replace(CUDA_KIND, chip=Chip(gpu.compute_capability or gpu.gfx_target or ""))
+            kind=replace(CUDA_KIND, chip=Chip.of(gpu.compute_capability or gpu.gfx_target or ""))
             if gpu.backend in ("cuda", "rocm")
             else OTHER_GPU_KIND,
             host_buffer=gpu.backend != "metal",

@@ -137,3 +137,19 @@ def test_without_flash_attention_the_scores_lie_in_the_pool_a_second_time() -> N
     scores, result = 32768 * 512 * 32 * 2, 128 * 512 * 32 * 2
     assert pool_at(32768, flash_attn=False, chip="8.6") == scores + result + 100 * MIB  # cuBLAS
     assert pool_at(32768, flash_attn=True, chip="8.6") < 20 * MIB
+
+
+@pytest.mark.parametrize("name", ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0", ""])
+def test_cards_that_take_the_same_kernels_are_one_chip(name: str) -> None:
+    own, shared = Chip(name), Chip.of(name)
+    assert shared == Chip.of("8.6")
+    assert (own.fast_f16, own.fast_bf16) == (shared.fast_f16, shared.fast_bf16)
+    for kind, tokens, experts in (("q4_K", 1, 0), ("q4_K", 512, 128), ("q6_K", 64, 8), ("f16", 512, 0)):
+        assert uses_mmq(by_name(kind), own, tokens, experts) == uses_mmq(
+            by_name(kind), shared, tokens, experts
+        )
+
+
+@pytest.mark.parametrize("name", ["6.0", "6.1", "7.0", "7.5", "gfx1100", "gfx942"])
+def test_others_are_their_own(name: str) -> None:
+    assert Chip.of(name) == Chip(name)
