@@ -97,7 +97,8 @@ def _placement(table: ModelTable, chosen: Candidate) -> str:
     if host > 0:
         whole = "all experts" if not on_cpu else "their experts"
         of = f"experts of {host} of {experts} layers" if not on_cpu else f"experts of {host} of them"
-        kept.append(whole if host == experts else of)
+        parts = f" (of {chosen.cpu_moe_parts} layers only a part)" if chosen.cpu_moe_parts > 1 else ""
+        kept.append((whole if host == experts else of) + parts)
     if chosen.cpu_ffn_layers:
         kept.append(f"feed-forward weights of {chosen.cpu_ffn_layers}")
     if chosen.cpu_weight_layers:

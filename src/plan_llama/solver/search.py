@@ -254,6 +254,9 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
         footprint=used,
         speed=speed,
         cpu_moe_layers=len(on_host),
+        cpu_moe_parts=sum(
+            any(placed.device_of[i] != HOST for i in table.expert_indices[il]) for il in on_host
+        ),
         gpu_block_layers=sum(device != HOST for device in placed.layer_device[: table.layers]),
         cpu_ffn_layers=len(apart - bare),
         cpu_weight_layers=len(bare),

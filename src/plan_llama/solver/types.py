@@ -79,6 +79,7 @@ class Candidate:
     speed: SpeedEstimate
     cpu_moe_layers: int
     gpu_block_layers: int
+    cpu_moe_parts: int = 0  # of the layers with experts on the host: those that have a part of them on a GPU
     cpu_ffn_layers: int = 0  # of the layers on GPUs: those whose dense feed-forward weights are on the host
     cpu_weight_layers: int = 0  # of the layers on GPUs: those that have only their cache there
 

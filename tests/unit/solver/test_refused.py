@@ -70,6 +70,7 @@ def test_the_plan_keeps_them_in_system_memory(machine: Machine) -> None:
     others = task.layers.routed - task.layers.refused
     assert {placed.device_of[i] for i in others} == {0}
     assert [o.pattern for o in plan.chosen.settings.overrides] == ["ffn_down_exps"]
+    assert (plan.chosen.cpu_moe_layers, plan.chosen.cpu_moe_parts) == (36, 36)
     found = [finding for finding in plan.findings if finding.id == "gpu-lacks-an-operation"]
     assert [finding.severity for finding in found] == ["note"]
 
