@@ -17,6 +17,8 @@ from plan_llama.command_files.types import FoundCommand, Word, starts_engine
 from plan_llama.errors import InputError
 
 _VARIABLE = re.compile(r"\$(?:(\$)|\{([A-Za-z_]\w*)(?:(:?[-?+])([^{}]*))?\}|([A-Za-z_]\w*))")
+# A default in a default: what is in front of it, and what it comes to.
+_NESTED = re.compile(r"(\$\{[A-Za-z_]\w*:?-[^{}]*)\$\{[A-Za-z_]\w*:?-([^{}]*)\}")
 _DOLLAR, _UNKNOWN = "\0", "\1"  # a sign that is no shell's, and around the number of an unknown variable
 _MACRO = re.compile(r"\$\{([\w.-]+)\}")
 
@@ -101,7 +103,7 @@ def _words(given: object) -> list[Word]:
         sources.append(made.text)
         return f"{_UNKNOWN}{len(sources) - 1}{_UNKNOWN}"
 
-    text = _VARIABLE.sub(hidden, given).replace("$", _DOLLAR)
+    text = _VARIABLE.sub(hidden, _flat(given)).replace("$", _DOLLAR)
     return [_shown(word.text, sources) for word in shell.split(text)]
 
 
@@ -123,7 +125,16 @@ def _interpolated(text: str) -> Word:
         known = False
         return match[0]
 
-    return Word(_VARIABLE.sub(value, text), known)
+    return Word(_VARIABLE.sub(value, _flat(text)), known)
+
+
+def _flat(text: str) -> str:
+    """`${A:-${B:-c}}` as `${A:-c}`: no variable is set here."""
+    for _ in range(8):
+        text, count = _NESTED.subn(r"\1\2", text)
+        if not count:
+            break
+    return text
 
 
 def _swap(document: Mapping[str, Any]) -> Iterator[FoundCommand]:

@@ -110,3 +110,14 @@ def test_no_yaml(text: str) -> None:
 )
 def test_other_shapes_hold_no_command(text: str) -> None:
     assert containers.commands(text) == []
+
+
+def test_a_default_in_a_default() -> None:
+    """As `docker compose config` puts it in."""
+    text = "services: {a: {image: 'ghcr.io/ggml-org/llama.cpp:server', command: '-m x.gguf"
+    text += " --temp ${A:-${B:-1.0}} -c ${A:-${B:-${C-4096}}} -np ${A:-${B}}'}}"
+    (found,) = containers.commands(text)
+    shown = [(word.text, word.known) for word in found.words]
+    assert ("1.0", True) in shown
+    assert ("4096", True) in shown
+    assert shown[-1][1] is False
