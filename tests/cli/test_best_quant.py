@@ -45,3 +45,14 @@ def test_a_context_that_does_not_fit_says_what_is_missing(cli: Cli) -> None:
 def test_a_name_that_two_cards_have_is_told(cli: Cli) -> None:
     text = cli("--model", "llama-3.1-8b", "--gpu", "H100 80GB*8", "--ram", "256GiB").flat
     assert "is read as NVIDIA H100 80GB HBM3; NVIDIA H100 PCIe is called so, too" in text
+
+
+def test_a_quant_and_a_context_that_leave_nothing_to_the_cpu_are_named(cli: Cli) -> None:
+    plan = cli("--model", "mistral-7b", "--gpu", "8GiB", "--ram", "32GiB", "--cpu-cores", "8")
+    assert "Q4_K_M (4.4 GB) with 16K tokens of context would be all on the GPU" in plan.flat
+    assert "--quant Q4_K_M --ctx 16384" in plan.flat
+    named = ("--quant", "Q4_K_M", "--ctx", "16384")
+    there = cli("--model", "mistral-7b", *named, "--gpu", "8GiB", "--ram", "32GiB", "--json").json
+    assert there["verdict"] == "fits"
+    assert there["settings"]["layers_on_gpu"] == there["model"]["layers"]
+    assert there["settings"]["cpu_ffn_layers"] == 0

@@ -246,3 +246,11 @@ def test_described_machines_load_with_their_cards_and_memory(name: str) -> None:
 def test_the_smaller_of_two_cards_of_a_name_is_not_taken_for_the_larger() -> None:
     mixed = described.load("4090-3060-64").gpus[1]
     assert (mixed.total_bytes, mixed.bandwidth_bytes_per_s) == (12 * GIB, 360e9)
+
+
+def test_a_name_with_a_size_is_the_card_whose_own_name_begins_so() -> None:
+    """The driver calls the SXM card NVIDIA H100 80GB HBM3, and the one with a PCIe edge NVIDIA H100 PCIe."""
+    for written, meant in (("H100 80GB", "h100-sxm"), ("H100 PCIe 80GB", "h100-pcie"), ("H100", "h100-pcie")):
+        found = gpu_table.lookup(written)
+        assert found is not None
+        assert found.id == meant
