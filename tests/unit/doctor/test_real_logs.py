@@ -1,4 +1,5 @@
-"""Whole logs of llama-server b11434, made by scripts/doctor_logs.py: what was done to it is what is found."""
+"""Whole logs of llama-server b11434, made by scripts/doctor_logs.py or on an H200 (tests/data/logs/README.md): what was
+done to it is what is found."""
 
 from __future__ import annotations
 
@@ -13,18 +14,25 @@ from plan_llama.doctor.rules import load
 from tests.unit.doctor.logs import LOGS, read
 
 REAL = LOGS / "real"
-CASES: dict[str, dict[str, Any]] = json.loads((REAL / "index.json").read_text(encoding="utf-8"))
+CUDA = LOGS / "cuda"
+CASES: dict[str, dict[str, Any]] = {
+    f"{folder.name}/{name}": row
+    for folder in (REAL, CUDA)
+    for name, row in json.loads((folder / "index.json").read_text(encoding="utf-8")).items()
+}
 
 
 def test_every_log_is_listed() -> None:
-    assert {path.stem for path in REAL.glob("*.log")} == set(CASES)
-    assert len(CASES) >= 25
+    assert {
+        f"{path.parent.name}/{path.stem}" for folder in (REAL, CUDA) for path in folder.glob("*.log")
+    } == set(CASES)
+    assert len(CASES) >= 45
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_what_was_done_is_found(name: str) -> None:
     expected = CASES[name]["expected"]
-    evidence = read((REAL / f"{name}.log").read_text(encoding="utf-8"))
+    evidence = read((LOGS / f"{name}.log").read_text(encoding="utf-8"))
     shown = report.findings(evidence, diagnose(evidence, load()))
     problems = [item.id for item in shown if item.severity != "note"]
     notes = [item.id for item in shown if item.severity == "note"]
