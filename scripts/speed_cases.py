@@ -164,7 +164,8 @@ def _settings(row: dict[str, Any]) -> Settings:
         threads=row.get("threads"),
         threads_batch=row.get("threads_batch"),
         repack=_repacked(row),
-        load_mode="none" if "no-mmap" in notes else "mmap",
+        # -rtr rewrites weights in memory, so nothing stays mapped
+        load_mode="none" if "no-mmap" in notes or _repacked(row) else "mmap",
     )
 
 

@@ -117,9 +117,10 @@ def the_machine() -> Machine:
     return replace(machine, gpus=gpus)
 
 
-@pytest.mark.parametrize(
-    "row", rows("server.jsonl"), ids=lambda row: f"{row['model']} {' '.join(row['argv'][:6])}"
-)
+SERVED = [*rows("server.jsonl"), *(row for row in rows("choices.jsonl") if row["chosen_by"] == "plan-llama")]
+
+
+@pytest.mark.parametrize("row", SERVED, ids=lambda row: f"{row['model']} {' '.join(row['argv'][:6])}")
 def test_a_running_server_takes_what_is_said(row: dict[str, Any]) -> None:
     from plan_llama.memory.table import ModelTable
 

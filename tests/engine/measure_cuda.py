@@ -5,7 +5,8 @@ usage: python -m tests.engine.measure_cuda models DIR NAME[:LAYERS]...
        python -m tests.engine.measure_cuda speed  BIN DIR OUT.jsonl
        python -m tests.engine.measure_cuda server BIN MODEL.gguf OUT.jsonl [plan options]...
 
-`models` makes files of real size with random but valid weights of stored headers (numpy). `memory` asks the recorded
+`models` makes files of real size with random but valid weights of stored headers (numpy); what a block adds to its
+input is zero, so that each token keeps its own embedding and chooses its own experts. `memory` asks the recorded
 commands of `tests/data/conformance/real.jsonl` again, several equal cards as shares of the first one. `speed` runs
 llama-bench. `server` runs the command that plan-llama prints, sends three requests of random tokens and notes the
 memory in use on the card (nvidia-ml-py). Nothing is sent anywhere but to that server on this machine.
@@ -32,6 +33,7 @@ from tests.engine.random_weights import fill
 from tests.engine.record_memory import header
 from tests.small_models import cut
 
+_SHORT = "16,32,64,128,256"
 _RUNS: tuple[tuple[str, str, str], ...] = (  # model, placement, what is measured
     ("qwen3-30b-a3b-q4_k_m", "-ngl 99", "-p 2048 -n 64 -d 0,16384"),
     ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-b 4096 -ub 512,2048,4096 -p 4096 -n 0 -t 16"),
@@ -42,6 +44,28 @@ _RUNS: tuple[tuple[str, str, str], ...] = (  # model, placement, what is measure
     ("llama-3.1-8b-q4_k_m", "-ngl 99", "-p 2048 -n 64 -ub 512,2048 -d 0,16384"),
     ("llama-3.1-8b-q4_k_m", "-ngl 16", "-p 512 -n 24 -t 16"),
     ("llama-3.1-8b-q4_k_m", "-ngl 0", "-p 512 -n 16 -t 16"),
+    # from here on with tokens that choose their own experts
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-b 4096 -ub 512,2048,4096 -p 4096 -n 0 -t 16"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-p 0 -n 32 -t 16,8,4"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-p 8,16,24,32,48,64,96,128,256,512 -nopo 0,1 -n 0 -t 16"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48", "-ub 512,1024,2048 -p 1024 -n 0 -t 16"),
+    ("gpt-oss-20b-mxfp4", "-ngl 99 -ncmoe 24", "-ub 512,2048 -p 2048 -n 32 -t 16"),
+    ("gpt-oss-20b-mxfp4", "-ngl 99 -ncmoe 24", f"-p {_SHORT} -nopo 0,1 -n 0 -t 16"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -fa off", "-p 2048 -n 32 -d 0,16384"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99", "-p 2048 -n 32 -d 0,16384"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ctk q8_0 -ctv q8_0", "-p 2048 -n 32 -d 16384"),
+    ("mistral-small-4-119b-2603-q4_k_m-6L", "-ngl 99", "-ub 512,2048 -p 2048 -n 16 -t 16"),
+    (
+        "mistral-small-4-119b-2603-q4_k_m-6L",
+        "-ngl 99 -ot ffn_down_exps=CPU",
+        "-ub 512,2048 -p 2048 -n 16 -t 16",
+    ),
+    ("mistral-small-4-119b-2603-q4_k_m-6L", "-ngl 99 -ncmoe 99", "-ub 512,2048 -p 2048 -n 16 -t 16"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 24", "-ub 2048 -p 2048 -n 32 -t 16"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48 -lm mmap", "-ub 2048 -p 512,2048 -n 0 -t 16"),
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99 -ncmoe 48 -lm mmap", "-ub 512 -p 64,256 -nopo 0,1 -n 0 -t 16"),
+    ("glm-5.1-ud-iq2-8L", "-ngl 99 -ncmoe 99", "-ub 512,2048 -p 2048 -n 24 -t 16"),
+    ("glm-5.1-ud-iq2-8L", "-ngl 99 -ncmoe 99", f"-p {_SHORT} -nopo 0,1 -n 0 -t 16"),
     ("gpt-oss-20b-mxfp4", "-ngl 99", "-p 2048 -n 64 -d 0,16384"),
     ("gpt-oss-20b-mxfp4", "-ngl 99 -ncmoe 24", "-ub 512,2048 -p 2048 -n 32 -t 16"),
 )
@@ -55,7 +79,7 @@ def make_models(folder: Path, names: Sequence[str]) -> None:
         model = cut(spec("real", name), int(layers)) if layers else spec("real", name)
         path = folder / f"{name}{f'-{layers}L' if layers else ''}.gguf"
         write_header(model, path, force=True)
-        fill(path)
+        fill(path, alone=True)
 
 
 def memory(bin_folder: Path, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -90,7 +114,8 @@ def memory(bin_folder: Path, scratch: Path) -> Iterator[dict[str, Any]]:
 def speed(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """llama-bench's rows."""
     for model, placement, asked in _RUNS:
-        flags = f"-fa on {placement} -lm none"
+        flags = placement if "-fa " in placement else f"-fa on {placement}"
+        flags = flags if "-lm " in flags else f"{flags} -lm none"
         argv = [
             str(bin_folder / "llama-bench"),
             "-o",
@@ -115,6 +140,7 @@ def speed(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
                 "depth": row["n_depth"],
                 "tok_s": round(row["avg_ts"], 2),
                 "deviation": round(row["stddev_ts"], 2),
+                "tokens_spread": True,
             }
 
 

@@ -2,7 +2,8 @@
 
 A block's bits are random, its scales are set so that weights have the spread of trained ones and lie around zero:
 nothing overflows. Routers are random at a spread of 1, so that tokens go to different experts. Kernels take the same
-time for any bits. Needs numpy.
+time for any bits. With `alone` what a block adds to its input is zero: each token keeps its own embedding through all
+layers, where else the layers of a deep model make all tokens choose alike. Needs numpy.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from plan_llama.models.types import Tensor
 _TILE_BYTES = 24 << 20
 _SPREAD = 0.02  # standard deviation of a weight
 _MXFP4_EXPONENT = 119
+_MXFP4_NOTHING = 40  # 2**-87: adds nothing, and is no number that slows a CPU down
+_ADDS = re.compile(r"\.(attn_output|ffn_down|ffn_down_exps|ffn_down_shexp)\.weight$")
 
 # Where a block keeps its scales (half precision), and by what of the wanted spread each is multiplied: one over the
 # root mean square of the random rest, and for an offset that times the mean. block_* of ggml/src/ggml-common.h, b11434.
@@ -47,17 +50,17 @@ _SCALES: dict[str, tuple[tuple[int, float], ...]] = {
 }
 
 
-def fill(path: Path) -> None:
+def fill(path: Path, *, alone: bool = False) -> None:
     """Writes the data of every tensor of a file that has only its header, the same at every time."""
     found = read_file(path)
     with path.open("r+b") as file:
         for tensor, offset in zip(found.tensors, found.offsets, strict=True):
             file.seek(found.data_offset + offset)
-            for part in _data(tensor):
+            for part in _data(tensor, alone):
                 file.write(part)
 
 
-def _data(tensor: Tensor) -> Iterator[bytes]:
+def _data(tensor: Tensor, alone: bool) -> Iterator[bytes]:
     kind = tensor.type.name
     if kind == "f32" and re.search("norm|rope_f", tensor.name):
         yield np.ones(tensor.elements, np.float32).tobytes()
@@ -66,7 +69,8 @@ def _data(tensor: Tensor) -> Iterator[bytes]:
         yield bytes(tensor.nbytes)
         return
     block = tensor.type.block_bytes
-    tile = _tile(kind, 1.0 if "ffn_gate_inp" in tensor.name else _SPREAD)
+    spread = 1.0 if "ffn_gate_inp" in tensor.name else _SPREAD
+    tile = _tile(kind, 0.0 if alone and _ADDS.search(tensor.name) else spread)
     chosen, left = random.Random(tensor.name), tensor.nbytes  # noqa: S311  # to be made again
     while left:
         start = chosen.randrange(len(tile) // block // 2) * block
@@ -86,7 +90,7 @@ def _tile(name: str, spread: float) -> bytes:
         return values.astype("<f2" if name == "f16" else "<f4").tobytes()
     blocks = numbers.integers(0, 256, (_TILE_BYTES // block, block), dtype=np.uint8)
     if name == "mxfp4":
-        blocks[:, 0] = _MXFP4_EXPONENT
+        blocks[:, 0] = _MXFP4_EXPONENT if spread else _MXFP4_NOTHING
     for place, factor in _SCALES.get(name, ()):
         blocks[:, place : place + 2] = np.frombuffer(np.float16(factor * spread).tobytes(), np.uint8)
     return blocks.tobytes()

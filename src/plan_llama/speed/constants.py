@@ -64,11 +64,16 @@ class Constants:
     repacked_core_prefill: float
     experts_decode: float
     experts_prefill: float
-    experts_core_prefill: Mapping[str, float]  # by engine: routed experts against plain matrices
+    experts_core_prefill: Mapping[str, float]  # engines that multiply experts as matrices: against plain ones
+    expert_rows: float  # of others, row by row: a core's rate against that with plain ones
     experts_rows: float  # rows per expert at which half of the arithmetic rate is reached
     expert_layer_s: float
     crossing_s: float
     cache_read: float
+    cache_read_blocks: float  # of that, with a quantised cache
+    plain_read: float  # and without flash attention
+    plain_layer_s: float  # launches of a layer's attention beside, without flash attention
+    score_bytes: float  # traffic of the card's memory per score, without flash attention
     attention_decode: float
     attention_prefill: float
     select_layer_s: float  # of a layer with sparse attention, per pass
@@ -85,7 +90,7 @@ class Constants:
     ram_experts: float  # routed experts, read here and there, against dense weights
     cores_exponent: float
     link_pinned: float
-    link_mapped: float
+    link_pageable_bytes_per_s: float  # the driver copies pages of a file to a buffer of its own first
     pipeline: float  # exponent of the ideal gain of several cards on successive micro-batches
     tensor_split: float
     split_layer_s: float
@@ -149,10 +154,15 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         experts_decode=gpu.take("experts_decode", float),
         experts_prefill=gpu.take("experts_prefill", float),
         experts_core_prefill=_floats(table.table("experts_core_prefill")),
+        expert_rows=host.take("expert_rows", float),
         experts_rows=gpu.take("experts_rows", float),
         expert_layer_s=gpu.take("expert_layer_s", float),
         crossing_s=host.take("crossing_s", float),
         cache_read=gpu.take("cache_read", float),
+        cache_read_blocks=gpu.take("cache_read_blocks", float),
+        plain_read=gpu.take("plain_read", float),
+        plain_layer_s=gpu.take("plain_layer_s", float),
+        score_bytes=gpu.take("score_bytes", float),
         attention_decode=gpu.take("attention_decode", float),
         attention_prefill=gpu.take("attention_prefill", float),
         select_layer_s=gpu.take("select_layer_s", float),
@@ -169,7 +179,7 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         ram_experts=host.take("ram_experts", float),
         cores_exponent=host.take("cores_exponent", float),
         link_pinned=link.take("pinned", float),
-        link_mapped=link.take("mapped", float),
+        link_pageable_bytes_per_s=link.take("pageable_bytes_per_s", float),
         pipeline=gpu.take("pipeline", float),
         tensor_split=gpu.take("tensor_split", float),
         split_layer_s=gpu.take("split_layer_s", float),

@@ -18,6 +18,7 @@ from plan_llama.speed.types import CacheReads, Traffic
 
 # ggml copies host weights to a GPU from this batch on (GGML_OP_OFFLOAD_MIN_BATCH, ggml-cuda.cu, b11434).
 OFFLOAD_MIN_BATCH = 32
+_WHOLE_TYPES = ("f32", "f16", "bf16")  # caches whose elements are no blocks
 
 Parts = dict[str, float]
 
@@ -36,7 +37,7 @@ class Work:
     link: float  # bytes per second of host weights to that card
     link_name: str
     offload_from: float  # tokens
-    host_experts_prefill: float
+    host_experts_prefill: float | None  # None: row by row
     draft: tuple[Traffic, ...] = ()  # the block that drafts
     # bytes per second back to the host by GPU that refuses some experts' products; HOST: so does the one that computes
     # large batches
@@ -68,7 +69,6 @@ def resolve(
         offload_gpu = gpus.get(first) or gpu_rates(machine, first, constants, said)
         link = link_rate(machine, first, settings, constants, said)
     ratio = on_host.expert_used_ratio if on_host is not None and engine == "ik_llama.cpp" else 1.0
-    experts = constants.experts_core_prefill
     return Work(
         traffic=main,
         gpus=gpus,
@@ -80,7 +80,7 @@ def resolve(
         link=link,
         link_name="memory copy of host weights" if machine.unified else "PCIe copy of host weights",
         offload_from=(settings.offload_min_batch or OFFLOAD_MIN_BATCH) / ratio,
-        host_experts_prefill=experts.get(engine, experts["llama.cpp"]),
+        host_experts_prefill=constants.experts_core_prefill.get(engine),
         draft=tuple(t for t in traffic if t.draft) if settings.draft_layers else (),
         refusing=refusing,
     )
@@ -154,13 +154,19 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
         _add(parts, f"{name} dense weights", _gpu_read(k, gpu, t.dense_bytes))
         _add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
         _add(parts, f"{name} compute", (tokens - 1) * _gpu_row(k, gpu, t))
-        _add(parts, f"{name} launches", t.layers * gpu.family.layer_s + t.expert_layers * k.expert_layer_s)
+        _add(parts, f"{name} launches", _launches(work, gpu, t))
+        reading = gpu.bandwidth * k.cache_read
+        if not work.settings.flash_attn:
+            reading *= k.plain_read
+        elif work.settings.kv_type_k not in _WHOLE_TYPES:
+            reading *= k.cache_read_blocks
         cache_s = 0.0
         for c in t.cache:
             cells = c.cells(depth) * streams
-            cache_s += cells * c.bytes_per_cell / (gpu.bandwidth * k.cache_read)
+            cache_s += cells * c.bytes_per_cell / reading
             cache_s += rows * cells * c.flops_per_cell / (gpu.flops * k.attention_decode)
             cache_s += _selection(k, gpu, c, c.cells(depth), tokens)
+            cache_s += _scores(work, gpu, c, cells, rows)
         _add(parts, f"{name} cache", cache_s)
     return _tensor_split(work, parts)
 
@@ -194,17 +200,33 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
             _gpu_read(k, gpu, t.dense_bytes) + share * _gpu_read(k, gpu, t.expert_bytes),
         )
         _add(parts, f"{name} compute", _gpu_flops(work, gpu, t, tokens))
-        _add(parts, f"{name} launches", t.layers * gpu.family.layer_s + t.expert_layers * k.expert_layer_s)
+        _add(parts, f"{name} launches", _launches(work, gpu, t))
         flops = sum(c.cells(depth) * c.flops_per_cell for c in t.cache)
-        select_s = sum(_selection(k, gpu, c, c.cells(depth), tokens) for c in t.cache)
-        _add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill) + select_s)
+        beside = sum(
+            _selection(k, gpu, c, c.cells(depth), tokens) + _scores(work, gpu, c, c.cells(depth), tokens)
+            for c in t.cache
+        )
+        _add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill) + beside)
     return parts
+
+
+def _launches(work: Work, gpu: GpuRates, t: Traffic) -> float:
+    k = work.constants
+    layer_s = gpu.family.layer_s + (0.0 if work.settings.flash_attn else k.plain_layer_s)
+    return t.layers * layer_s + t.expert_layers * k.expert_layer_s
 
 
 def _selection(k: Constants, gpu: GpuRates, cache: CacheReads, cells: float, tokens: float) -> float:
     """Seconds in which the layers of a sparse attention sort the scores of all cells for every token."""
     sorting = k.select_cell_s + tokens * k.select_cell_bytes / gpu.bandwidth
     return cache.selecting * (k.select_layer_s + cells * sorting)
+
+
+def _scores(work: Work, gpu: GpuRates, cache: CacheReads, cells: float, tokens: float) -> float:
+    """Seconds in which the scores of all heads are written, turned into shares and read, without flash attention."""
+    if work.settings.flash_attn:
+        return 0.0
+    return tokens * cells * cache.heads * work.constants.score_bytes / gpu.bandwidth
 
 
 def prompt(work: Work, tokens: int, depth: float) -> Parts:
@@ -290,14 +312,19 @@ def _mixed(k: Constants, sizes: Mapping[str, int]) -> float:
 def _core_flops(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
     """Seconds of arithmetic on the cores for a micro-batch of a prompt; only its last token goes through the head."""
     k = work.constants
-    seconds = 0.0
-    for flops, sizes, factor in (
+    seconds, factor = 0.0, work.host_experts_prefill
+    if factor is None:
+        share = touched(t.expert_used_ratio, tokens)
+        seconds = _expert_rows(work, host, t, tokens, share)
+    for flops, sizes, ratio in (
         (tokens * (t.dense_flops - t.head_flops) + t.head_flops, t.dense_bytes, 1.0),
-        (tokens * t.expert_flops, t.expert_bytes, work.host_experts_prefill),
+        (tokens * t.expert_flops, t.expert_bytes, factor),
     ):
+        if ratio is None:
+            continue
         total = sum(sizes.values())
         for name, size in sizes.items():
-            seconds += flops * size / total / (_core_rate(k, host, name) * host.cores_prefill * factor)
+            seconds += flops * size / total / (_core_rate(k, host, name) * host.cores_prefill * ratio)
     return seconds
 
 
@@ -317,19 +344,28 @@ def _core_read(k: Constants, host: HostRates, name: str) -> float:
 
 
 def _core_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: float) -> float:
-    """Seconds of arithmetic that the tokens after the first add to a decode step on the CPU.
-
-    Matrices are multiplied as in a prompt; experts row by row as for one token, however many rows an expert has
-    (ggml_compute_forward_mul_mat_id, ggml-cpu.c, b11434), so beyond the share of them that is read.
-    """
+    """Seconds of arithmetic that the tokens after the first add to a decode step on the CPU: matrices as in a prompt,
+    experts row by row."""
     k = work.constants
     dense = sum(
         t.dense_flops * size / sum(t.dense_bytes.values()) / _core_rate(k, host, name)
         for name, size in t.dense_bytes.items()
     )
-    experts = sum(n * _core_read(k, host, name) for name, n in t.expert_bytes.items())
     rows = (tokens - 1) * dense / host.cores_prefill
-    return rows + max(0.0, tokens * t.expert_used_ratio - share) * experts / host.cores_decode
+    return rows + _expert_rows(work, host, t, tokens, share)
+
+
+def _expert_rows(work: Work, host: HostRates, t: Traffic, tokens: float, share: float) -> float:
+    """Seconds of the cores over the experts' rows beyond those that read them first.
+
+    llama.cpp multiplies experts row by row, however many an expert has (ggml_compute_forward_mul_mat_id, ggml-cpu.c,
+    and forward_mul_mat_id, repack.cpp, b11434), but from the cache after the first.
+    """
+    k, total = work.constants, sum(t.expert_bytes.values())
+    again = max(0.0, tokens * t.expert_used_ratio - share)
+    flops = again * t.expert_flops / t.expert_used_ratio
+    seconds = sum(flops * size / total / _core_rate(k, host, name) for name, size in t.expert_bytes.items())
+    return seconds / (host.cores_prefill * k.expert_rows)
 
 
 def _streamed(parts: Parts, work: Work, host: HostRates, gpu: GpuRates, t: Traffic, tokens: int) -> None:

@@ -83,10 +83,10 @@ def link_rate(machine: Machine, index: int, settings: Settings, k: Constants, sa
     gpu = machine.gpus[index]
     if gpu.integrated or machine.unified:
         return gpu.bandwidth_bytes_per_s or ram_peak(machine, k, said)
-    # A mapped file is pageable: the driver copies it to a pinned buffer first, then over the link.
+    # A mapped file is pageable: one thread of the driver copies it to a pinned buffer first, however fast the link.
     pinned = settings.load_mode in _PINNED
     if gpu.link_bytes_per_s is not None:
-        return gpu.link_bytes_per_s * (1.0 if pinned else k.link_mapped / k.link_pinned)
+        return gpu.link_bytes_per_s if pinned else min(gpu.link_bytes_per_s, k.link_pageable_bytes_per_s)
     generation, width = gpu.pcie_gen, gpu.pcie_width
     if generation is None or width is None:
         generation = int(k.assumed["pcie_gen"]) if generation is None else generation
@@ -94,7 +94,8 @@ def link_rate(machine: Machine, index: int, settings: Settings, k: Constants, sa
         said.add(f"PCIe link of {gpu.name} unknown: {generation}.0 x{width} assumed", k.widen["link"])
     best = max(k.link_bytes_per_s, key=int)
     lane = k.link_bytes_per_s.get(str(generation), k.link_bytes_per_s[best])
-    return lane * width * (k.link_pinned if pinned else k.link_mapped)
+    rate = lane * width * k.link_pinned
+    return rate if pinned else min(rate, k.link_pageable_bytes_per_s)
 
 
 def ram_peak(machine: Machine, k: Constants, said: Assumptions) -> float:

@@ -47,6 +47,7 @@ class Attention:
     most_cells: int | None = None
     index_elements: int = 0
     index_flops: float = 0.0
+    heads: int = 0
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class _Cells:
     size: float = 0.0
     flops: float = 0.0
     selecting: int = 0
+    heads: int = 0
 
 
 class _Tally:
@@ -98,17 +100,20 @@ class _Tally:
     def add_attention(self, attention: Attention, k_bytes: float, v_bytes: float) -> None:
         self.layers += 1
         size = attention.k_elements * k_bytes + attention.v_elements * v_bytes
-        self._cells(attention.most_cells, size, attention.flops)
+        self._cells(attention.most_cells, size, attention.flops, heads=attention.heads)
         if attention.index_elements:
             # The index keys are kept in the K type and read for every cell, whatever the attention selects.
             self._cells(None, attention.index_elements * k_bytes, attention.index_flops, selecting=1)
 
-    def _cells(self, most: int | None, size: float, flops: float, selecting: int = 0) -> None:
+    def _cells(
+        self, most: int | None, size: float, flops: float, *, selecting: int = 0, heads: int = 0
+    ) -> None:
         if size or flops:
             row = self.cache.setdefault(most, _Cells())
             row.size += size
             row.flops += flops
             row.selecting += selecting
+            row.heads += heads
 
     def traffic(self, device: int, used_ratio: float, *, refused: bool = False) -> Traffic:
         return Traffic(
@@ -129,6 +134,7 @@ class _Tally:
                     flops_per_cell=row.flops,
                     most_cells=most,
                     selecting=row.selecting,
+                    heads=row.heads,
                 )
                 for most, row in self.cache.items()
             ),
@@ -445,5 +451,6 @@ def _attention(spec: ModelSpec, layer: int, kinds: set[str], window: int | None)
         index = spec.int_param("attention.indexer.key_length", 0)
         index_heads = spec.int_param("attention.indexer.head_count", 0)
         top = spec.int_param("attention.indexer.top_k", 0) or None
-        return Attention(k_row, 0, flops, top if index else window, index, 2.0 * index_heads * index)
-    return Attention(heads_kv * k_row, heads_kv * v_row, flops, window)
+        most = top if index else window
+        return Attention(k_row, 0, flops, most, index, 2.0 * index_heads * index, heads)
+    return Attention(heads_kv * k_row, heads_kv * v_row, flops, window, heads=heads)

@@ -26,13 +26,15 @@ class CacheReads:
     """What attention costs per cached token and new token, over the layers that see the same cells.
 
     `most_cells` is the window of sliding attention or the top-k of a sparse one; None reads every cell. `selecting`
-    counts the layers that sort the scores of all these cells, to choose those that attention then reads.
+    counts the layers that sort the scores of all these cells, to choose those that attention then reads. `heads` is the
+    sum over the layers of their query heads: each scores a cell for every new token.
     """
 
     bytes_per_cell: float
     flops_per_cell: float
     most_cells: int | None = None
     selecting: int = 0
+    heads: int = 0
 
     def cells(self, depth: float) -> float:
         """The cells read when `depth` tokens are cached."""

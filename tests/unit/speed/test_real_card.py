@@ -1,0 +1,77 @@
+"""The shipped constants against an H200's runs: which setting is faster, and by how much two whole choices differ."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+from scripts import speed_cuda, speed_report
+from scripts.speed_cases import Case
+
+from plan_llama.speed.constants import shipped
+
+CLEAR = 1.2  # predictions that differ by more are held to their order
+TIE = 1.07  # two runs of one command differ by as much
+
+
+def cases() -> list[tuple[Case, float, float]]:
+    """Every run of tests/data/cuda that can be compared: (case, predicted, measured), tokens per second."""
+    found = []
+    for case in speed_cuda.read():
+        decode, prefill = speed_report.predict(case, shipped())
+        found.append(
+            (case, decode, case.decode_tok_s)
+            if case.decode_tok_s
+            else (case, prefill, case.prefill_tok_s or 0.0)
+        )
+    return found
+
+
+def test_what_is_predicted_clearly_faster_is_faster() -> None:
+    # micro-batches, threads, offloaded or not, mapped or pinned, flash attention or not, types of the cache
+    alike: dict[Any, list[tuple[Case, float, float]]] = defaultdict(list)
+    for row in cases():
+        case = row[0]
+        alike[case.group, case.decode_tok_s is None, case.prompt_tokens, case.depth // 4096].append(row)
+    wrong, pairs = [], 0
+    for rows in alike.values():
+        for (one, said_one, real_one), (two, said_two, real_two) in combinations(rows, 2):
+            if max(said_one, said_two) < CLEAR * min(said_one, said_two):
+                continue
+            pairs += 1
+            tied = max(real_one, real_two) < TIE * min(real_one, real_two)
+            if not tied and (said_one > said_two) != (real_one > real_two):
+                wrong.append((one.id, said_one, real_one, two.id, said_two, real_two))
+    assert pairs > 40
+    assert not wrong
+
+
+@pytest.mark.parametrize("kind", ["offload", "gpu_moe", "gpu"])
+def test_runs_lie_in_the_stated_range(kind: str) -> None:
+    constants, inside = shipped(), []
+    for case, said, real in cases():
+        if speed_report.size_class(case) == kind:
+            spread = constants.spread_decode if case.decode_tok_s else constants.spread_prefill
+            inside.append(said / spread[kind] <= real <= said * spread[kind])
+    assert sum(inside) >= 0.8 * len(inside) > 0
+
+
+def test_pinned_experts_make_the_printed_choice_ten_times_as_fast_as_fit_at_prompts() -> None:
+    # tests/data/cuda/choices.jsonl: 12 GiB of the card; --fit's experts stay pages of the file
+    rows = (speed_cuda.DATA / "choices.jsonl").read_text(encoding="utf-8").splitlines()
+    real = {row["chosen_by"]: row["requests"][1] for row in map(json.loads, rows)}
+    assert {name: row["prompt"] for name, row in real.items()} == {"plan-llama": 8000, "--fit": 8000}
+    ratio = real["plan-llama"]["prefill_tok_s"] / real["--fit"]["prefill_tok_s"]
+    on_host = next(
+        case
+        for case, _, _ in cases()
+        if case.prompt_tokens == 2048 and case.settings.ubatch == 2048 and case.settings.load_mode == "none"
+        if speed_report.size_class(case) == "offload" and "qwen3" in case.id
+    )
+    fitted = replace(on_host, settings=replace(on_host.settings, ubatch=512, load_mode="mmap"))
+    said, said_fit = (speed_report.predict(case, shipped())[1] for case in (on_host, fitted))
+    assert said / said_fit == pytest.approx(ratio, rel=0.35)
