@@ -214,7 +214,8 @@ def test_the_split_leaves_room_for_the_projector(cli: Cli) -> None:
     assert answer["verdict"] in ("fits", "tight")
     assert answer["settings"]["layers_on_gpu"] == 62
     assert answer["settings"]["cpu_ffn_layers"] == answer["settings"]["cpu_weight_layers"] == 0
-    assert [card["projector_bytes"] > 0 for card in answer["memory"]["devices"]] == [True, False]
+    holds = [card["projector_bytes"] > 0 for card in answer["memory"]["devices"]]
+    assert sorted(holds) == [False, True]
 
 
 def test_limits_that_the_engine_refuses(cli: Cli) -> None:
