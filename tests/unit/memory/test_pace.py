@@ -47,9 +47,9 @@ def test_a_thousand_placements_of_79_layers() -> None:
     before = slowness()
     rounds = [pace(asked) for _ in range(3)]
     factor = max(before, slowness())
-    # 0.02 s and 0.1 s on an idle machine
-    assert min(prepared for prepared, _ in rounds) < 0.05 * factor
-    assert min(placed for _, placed in rounds) < 0.2 * factor
+    # 0.03 s and 0.17 s on a busy machine of two cores; the limits catch what makes it twice as slow
+    assert min(prepared for prepared, _ in rounds) < 0.1 * factor
+    assert min(placed for _, placed in rounds) < 0.4 * factor
 
 
 def test_graphs_are_given_back_with_their_recordings() -> None:
