@@ -36,7 +36,8 @@ def test_older_builds_have_more_rules() -> None:
     assert memory_rules.older(10883) == memory_rules.older(9496) == {"no-mixed-batch"}
     assert memory_rules.older(9442) == {"no-mixed-batch", "outputs-per-token"}
     assert memory_rules.older(9093) == {"no-mixed-batch", "outputs-per-token", "mask-f32"}
-    assert memory_rules.older(5000) == set(get_args(OlderRule))
+    # two are of another program only
+    assert memory_rules.older(5000) == set(get_args(OlderRule)) - {"one-embedding", "fused-ops"}
 
 
 def test_a_newer_build_is_named() -> None:
