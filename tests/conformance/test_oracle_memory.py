@@ -98,15 +98,19 @@ def test_an_undescribed_graph_is_bounded_from_above(model: str, monkeypatch: pyt
     fresh = ModelTable(spec(model))
     ratios = []
     for case in measured(model):
+        given = reading(case).settings
+        # between two devices such a hybrid may lose flash attention, and the bound holds without it
+        one_side = len(devices(case, STAND_IN)) == 1 and given.gpu_layers > fresh.blocks
         for place, part in predicted(case, fresh):
             weights, context, compute = case.real(place)
             where = f"{case.label}: {place}"
             assert part.weights_bytes == weights, where
             assert part.context_bytes == context, where
             assert part.compute_bytes >= compute, (where, part.compute_bytes, compute)
-            if place != "Host" and compute > 100 * MIB:
+            if place != "Host" and compute > 100 * MIB and one_side:
                 ratios.append(part.compute_bytes / compute)
     ratios.sort()
+    assert len(ratios) > 10
     assert ratios[len(ratios) // 2] < 2.5, "a bound so high is no help"
 
 
