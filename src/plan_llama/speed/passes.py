@@ -135,9 +135,8 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
     for t in work.traffic:
         share = touched(t.expert_used_ratio, tokens)
         if t.refused and t.device in work.refusing:
-            _refused(parts, work, t, share)
-            assert work.host is not None  # noqa: S101 - resolved for it
-            _add(parts, "CPU compute", _core_rows(work, work.host, t, tokens, share))
+            host = _refused(parts, work, t, share)
+            _add(parts, "CPU compute", _core_rows(work, host, t, tokens, share))
             continue
         if t.device == HOST:
             if work.host is None:
@@ -178,9 +177,8 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
     for t in work.traffic:
         share = touched(t.expert_used_ratio, tokens)
         if t.refused and t.device in work.refusing:
-            _refused(parts, work, t, share)
-            assert work.host is not None  # noqa: S101 - resolved for it
-            _add(parts, "CPU compute", _core_flops(work, work.host, t, tokens))
+            host = _refused(parts, work, t, share)
+            _add(parts, "CPU compute", _core_flops(work, host, t, tokens))
             continue
         if t.device == HOST:
             if work.host is None:
@@ -311,21 +309,21 @@ def _mixed(k: Constants, sizes: Mapping[str, int]) -> float:
 
 def _core_flops(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
     """Seconds of arithmetic on the cores for a micro-batch of a prompt; only its last token goes through the head."""
-    k = work.constants
-    seconds, factor = 0.0, work.host_experts_prefill
-    if factor is None:
+    dense = tokens * (t.dense_flops - t.head_flops) + t.head_flops
+    seconds = _products(work, host, t.dense_bytes, dense)
+    if work.host_experts_prefill is None:
         share = touched(t.expert_used_ratio, tokens)
-        seconds = _expert_rows(work, host, t, tokens, share)
-    for flops, sizes, ratio in (
-        (tokens * (t.dense_flops - t.head_flops) + t.head_flops, t.dense_bytes, 1.0),
-        (tokens * t.expert_flops, t.expert_bytes, factor),
-    ):
-        if ratio is None:
-            continue
-        total = sum(sizes.values())
-        for name, size in sizes.items():
-            seconds += flops * size / total / (_core_rate(k, host, name) * host.cores_prefill * ratio)
-    return seconds
+        return seconds + _expert_rows(work, host, t, tokens, share)
+    return (
+        seconds + _products(work, host, t.expert_bytes, tokens * t.expert_flops) / work.host_experts_prefill
+    )
+
+
+def _products(work: Work, host: HostRates, sizes: Mapping[str, int], flops: float) -> float:
+    """Seconds of the cores for `flops` operations, spread over weights of several types by their bytes."""
+    total = sum(sizes.values())
+    cores_s = (flops * size / total / _core_rate(work.constants, host, name) for name, size in sizes.items())
+    return sum(cores_s) / host.cores_prefill
 
 
 def _core_rate(k: Constants, host: HostRates, name: str) -> float:
@@ -346,13 +344,8 @@ def _core_read(k: Constants, host: HostRates, name: str) -> float:
 def _core_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: float) -> float:
     """Seconds of arithmetic that the tokens after the first add to a decode step on the CPU: matrices as in a prompt,
     experts row by row."""
-    k = work.constants
-    dense = sum(
-        t.dense_flops * size / sum(t.dense_bytes.values()) / _core_rate(k, host, name)
-        for name, size in t.dense_bytes.items()
-    )
-    rows = (tokens - 1) * dense / host.cores_prefill
-    return rows + _expert_rows(work, host, t, tokens, share)
+    dense = _products(work, host, t.dense_bytes, (tokens - 1) * t.dense_flops)
+    return dense + _expert_rows(work, host, t, tokens, share)
 
 
 def _expert_rows(work: Work, host: HostRates, t: Traffic, tokens: float, share: float) -> float:
@@ -361,11 +354,9 @@ def _expert_rows(work: Work, host: HostRates, t: Traffic, tokens: float, share: 
     llama.cpp multiplies experts row by row, however many an expert has (ggml_compute_forward_mul_mat_id, ggml-cpu.c,
     and forward_mul_mat_id, repack.cpp, b11434), but from the cache after the first.
     """
-    k, total = work.constants, sum(t.expert_bytes.values())
     again = max(0.0, tokens * t.expert_used_ratio - share)
     flops = again * t.expert_flops / t.expert_used_ratio
-    seconds = sum(flops * size / total / _core_rate(k, host, name) for name, size in t.expert_bytes.items())
-    return seconds / (host.cores_prefill * k.expert_rows)
+    return _products(work, host, t.expert_bytes, flops) / work.constants.expert_rows
 
 
 def _streamed(parts: Parts, work: Work, host: HostRates, gpu: GpuRates, t: Traffic, tokens: int) -> None:
@@ -431,9 +422,12 @@ def _quantised(work: Work) -> float:
     return (2 - (work.settings.kv_type_k in floats) - (work.settings.kv_type_v in floats)) / 2
 
 
-def _refused(parts: Parts, work: Work, t: Traffic, share: float) -> None:
+def _refused(parts: Parts, work: Work, t: Traffic, share: float) -> HostRates:
     """Experts that the CPU has to multiply with: those on a card are first copied to it, all of them in every batch
-    (ggml_backend_sched_compute_splits copies the used ones alone only from the host, ggml-backend.cpp, b11434)."""
+    (ggml_backend_sched_compute_splits copies the used ones alone only from the host, ggml-backend.cpp, b11434).
+
+    Returns the rates of that CPU.
+    """
     host = work.host
     assert host is not None  # noqa: S101 - resolved for it
     if t.device != HOST:
@@ -442,6 +436,7 @@ def _refused(parts: Parts, work: Work, t: Traffic, share: float) -> None:
         _add(parts, "crossings", t.expert_layers * work.constants.crossing_s)
         work = replace(work, resident_ratio=1.0)
     _host_pass(parts, work, host, t, share)
+    return host
 
 
 def _host_attention(
