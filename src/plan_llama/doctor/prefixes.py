@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_FRONT = 200  # characters of a line in which its prefixes stand
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _PREFIXES = tuple(
     re.compile(text)
@@ -17,13 +18,19 @@ _PREFIXES = tuple(
         r"(?:stdout|stderr) [FP] ",  # CRI
         r"\[\d{2,5}\] ",  # the router's child port
         r"\d+\.\d\d\.\d{3}\.\d{3} [DIWE] ",  # llama.cpp since 2026
-        r"\((?:EngineCore|Worker|APIServer|VllmWorker|EngineCoreProc)[\w.]* ?(?:rank=\d+ )?(?:pid=\d+)\)\s*",
+        r"\([A-Za-z_][\w.:]*(?: [A-Z]{2}\d+)*(?: rank=\d+)? ?pid=\d+(?:, ip=[^)\s]*)?\)\s*",  # vLLM's processes, Ray's
         r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? (?:\[[^\]]*\]|\S+:\d+\])\s*",  # vLLM
         r"\[rank\d+\]:\s*",
         r"time=\S+ level=(?=\w+ )",  # Ollama
     )
 )
 
+# Who wrote a line, by what stands in front of it.
+_VLLM = re.compile(
+    r"\((?:EngineCore|APIServer|VllmWorker|Worker|RayWorkerWrapper|RayWorkerVllm|_AsyncLLMEngine)[\w.]*"
+    r"(?: [A-Z]{2}\d+)*(?: rank=\d+)? ?pid=\d+"
+    r"|\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? (?:\[[\w./]+:\d+\]|[\w.]+\.py:\d+\])"
+)
 
 # What forums, trackers and JSON make of quotes and spaces.
 _SPELLED = (
@@ -67,3 +74,8 @@ def strip(text: str) -> str:
         if rest == before:
             return rest
     return rest
+
+
+def engine(text: str) -> str:
+    """The engine whose logger or process is named in front of a line; empty where none is."""
+    return "vllm" if _VLLM.search(text[:_FRONT]) else ""

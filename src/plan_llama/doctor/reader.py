@@ -261,6 +261,8 @@ class LogReader:
         for number, raw, found in item.all():
             text = _text(raw)
             line = Line(number, text, item.source)
+            if "engine" not in start.facts and (name := prefixes.engine(raw.decode("utf-8", "replace"))):
+                start.set("engine", name, line)
             for place in found:
                 pattern = self._book.patterns[place]
                 match = pattern.search(text)

@@ -41,8 +41,27 @@ def test_what_stands_in_front_does_not_matter(before: str) -> None:
 
 
 def test_the_prefixes_of_vllm() -> None:
-    line = "(EngineCore_DP0 pid=71) ERROR 09-02 11:11:11 [core.py:708] ValueError: x"
-    assert prefixes.strip(line) == "ValueError: x"
+    for line in (
+        "(EngineCore_DP0 pid=71) ERROR 09-02 11:11:11 [core.py:708] ValueError: x",
+        "(VllmWorker TP0 pid=7) ValueError: x",
+        "(RayWorkerWrapper pid=7, ip=10.0.0.1) ValueError: x",
+    ):
+        assert prefixes.strip(line) == "ValueError: x"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("(EngineCore_DP0 pid=71) x", "vllm"),
+        ("\x1b[36m(VllmWorker rank=1 pid=9)\x1b[0m x", "vllm"),
+        ("ERROR 12-17 18:40:37 engine.py:366] x", "vllm"),
+        ("ERROR 09-02 11:11:11 [core.py:708] x", "vllm"),
+        ("ERROR 2025-03-30 x", ""),
+        ("(main pid=9) x", ""),
+    ],
+)
+def test_who_wrote_a_line(line: str, name: str) -> None:
+    assert prefixes.engine(line) == name
 
 
 def test_a_pattern_needs_a_word() -> None:
