@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from importlib.resources import files
@@ -51,6 +52,33 @@ def test_a_server_that_listens_is_fine_and_all_it_started_is_ended(cli: Cli, tmp
     assert "NOTHING WRONG FOUND" in ended.out
     pids = [int(word) for word in note.read_text().split()]
     until = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(alive, pids))
+
+
+def test_what_it_started_ends_with_doctor_however_that_ends(tmp_path: Path) -> None:
+    """Killed as the kernel kills for want of memory: doctor itself can end nothing then."""
+    note = tmp_path / "pids"
+    text = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        f"open({str(note)!r} + '.part', 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"os.rename({str(note)!r} + '.part', {str(note)!r})\n"
+        "time.sleep(300)\n"
+    )
+    argv = [sys.executable, "-m", "plan_llama", "doctor", "--", sys.executable, script(tmp_path, text)]
+    doctor = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not note.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        pids = [int(word) for word in note.read_text().split()]
+        assert all(map(alive, pids))
+    finally:
+        doctor.kill()
+        doctor.wait()
+    until = time.monotonic() + 5
     while any(map(alive, pids)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(map(alive, pids))

@@ -39,7 +39,7 @@ def started(argv: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_server_is_started_answers_and_is_gone_with_us(
     engine_bin: Path, model: Path, number: signal.Signals
 ) -> None:
@@ -65,13 +65,24 @@ def test_a_server_is_started_answers_and_is_gone_with_us(
         props = processes.ask(port, "/props")
         assert props["default_generation_settings"]["n_ctx"] == answer["settings"]["context_per_slot"]
         process.send_signal(number)
-        assert process.wait(30) == 0
-        with pytest.raises(ProcessLookupError):
-            os.killpg(launch["pid"], 0)
+        killed = number == signal.SIGKILL
+        assert process.wait(30) == (-number if killed else 0)
+        end = time.monotonic() + (5 if killed else 0)
+        while (left := _group_is_left(launch["pid"])) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not left
         assert not processes.listens(port)
     finally:
         process.kill()
         process.communicate()
+
+
+def _group_is_left(number: int) -> bool:
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_server_that_ends_or_is_too_slow(engine_bin: Path, model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from plan_llama.engines.guard import Guard
 from plan_llama.hardware.processes import usage
 from plan_llama.units import gib
 
@@ -151,11 +152,13 @@ class Start:
         self._argv, self._env = list(argv), dict(env)
         self._errors = subprocess.STDOUT if together else subprocess.PIPE
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._start, daemon=True)
         self._thread.start()
 
     def _start(self) -> None:
+        self._guard = Guard()
         try:
             with _no_core_files():
                 self._process = subprocess.Popen(
@@ -166,6 +169,7 @@ class Start:
                     stderr=self._errors,
                     start_new_session=True,
                 )
+            self._guard.watch(self._process.pid)
         except (OSError, ValueError) as error:
             self._error = error
 
@@ -181,6 +185,8 @@ class Start:
         self._thread.join()
         if self._process is not None:
             end_group(self._process)
+        if self._guard is not None:
+            self._guard.release()
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
