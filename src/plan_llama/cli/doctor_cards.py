@@ -55,6 +55,11 @@ def observe(reader: LogReader, cards: CardWatch) -> None:
             )
         if card.works and card.held == {"power-cap"} and not _lowered(card):
             fact("card_at_limit", card.name, f"{card.name}: it works at its power limit, as the maker set it")
+    if narrow := min((card for card in cards.all() if _lanes(card) < 1), key=_lanes, default=None):
+        now, best = narrow.link[1] or 0, narrow.link_most[1] or 0
+        text = f"{narrow.name}: PCIe x{now} now, x{best} possible"
+        fact("pcie_width_now", now, text)
+        fact("pcie_width_best", best, text)
     for name, found in (("clocks_held", held), ("card_memory_broken", broken), ("card_memory_past", past)):
         if found:
             fact(name, "; ".join(found), "; ".join(found))
@@ -113,6 +118,12 @@ def _broken(card: CardState) -> list[str]:
     if card.repair_pending:
         found.append(f"{card.name}: bad memory waits for a reset of the card to be taken out of use")
     return found
+
+
+def _lanes(card: CardState) -> float:
+    """The share of the lanes of card and slot that it runs with; a card at rest keeps them all."""
+    now, best = card.link[1], card.link_most[1]
+    return now / best if now and best else 1.0
 
 
 def _slow_link(card: CardState) -> bool:

@@ -100,7 +100,9 @@ def _links(reader: LogReader, machine: Machine) -> None:
     if not cards:
         return
     _, number, gpu = min(cards, key=lambda item: item[:2])
-    line = Line(0, f"gpu{number}: PCIe x{gpu.pcie_width_now} now, x{gpu.pcie_width} possible", MACHINE)
+    # NVML's width is the present one; what card and slot could have is told with the card's state (doctor_cards)
+    possible = f", x{gpu.pcie_width} possible" if gpu.pcie_width != gpu.pcie_width_now else ""
+    line = Line(0, f"gpu{number}: PCIe x{gpu.pcie_width_now} now{possible}", MACHINE)
     reader.observe("pcie_width_now", Fact(gpu.pcie_width_now or 0, line))
     reader.observe("pcie_width_best", Fact(gpu.pcie_width or 0, line))
 
