@@ -2,7 +2,8 @@
 
 A template is the text of a log line with holes: `<n>` a number, `<a>` to `<e>` numbers that are kept, `<s>` any text,
 `<w>` one word, `<x>` to `<z>` texts that are kept. A space stands for one or more. Log lines repeat: a line without its
-digits and punctuation is its shape, and what a shape may match is worked out once.
+digits and punctuation, in small letters, is its shape, and what a shape may match is worked out once. Templates of
+three words and more match in any case: wrappers begin their sentences with another letter than the engine.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ _WORD_BYTES: Final = frozenset(
 )
 TABLE: Final = bytes(
     byte if byte in _WORD_BYTES or byte == 0x0A else 0x20 for byte in range(256)
-)  # lines stay lines
+).lower()  # lines stay lines
 DIGITS: Final = b"0123456789"
 _MOST_SHAPES = 20_000
 _LONGEST_KNOWN = 512  # bytes of a shape that is remembered
+_ANY_CASE_WORDS = 3  # "Killed" is not "killed", but "Failed to load" is "failed to load"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def _regex(template: str) -> re.Pattern[str]:
         parts.append(_hole(hole[1], last=last))
         end = hole.end()
     parts.append(_literal(template[end:]))
-    return re.compile("".join(parts))
+    loose = len(_HOLE.sub(" ", template).split()) >= _ANY_CASE_WORDS
+    return re.compile("".join(parts), re.IGNORECASE if loose else 0)
 
 
 def _literal(text: str) -> str:
@@ -91,7 +94,7 @@ def _hole(name: str, *, last: bool) -> str:
 
 
 def shape(raw: bytes) -> bytes:
-    """A line without digits, punctuation as spaces."""
+    """A line without digits, punctuation as spaces, in small letters."""
     return raw.translate(TABLE, DIGITS)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from plan_llama.doctor.evidence import Evidence, Fact, Line, Start
 from plan_llama.doctor.judge import Diagnosis
 from plan_llama.doctor.redact import redacted
-from plan_llama.doctor.rules import Severity
+from plan_llama.doctor.rules import Severity, load
 from plan_llama.doctor.spelling import spelled
 from plan_llama.engines.flags import FlagTable
 from plan_llama.errors import InputError
@@ -19,6 +19,7 @@ _LONGEST_LINE = 300
 _LOADING = re.compile(
     r"loading model tensors|^\s*\.{4,}\s*$|Loading safetensors checkpoint shards|loading model '"
 )
+_HARMLESS = "harmless-line"
 _KERNEL = "sudo dmesg -T | tail -50"
 _ASK: Mapping[str, tuple[str, ...]] = {
     "llama.cpp": (
@@ -151,8 +152,9 @@ def _unknown(evidence: Evidence) -> Found | None:
             commands=(),
             evidence=(clean(waited.line), *(clean(line) for line in evidence.tail[-1:])),
         )
-    if start.served is None and (start.ended is not None or (start.begun is None and start.errors)):
-        lines = [*start.errors[:4], *([start.ended] if start.ended else [])]
+    errors = _errors(start)
+    if start.served is None and (start.ended is not None or (start.begun is None and errors)):
+        lines = [*errors[:4], *([start.ended] if start.ended else [])]
         return _cannot_tell("cause-not-found", "fatal", 0.3, lines, ask)
     if start.served is None and start.begun is not None and _stops_loading(evidence):
         return Found(
@@ -172,6 +174,20 @@ def _unknown(evidence: Evidence) -> Found | None:
             evidence=tuple(clean(line) for line in evidence.tail[-2:]),
         )
     return None
+
+
+def _errors(start: Start) -> list[Line]:
+    """Lines that say error or failed and are not known to be harmless."""
+    harmless = {
+        hit.line.number
+        for rule in load()
+        if rule.id == _HARMLESS
+        for sign in rule.signs
+        for text in sign.any
+        if text in start.hits
+        for hit in start.hits[text].all
+    }
+    return [line for line in start.errors if line.number not in harmless]
 
 
 def _ended(evidence: Evidence) -> tuple[bool, Line] | None:
