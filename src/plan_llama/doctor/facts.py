@@ -250,6 +250,13 @@ def _system_memory(start: Start, hit: Hit) -> None:
         start.set("swap_free_bytes", int(float(found[1]) * unit), hit.line)
 
 
+def _gin(start: Start, hit: Hit) -> None:
+    """Ollama's line for a request to a model: that it was answered, and how the last one ended."""
+    start.set("last_status", int(number(hit.values["a"])), hit.line)
+    if number(hit.values["a"]) == 200:
+        start.set("answered", True, hit.line)
+
+
 def _vllm_arguments(start: Start, hit: Hit) -> None:
     start.set("engine", "vllm", hit.line)
     start.set("vllm_arguments", hit.values["x"], hit.line)
@@ -321,6 +328,11 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("vLLM", _likely("vllm")),
     FactPattern("tensor-parallel-size", _likely("vllm")),
     FactPattern("tensor_parallel_size", _likely("vllm")),
+    FactPattern("[GIN] <s> | <a> | <s> POST <s>/api/chat", _gin),
+    FactPattern("[GIN] <s> | <a> | <s> POST <s>/api/generate", _gin),
+    FactPattern("[GIN] <s> | <a> | <s> POST <s>/api/embed", _gin),
+    FactPattern("[GIN] <s> | <a> | <s> POST <s>/api/embeddings", _gin),
+    FactPattern("[GIN] <s> | <a> | <s> POST <s>/v1/<s>", _gin),
     FactPattern("gpu_memory_utilization", _likely("vllm")),
     FactPattern("vllm serve", _likely("vllm")),
     FactPattern("vllm.entrypoints", _likely("vllm")),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from plan_llama.doctor.evidence import Evidence, Fact, Line, Start
 from plan_llama.doctor.judge import Diagnosis
+from plan_llama.doctor.patterns import Pattern, compiled
 from plan_llama.doctor.redact import redacted
 from plan_llama.doctor.rules import Severity, load
 from plan_llama.doctor.spelling import spelled
@@ -152,7 +154,7 @@ def _unknown(evidence: Evidence) -> Found | None:
             commands=(),
             evidence=(clean(waited.line), *(clean(line) for line in evidence.tail[-1:])),
         )
-    errors = _errors(start)
+    errors = [] if start.get("last_status") == 200 else _errors(start)
     if start.served is None and (start.ended is not None or (start.begun is None and errors)):
         lines = [*errors[:4], *([start.ended] if start.ended else [])]
         return _cannot_tell("cause-not-found", "fatal", 0.3, lines, ask)
@@ -178,16 +180,19 @@ def _unknown(evidence: Evidence) -> Found | None:
 
 def _errors(start: Start) -> list[Line]:
     """Lines that say error or failed and are not known to be harmless."""
-    harmless = {
-        hit.line.number
-        for rule in load()
-        if rule.id == _HARMLESS
-        for sign in rule.signs
-        for text in sign.any
-        if text in start.hits
-        for hit in start.hits[text].all
-    }
-    return [line for line in start.errors if line.number not in harmless]
+    return [line for line in start.errors if not _harmless(line)]
+
+
+def _harmless(line: Line) -> bool:
+    """Whether a line that says error is known to mean none."""
+    return any(pattern.search(line.text) for pattern in _harmless_patterns())
+
+
+@cache
+def _harmless_patterns() -> tuple[Pattern, ...]:
+    return tuple(
+        compiled(text) for rule in load() if rule.id == _HARMLESS for sign in rule.signs for text in sign.any
+    )
 
 
 def _ended(evidence: Evidence) -> tuple[bool, Line] | None:

@@ -46,3 +46,30 @@ def test_what_doctor_says_of_them(lines: list[str]) -> None:
     read: Callable[..., str] = SCRIPT["read"]
     assert [read(line, book()) for line in lines] == ["general", "special", "general", "general"]
     assert read("slot release: id 0 | task 1 | stop processing", book()) == "none"
+
+
+GO = """
+package server
+// errors.New("not this one")
+var errQueue = errors.New("server busy, please try again.  maximum pending requests exceeded")
+func pull() error {
+    slog.Warn("model was still loaded", "model", name)
+    c.JSON(400, gin.H{"error": fmt.Sprintf("model %q not found", name)})
+    return fmt.Errorf("pull model manifest: %s", err)
+}
+"""
+
+
+def test_messages_of_go_are_taken_out_as_the_program_prints_them(tmp_path: Path) -> None:
+    (tmp_path / "go.mod").write_text("module example\n", encoding="utf-8")
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "download.go").write_text(GO, encoding="utf-8")
+    (tmp_path / "server" / "download_test.go").write_text(GO, encoding="utf-8")
+    messages: Callable[[Path], Any] = SCRIPT["messages"]
+    time = "time=2026-01-01T00:00:00Z"
+    assert [item.printed() for item in messages(tmp_path)] == [
+        "pulling manifest\nError: server busy, please try again. maximum pending requests exceeded",
+        f'{time} level=WARN source=download.go:123 msg="model was still loaded" error=word',
+        "pulling manifest\nError: model word not found",
+        "pulling manifest\nError: pull model manifest: word",
+    ]

@@ -9,7 +9,8 @@ import pytest
 
 from plan_llama.doctor.conditions import condition
 from plan_llama.doctor.evidence import Start
-from plan_llama.doctor.rules import load
+from plan_llama.doctor.patterns import compiled
+from plan_llama.doctor.rules import load, templates
 from plan_llama.doctor.spelling import spelled
 from plan_llama.engines.flags import FlagTable
 from plan_llama.errors import ProfileError
@@ -22,6 +23,12 @@ def test_every_rule_has_a_public_source_and_words() -> None:
         assert all(url.startswith("https://") for url in rule.sources), rule.id
         assert rule.cause.endswith((".", ".)")), rule.id
         assert rule.fix.endswith((".", ".)")), rule.id
+
+
+def test_every_pattern_can_be_looked_for() -> None:
+    """A hole of one name twice is found only when a line has the pattern's words."""
+    for text in templates():
+        assert compiled(text).search("no such line") is None, text
 
 
 def test_the_page_is_made_from_the_rules() -> None:
