@@ -12,15 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plan_llama.errors import UsageError
+from plan_llama.hardware import cards as asked_cards
 from plan_llama.hardware import described, gpu_table, ram_speed
 from plan_llama.hardware.host import ISA_FLAGS
-from plan_llama.hardware.other_gpus import metal_limit_bytes
 from plan_llama.hardware.types import Cpu, Disk, Gpu, Machine, ProbeNote, Ram, Source
 from plan_llama.units import gib, parse_size, uses_decimal_spelling
-
-_MOST_CARDS = 64
-_ASSUMED_PCIE_GEN = 4
-_ASSUMED_PCIE_WIDTH = 16
 
 # What an instruction set comes with on every processor that has it.
 _ISA_IMPLIES: dict[str, tuple[str, ...]] = {
@@ -64,79 +60,6 @@ class HardwareChoice:
     def simulates(self) -> bool:
         """Whether the machine is another than this one."""
         return replace(self, reserve=None) != HardwareChoice()
-
-
-def parse_gpu(written: str) -> tuple[Gpu, int, gpu_table.GpuFacts | None]:
-    """`RTX 3090*2`, `24GiB`, `A100 80GB`: the card, how many, its table row. Raises UsageError.
-
-    A bare size is an otherwise unknown discrete CUDA card. A card's memory, link and speed are the table's;
-    that all of it is free, and that its slot gives the link, is assumed.
-    """
-    match = re.fullmatch(r"\s*(.*?)\s*(?:[*×]\s*(\d{1,3})\s*)?", written, re.DOTALL)
-    name, count = (match[1], int(match[2] or 1)) if match else (written, 1)
-    if not name or not 1 <= count <= _MOST_CARDS:
-        raise UsageError(
-            f"--gpu: expected NAME or SIZE, with *N for several (1 to {_MOST_CARDS}), found {written!r}"
-        )
-    facts, written_bytes = gpu_table.lookup(name), None
-    if facts is None and (changed := gpu_table.modified(name)):
-        facts, written_bytes = changed
-    sources: dict[str, Source] = {"free_bytes": "assumed", "display": "assumed"}
-    if facts is None:
-        try:
-            total = parse_size(name)
-        except UsageError:
-            close = gpu_table.nearest(name)
-            hint = (
-                f"nearest: {', '.join(close)}; or a size such as 24GiB"
-                if close
-                else "give its memory, such as 24GiB; --no-gpu plans without one"
-            )
-            raise UsageError(f"--gpu: no card is called {name!r}", hint=hint) from None
-        if total == 0:
-            raise UsageError("--gpu: a card has some memory", hint="--no-gpu plans without one")
-        sources |= {"name": "user", "total_bytes": "user", "pcie_gen": "assumed", "pcie_width": "assumed"}
-        unknown = Gpu(
-            name=f"GPU with {gib(total)}",
-            vendor="nvidia",
-            total_bytes=total,
-            free_bytes=total,
-            pcie_gen=_ASSUMED_PCIE_GEN,
-            pcie_width=_ASSUMED_PCIE_WIDTH,
-            display=False,
-            sources=sources,
-        )
-        return unknown, count, None
-    total = written_bytes or facts.memory_bytes or 0
-    gpu = Gpu(
-        name=facts.name,
-        vendor=facts.vendor,
-        backend=facts.backend,
-        integrated=facts.unified,
-        total_bytes=total,
-        free_bytes=total,
-        display=False,
-        sources={**sources, "name": "user", "total_bytes": "user" if written_bytes else "catalog"},
-    )
-    gpu = gpu_table.fill(gpu, facts)
-    link: dict[str, Source] = {key: "assumed" for key in ("pcie_gen", "pcie_width") if key in gpu.sources}
-    return replace(gpu, sources={**gpu.sources, **link}), count, facts
-
-
-def _cards(choice: HardwareChoice) -> tuple[Gpu, ...]:
-    cards: list[Gpu] = []
-    for written in choice.gpu:
-        gpu, count, _ = parse_gpu(written)
-        cards += [gpu] * count
-    if len(cards) > _MOST_CARDS:
-        raise UsageError(f"--gpu: more than {_MOST_CARDS} cards")
-    kinds = {gpu.integrated for gpu in cards}
-    if len(kinds) == 2 and not choice.unified:
-        names = ", ".join(gpu.name for gpu in cards if gpu.integrated)
-        raise UsageError(
-            f"--gpu: {names} shares the system's memory and cannot stand beside cards with their own"
-        )
-    return tuple(cards)
 
 
 def _ram(choice: HardwareChoice, base: Ram, is_described: bool, unified_rate: float | None) -> Ram:
@@ -252,54 +175,6 @@ def _cpu(choice: HardwareChoice, base: Cpu, notes: list[ProbeNote]) -> Cpu:
     return replace(cpu, sources=sources)
 
 
-def _as_one_pool(gpus: tuple[Gpu, ...], ram: Ram, *, own_limit: bool) -> tuple[Gpu, ...]:
-    """The GPUs of one pool: their memory is the system's (Metal keeps a part of it back), without a link."""
-    found: list[Gpu] = []
-    for gpu in gpus:
-        total = metal_limit_bytes(ram.total_bytes) if gpu.vendor == "apple" else ram.total_bytes
-        sources = {key: value for key, value in gpu.sources.items() if not key.startswith("pcie_")}
-        sources |= {
-            "total_bytes": "modelled" if gpu.vendor == "apple" else ram.sources.get("total_bytes", "assumed")
-        }
-        if own_limit:
-            total = min(gpu.total_bytes, ram.total_bytes)
-            sources["total_bytes"] = gpu.sources.get("total_bytes", "assumed")
-        sources["free_bytes"] = ram.sources.get("available_bytes", "assumed")
-        rate = gpu.bandwidth_bytes_per_s
-        if rate is None:
-            rate = ram.bandwidth_bytes_per_s
-            sources["bandwidth_bytes_per_s"] = ram.sources.get("bandwidth_bytes_per_s", "assumed")
-        found.append(
-            replace(
-                gpu,
-                integrated=True,
-                total_bytes=total,
-                free_bytes=min(total, ram.available_bytes),
-                bandwidth_bytes_per_s=rate,
-                pcie_gen=None,
-                pcie_width=None,
-                pcie_gen_now=None,
-                pcie_width_now=None,
-                sources=sources,
-            )
-        )
-    return tuple(found)
-
-
-def _with_free(gpus: tuple[Gpu, ...], written: tuple[str, ...]) -> tuple[Gpu, ...]:
-    if len(written) > len(gpus):
-        raise UsageError(f"--gpu-free: given {len(written)} times for {len(gpus)} cards")
-    changed = list(gpus)
-    for index, size in enumerate(written):
-        free, gpu = parse_size(size, what="--gpu-free"), gpus[index]
-        if free > gpu.total_bytes:
-            raise UsageError(
-                f"--gpu-free: {gib(free)} is more than card {index} has ({gpu.name}, {gib(gpu.total_bytes)})"
-            )
-        changed[index] = replace(gpu, free_bytes=free, sources={**gpu.sources, "free_bytes": "user"})
-    return tuple(changed)
-
-
 def _with_reserve(machine: Machine, written: str) -> Machine:
     """`gpu0=4GiB,ram=24GiB`: bytes that a plan leaves alone."""
     gpus, ram, seen = list(machine.gpus), machine.ram, set[str]()
@@ -371,7 +246,9 @@ def resolve(
     if choice.no_gpu and (choice.gpu or choice.gpu_free or choice.unified):
         other = "--gpu" if choice.gpu else "--gpu-free" if choice.gpu_free else "--unified"
         raise UsageError(f"--no-gpu contradicts {other}", hint="leave out one of them")
-    cards = _cards(choice)  # before the probe: a misspelt name is told at once
+    cards = asked_cards.parse(
+        choice.gpu, one_pool=choice.unified
+    )  # before the probe: a misspelt name is told at once
     if choice.hardware is not None:
         base = described.load(choice.hardware)
     elif base is None:
@@ -403,7 +280,7 @@ def resolve(
     if unified and (choice.unified or cards or choice.ram or choice.ram_available):
         # A described or probed GPU may reach less than all of the memory (GTT); that limit is still its own.
         own_limit = not (choice.unified or cards or choice.ram)
-        gpus = _as_one_pool(gpus, ram, own_limit=own_limit)
+        gpus = asked_cards.as_one_pool(gpus, ram, own_limit=own_limit)
     changes: dict[str, Any] = {}
     if unified and any(gpu.vendor == "apple" for gpu in gpus):
         changes |= {"os": "darwin", "wsl": False, "container": None}
@@ -413,7 +290,7 @@ def resolve(
         base,
         simulated=base.simulated or choice.simulates,
         unified=unified,
-        gpus=_with_free(gpus, choice.gpu_free),
+        gpus=asked_cards.with_free(gpus, choice.gpu_free),
         ram=ram,
         cpu=_cpu(choice, base.cpu, notes),
         rocm_version=None if replaced else base.rocm_version,
