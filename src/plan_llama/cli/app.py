@@ -120,14 +120,7 @@ def _internal(error: Exception) -> int:
 
 
 @app.callback(invoke_without_command=True)
-@takes(
-    model=ModelOptions,
-    hardware=HardwareOptions,
-    wishes=WishOptions,
-    engine=EngineOptions,
-    serve=ServeOptions,
-    output=OutputOptions,
-)
+@takes
 def plan(
     context: typer.Context,
     *,
@@ -141,14 +134,8 @@ def plan(
 ) -> int:
     """Plan a model for a machine: the command that runs it, what it uses, how fast it is, what to watch."""
     if context.invoked_subcommand is not None:
-        early = [
-            *given(model),
-            *given(hardware),
-            *given(wishes),
-            *given(engine),
-            *given(serve),
-            *given(output),
-        ]
+        groups = (model, hardware, wishes, engine, serve, output)
+        early = [name for group in groups for name in given(group)]
         early += ["--version"] if version else []
         if early:
             raise UsageError(
@@ -179,14 +166,7 @@ def _refuse_incomplete(model: ModelOptions, serve: ServeOptions, example: str) -
 
 
 @app.command()
-@takes(
-    model=ModelOptions,
-    hardware=HardwareOptions,
-    wishes=WishOptions,
-    engine=EngineOptions,
-    serve=ServeOptions,
-    output=OutputOptions,
-)
+@takes
 def launch(
     *,
     timeout: Annotated[
@@ -212,13 +192,7 @@ def launch(
 
 
 @app.command(context_settings={"allow_extra_args": True})
-@takes(
-    model=ModelOptions,
-    hardware=HardwareOptions,
-    wishes=WishOptions,
-    engine=EngineOptions,
-    output=OutputOptions,
-)
+@takes
 def check(
     context: typer.Context,
     *,
@@ -241,13 +215,7 @@ def check(
 
 
 @app.command(context_settings={"allow_extra_args": True})
-@takes(
-    model=ModelOptions,
-    hardware=HardwareOptions,
-    wishes=WishOptions,
-    engine=EngineOptions,
-    output=OutputOptions,
-)
+@takes
 def verify(
     context: typer.Context,
     *,
@@ -344,13 +312,7 @@ def doctor(
 
 
 @app.command()
-@takes(
-    model=ModelOptions,
-    hardware=HardwareOptions,
-    wishes=WishOptions,
-    engine=EngineOptions,
-    output=OutputOptions,
-)
+@takes
 def fits(
     *,
     model: ModelOptions,
@@ -366,7 +328,7 @@ def fits(
 
 
 @app.command()
-@takes(hardware=HardwareOptions)
+@takes
 def hardware(
     *,
     path: Annotated[

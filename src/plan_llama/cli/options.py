@@ -1,14 +1,14 @@
 """Options that several commands share, as groups: a command names the groups it takes and gets their values.
 
-`@takes(hardware=HardwareOptions, …)` turns each field of a group into an option of the command, so that the options
-exist once and are the same everywhere.
+`@takes` turns each field of a group, which is a parameter like `hardware: HardwareOptions`, into an option of the
+command, so that the options exist once and are the same everywhere.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -195,31 +195,28 @@ class OutputOptions:
     explain: Annotated[bool, typer.Option("--explain", help="Show the working.")] = False
 
 
-def takes(**groups: type[Any]) -> Callable[[F], F]:
-    """Gives a command the options of these groups; the function gets one value per group, by name."""
+def takes(function: F) -> F:
+    """Gives a command the options of the groups among its parameters; it gets one value per group, by name."""
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    parameters = [p for p in own if p.name not in groups]
+    for group in groups.values():
+        parameters += _parameters(group)
 
-    def decorate(function: F) -> F:
-        own = inspect.signature(function, eval_str=True)
-        parameters = [p for p in own.parameters.values() if p.name not in groups]
-        for group in groups.values():
-            parameters += _parameters(group)  # type: ignore[arg-type]  # a class is hashable
+    def command(**values: Any) -> Any:
+        made = {}
+        for name, group in groups.items():
+            chosen = {item.name: values.pop(item.name) for item in fields(group)}
+            made[name] = group(**chosen)
+        return function(**values, **made)
 
-        def command(**values: Any) -> Any:
-            made = {}
-            for name, group in groups.items():
-                chosen = {item.name: values.pop(item.name) for item in fields(group)}
-                made[name] = group(**chosen)
-            return function(**values, **made)
-
-        command.__name__ = function.__name__
-        command.__doc__ = function.__doc__
-        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-        )
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command  # type: ignore[return-value]
-
-    return decorate
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    )
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command  # type: ignore[return-value]
 
 
 @cache
