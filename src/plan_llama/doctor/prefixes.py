@@ -31,6 +31,8 @@ _VLLM = re.compile(
     r"(?: [A-Z]{2}\d+)*(?: rank=\d+)? ?pid=\d+"
     r"|\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? (?:\[[\w./]+:\d+\]|[\w.]+\.py:\d+\])"
 )
+_CALM = re.compile(r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d|^(?:\(\w+ pid=\d+\) )?INFO: {2,}\d")
+_PROMPT = re.compile(r"\bReceived request [\w-]+: prompt: ")
 
 # What forums, trackers and JSON make of quotes and spaces.
 _SPELLED = (
@@ -79,3 +81,13 @@ def strip(text: str) -> str:
 def engine(text: str) -> str:
     """The engine whose logger or process is named in front of a line; empty where none is."""
     return "vllm" if _VLLM.search(text[:_FRONT]) else ""
+
+
+def calm(text: str) -> bool:
+    """Whether a logger wrote a line below the level of errors, whatever its words are."""
+    return bool(_CALM.search(text[:_FRONT]))
+
+
+def prompt(text: str) -> bool:
+    """Whether a line repeats what somebody asked, which may be about any failure."""
+    return bool(_PROMPT.search(text[:_FRONT]))

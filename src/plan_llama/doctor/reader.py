@@ -259,10 +259,14 @@ class LogReader:
     def _look(self, item: Open, start: Start) -> None:
         """The lines of a start, in order: facts, rules' patterns, errors."""
         for number, raw, found in item.all():
-            text = _text(raw)
+            whole = raw.decode("utf-8", "replace")
+            text = prefixes.strip(whole)
             line = Line(number, text, item.source)
-            if "engine" not in start.facts and (name := prefixes.engine(raw.decode("utf-8", "replace"))):
+            if "engine" not in start.facts and (name := prefixes.engine(whole)):
                 start.set("engine", name, line)
+            if prefixes.prompt(whole):
+                continue
+            calm = prefixes.calm(whole)
             for place in found:
                 pattern = self._book.patterns[place]
                 match = pattern.search(text)
@@ -273,7 +277,7 @@ class LogReader:
                     fact.handler(start, hit)
                 if pattern.template in self._book.rules:
                     start.hits.setdefault(pattern.template, Hits()).add(hit)
-                if pattern.template in self._book.errors:
+                if pattern.template in self._book.errors and not calm:
                     _error(start, line)
         for kind in item.kinds.values():
             for place in kind.places if kind.dropped else ():

@@ -219,3 +219,21 @@ def test_a_command_that_was_typed(before: str, words: str) -> None:
 def test_a_journal_that_names_the_program_shows_no_command() -> None:
     line = "Mar 02 10:01:01 box llama-server[812]: srv update: -m is the model"
     assert read(f"{line}\nllama-server is a model server with -m\n").starts[-1].get("command") is None
+
+
+def test_what_somebody_asked_is_no_message_of_the_engine() -> None:
+    asked = (
+        "INFO 05-22 02:20:59 [logger.py:43] Received request chatcmpl-26e0: prompt: 'RuntimeError: CUDA error: "
+        "an illegal memory access was encountered', params: SamplingParams(n=1)\n"
+    )
+    assert found(asked) == []
+    assert found(asked.replace("Received request chatcmpl-26e0: prompt: ", ""))
+
+
+def test_a_line_below_the_level_of_errors_is_none_whatever_it_says() -> None:
+    lines = (
+        "DEBUG 06-12 19:58:31 [__init__.py:76] Exception happens when checking CUDA platform: not found\n"
+        '(APIServer pid=1) INFO:     10.0.0.1:5914 - "POST /v1/completions HTTP/1.1" 500 Internal Server Error\n'
+    )
+    assert not read(lines).starts[0].errors
+    assert read("ERROR 06-12 19:58:31 [core.py:76] Exception\n").starts[0].errors
