@@ -237,3 +237,8 @@ def test_a_line_below_the_level_of_errors_is_none_whatever_it_says() -> None:
     )
     assert not read(lines).starts[0].errors
     assert read("ERROR 06-12 19:58:31 [core.py:76] Exception\n").starts[0].errors
+
+
+def test_a_line_break_inside_of_json_is_no_letter_of_the_next_word() -> None:
+    line = r'{"message":"error running hook: exit status 1\nnvidia-container-cli: initialization error: no adapters"}'
+    assert [item.rule.id for item in found(f"{line}\n")] == ["container-no-gpu"]
