@@ -354,6 +354,8 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("loading draft model '<x>'", _text("draft_path")),
     FactPattern("getting device memory data", _measuring),
     FactPattern("constructing llama_context", _new_context),
+    FactPattern("Starting to load model <s>", _begun, "begun"),
+    FactPattern("Loading safetensors checkpoint shards: <s>", _begun, "begun"),
     FactPattern("llama_server: model loaded", _served, "served"),
     FactPattern("main: model loaded", _served, "served"),
     FactPattern("server is listening on", _served, "served"),

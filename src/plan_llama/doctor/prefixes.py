@@ -31,7 +31,10 @@ _VLLM = re.compile(
     r"(?: [A-Z]{2}\d+)*(?: rank=\d+)? ?pid=\d+"
     r"|\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? (?:\[[\w./]+:\d+\]|[\w.]+\.py:\d+\])"
 )
-_CALM = re.compile(r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d|^(?:\(\w+ pid=\d+\) )?INFO: {2,}\d")
+_CALM = re.compile(
+    r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d|^(?:\(\w+ pid=\d+\) )?INFO: {2,}\d"
+    r"|Error retrieving (?:safetensors|file list): |Failed to import Triton kernels"  # it goes on without them
+)
 _PROMPT = re.compile(r"\bReceived request [\w-]+: prompt: ")
 
 # What forums, trackers and JSON make of quotes and spaces.
