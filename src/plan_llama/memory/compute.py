@@ -165,7 +165,7 @@ def _walked(
     key = (
         kind_of_batch(table, batch),
         placement.draft_shape if draft else placement.shape,
-        tuple(kinds),
+        tuple(kind.graph for kind in kinds),
         placement.output_device,
         tuple(placement.moves.loose.items()),
         pipelined,
@@ -183,7 +183,8 @@ def _walked(
         )
         recordings.append(recording)
     sizes = recording.sizes(values)
-    return Work(sizes, recording.pool_sizes(values), recording.held_sizes(values, sizes))
+    pools = recording.pool_sizes(values, [kind.chip for kind in kinds])
+    return Work(sizes, pools, recording.held_sizes(values, sizes))
 
 
 def kind_of_batch(table: ModelTable, batch: Batch) -> int:
@@ -259,7 +260,7 @@ def _record(
     for mark, place in repeats:
         for tape in (*recorded.tapes, *(recorded.fused or ())):
             tape.repeat(mark, place)
-    return Recording(guards, recorded.tapes, recorded.fused, recorded.pools)
+    return Recording(guards, recorded.tapes, recorded.fused, recorded.operations)
 
 
 def _build(graph: Decoder, builder: Builder, placement: Placement, guards: Guards) -> list[tuple[int, int]]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from plan_llama.memory.ggml import Node
-from plan_llama.memory.quantity import Size, evaluate, terms_of, value_of
+from plan_llama.memory.ggml import Node, Shape
+from plan_llama.memory.quantity import Polynomial, Quantity, evaluate, terms_of
 from plan_llama.models.types import TensorType
 
 _FEW_TOKENS = 64  # MMQ_DP4A_MAX_BATCH_SIZE
@@ -40,25 +41,23 @@ _MMQ_TYPES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One temporary buffer of an operation: bytes, and the most that it ever takes."""
+class Operand(NamedTuple):
+    """A tensor that an operation reads: all of it that decides what the operation holds."""
 
-    size: Size
-    most: int | None = None
-
-    @property
-    def key(self) -> object:
-        """Equal for parts that are the same for every batch."""
-        return terms_of(self.size), self.most
-
-    def at(self, values: Sequence[int]) -> int:
-        """Bytes for these values of the batch's variables."""
-        size = self.size if isinstance(self.size, int) else evaluate(terms_of(self.size), values)
-        return size if self.most is None else min(size, self.most)
+    type: TensorType
+    ne: Shape
 
 
-Need = tuple[Part, ...]  # what one operation holds at once
+class Operation(NamedTuple):
+    """One operation for one batch."""
+
+    op: str
+    precise: bool
+    ne: Shape
+    src: tuple[Operand, ...]
+
+
+Need = tuple[int, ...]  # bytes of the temporary buffers that one operation holds at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,58 +119,69 @@ _AMD_FAMILIES = (
 _WITH_NEEDS = frozenset({"MUL_MAT", "MUL_MAT_ID", "TOP_K", "ARGSORT"})
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """What the operations of one GPU need of the pool of temporary buffers, and of cuBLAS."""
+class Operations:
+    """What the operations of one GPU are decided by, for every batch: the chip is asked for with the batch, so that one
+    graph answers for all chips."""
 
-    needs: tuple[Need, ...]
-    chip: Chip
-    blas: bool  # some product is made by cuBLAS
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        # op, precise, and type and dimensions of the result and of what is read; no nodes: those hold on to the graph
+        known: dict[object, tuple[str, bool, tuple[_Tensor, ...]]] = {}
+        for node in nodes:
+            if node.op not in _WITH_NEEDS:
+                continue
+            # most layers have the same products: their sizes are the same objects
+            same: tuple[object, ...] = node.op, node.precise, *map(id, node.ne)
+            for source in node.src:
+                same += source.type.id, *map(id, source.ne)
+            if same not in known:
+                tensors = tuple((tensor.type, _terms(tensor.ne)) for tensor in (node, *node.src))
+                known[same] = node.op, node.precise, tensors
+        self._known = tuple(known.values())
 
-    def size(self, values: Sequence[int]) -> int:
-        """Bytes that the card's memory grows by."""
-        pool = pool_bytes([[part.at(values) for part in need] for need in self.needs], self.chip)
-        return pool + (_BLAS_BYTES if self.blas else 0)
+    def at(self, values: Sequence[int]) -> tuple[Operation, ...]:
+        """The operations for these values of the batch's variables, in the order of the graph, each once."""
+        found: dict[Operation, None] = {}
+        for op, precise, (own, *read) in self._known:
+            sources = tuple(Operand(kind, _shape(ne, values)) for kind, ne in read)
+            found[Operation(op, precise, _shape(own[1], values), sources)] = None
+        return tuple(found)
+
+    def pool_size(self, values: Sequence[int], chip: Chip | None) -> int:
+        """Bytes that the card's memory grows by; none where it is neither CUDA nor HIP."""
+        if chip is None:
+            return 0
+        operations = self.at(values)
+        blas = any(one.op == "MUL_MAT" and not _as_they_are(one, chip) for one in operations)
+        return pool_bytes(needs(operations, chip), chip) + (_BLAS_BYTES if blas else 0)
 
 
-def pools_of(nodes: Iterable[Node], chips: Sequence[Chip | None]) -> tuple[Pool, ...]:
-    """The pools of the first backends of a graph whose nodes know the one that runs them."""
-    by_backend: list[list[Node]] = [[] for _ in chips]
+_Dimension = int | Polynomial
+_Tensor = tuple[TensorType, tuple[_Dimension, ...]]
+
+
+def _terms(ne: Shape) -> tuple[_Dimension, ...]:
+    return tuple(terms_of(size) if isinstance(size, Quantity) else size for size in ne)
+
+
+def _shape(ne: Sequence[_Dimension], values: Sequence[int]) -> Shape:
+    a, b, c, d = (size if isinstance(size, int) else evaluate(size, values) for size in ne)
+    return a, b, c, d
+
+
+def operations_of(nodes: Iterable[Node], devices: int) -> tuple[Operations, ...]:
+    """The operations of the first backends of a graph whose nodes know the one that runs them."""
+    by_backend: list[list[Node]] = [[] for _ in range(devices)]
     for node in nodes:
-        if node.op in _WITH_NEEDS and node.backend < len(chips):
+        if node.op in _WITH_NEEDS and node.backend < devices:
             by_backend[node.backend].append(node)
-    return tuple(pool_of(own, chip) for own, chip in zip(by_backend, chips, strict=True))
+    return tuple(map(Operations, by_backend))
 
 
-def pool_of(nodes: Iterable[Node], chip: Chip | None) -> Pool:
-    """The pool of a device that runs these nodes; an empty one where it is neither CUDA nor HIP."""
-    if chip is None:
-        return Pool((), Chip(""), blas=False)
-    made, blas = _needs(nodes, chip)
-    return Pool(made, chip, blas)
-
-
-def _needs(nodes: Iterable[Node], chip: Chip) -> tuple[tuple[Need, ...], bool]:
-    """What each operation holds of the pool, in the order of the graph, without those that repeat; and whether cuBLAS
-    is used."""
-    found: dict[object, Need] = {}
-    blas = False
-    seen: set[object] = set()
-    for node in nodes:
-        if node.op not in _WITH_NEEDS:
-            continue
-        # most layers have the same products: their sizes are the same objects
-        same: tuple[object, ...] = node.op, node.precise, *map(id, node.ne)
-        for source in node.src:
-            same += source.type.id, *map(id, source.ne)
-        if same in seen:
-            continue
-        seen.add(same)
-        blas = blas or (node.op == "MUL_MAT" and not _as_they_are(node, chip))
-        need = tuple(part for part in _need(node, chip) if value_of(part.size))
-        if need:
-            found.setdefault(tuple(part.key for part in need), need)
-    return tuple(found.values()), blas
+def needs(operations: Iterable[Operation], chip: Chip) -> tuple[Need, ...]:
+    """What each operation holds of the pool, in the order of the graph, without those that repeat: a buffer that was
+    large enough once is so again."""
+    found = (tuple(size for size in _need(one, chip) if size) for one in operations)
+    return tuple(dict.fromkeys(filter(None, found)))
 
 
 def pool_bytes(sizes: Sequence[Sequence[int]], chip: Chip) -> int:
@@ -194,7 +204,7 @@ def pool_bytes(sizes: Sequence[Sequence[int]], chip: Chip) -> int:
     return sum(kept)
 
 
-def _need(node: Node, chip: Chip) -> Need:
+def _need(node: Operation, chip: Chip) -> Need:
     if node.op == "MUL_MAT":
         return _product(node, chip)
     if node.op == "MUL_MAT_ID":
@@ -203,7 +213,7 @@ def _need(node: Node, chip: Chip) -> Need:
         return _top_k(node.src[0], chip)
     if node.op == "ARGSORT":
         columns, rows = _table(node.src[0])
-        return () if columns <= _BITONIC_COLUMNS or chip.amd else (_sorted_part(columns, rows),)
+        return () if columns <= _BITONIC_COLUMNS or chip.amd else (_sorted_bytes(columns, rows),)
     return ()
 
 
@@ -229,7 +239,7 @@ def uses_mmq(kind: TensorType, chip: Chip, tokens: int, experts: int) -> bool:
     return experts > 0 if family == "GCN5" else True
 
 
-def _product(node: Node, chip: Chip) -> Need:
+def _product(node: Operation, chip: Chip) -> Need:
     weight, x = node.src[0], node.src[1]
     tokens = x.ne[1]
     if _as_they_are(node, chip):
@@ -237,13 +247,13 @@ def _product(node: Node, chip: Chip) -> Need:
     return _blas(node, weight.ne[0] * weight.ne[1] * weight.ne[2] * weight.ne[3], chip)
 
 
-def _as_they_are(node: Node, chip: Chip) -> bool:
+def _as_they_are(node: Operation, chip: Chip) -> bool:
     """Whether a product is made of quantised weights without cuBLAS."""
     weight = node.src[0].type
     return weight.quantised and uses_mmq(weight, chip, node.src[1].ne[1], 0)
 
 
-def _blas(node: Node, weights: int, chip: Chip) -> Need:
+def _blas(node: Operation, weights: int, chip: Chip) -> Need:
     """ggml_cuda_mul_mat_cublas_impl: both sides in the type that is computed in, and the result in it."""
     weight, x = node.src[0], node.src[1]
     name = weight.type.name
@@ -254,51 +264,49 @@ def _blas(node: Node, weights: int, chip: Chip) -> Need:
     if node.precise:
         name = "f32"
     if name == "f32":
-        return (Part(weights * _F32),) if weight.type.name != "f32" else ()
-    here = () if weight.type.name == name else (Part(weights * _F16),)
-    given = () if x.type.name == name else (Part(x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3] * _F16),)
+        return (weights * _F32,) if weight.type.name != "f32" else ()
+    here = () if weight.type.name == name else (weights * _F16,)
+    given = () if x.type.name == name else (x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3] * _F16,)
     if name == "f16":
         in_f32 = chip.family in ("RDNA4", "CDNA", "CDNA3") if chip.amd else chip.capability == 7.0
     else:
         in_f32 = not (chip.amd and chip.family in ("RDNA3", "CDNA", "CDNA3"))
-    out = () if in_f32 else (Part(node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3] * _F16),)
+    out = () if in_f32 else (node.ne[0] * node.ne[1] * node.ne[2] * node.ne[3] * _F16,)
     return (*here, *given, *out)
 
 
-def _experts(node: Node, chip: Chip) -> Need:
+def _experts(node: Operation, chip: Chip) -> Need:
     weight, x, ids = node.src
     tokens, used = x.ne[2], ids.ne[0]
     if weight.type.quantised and uses_mmq(weight.type, chip, tokens, weight.ne[2]):
-        return (_quantised(x.ne[0], tokens * used), Part(2 * tokens * used * _I32))
+        return (_quantised(x.ne[0], tokens * used), 2 * tokens * used * _I32)
     plain = weight.type.quantised or (weight.type.name == "f16" and not chip.fast_f16)
     wide = _F32 if plain else weight.type.block_bytes
     given, out = tokens * used * x.ne[0] * wide, tokens * used * node.ne[0] * _F32
     # one expert at a time, in the worst case with the rows of all tokens
     one = _blas(node, weight.ne[0] * weight.ne[1], chip)
-    return (Part(2 * tokens * used * _I32), Part(given), Part(out), *one)
+    return (2 * tokens * used * _I32, given, out, *one)
 
 
-def _quantised(row: int, rows: int) -> Part:
-    return Part(rows * (-(-row // _ROW) * _ROW) * _Q8_1_BYTES // _Q8_1_ELEMENTS + _MMQ_BYTES)
+def _quantised(row: int, rows: int) -> int:
+    return rows * (-(-row // _ROW) * _ROW) * _Q8_1_BYTES // _Q8_1_ELEMENTS + _MMQ_BYTES
 
 
-def _table(node: Node) -> tuple[int, int]:
+def _table(node: Operand) -> tuple[int, int]:
     return node.ne[0], node.ne[1] * node.ne[2] * node.ne[3]
 
 
-def _sorted_part(columns: int, rows: int) -> Part:
+def _sorted_bytes(columns: int, rows: int) -> int:
     """argsort_f32_i32_cuda_cub, which sorts as many rows at once as make 64 MiB."""
-    return Part(columns * rows * _F32 * _SORT_COPIES, _SORT_CHUNK_BYTES * _SORT_COPIES)
+    return min(columns * rows * _F32, _SORT_CHUNK_BYTES) * _SORT_COPIES
 
 
-def _top_k(scores: Node, chip: Chip) -> Need:
+def _top_k(scores: Operand, chip: Chip) -> Need:
     columns, rows = _table(scores)
     if chip.amd and columns > _BITONIC_COLUMNS:
         # a histogram for each 1,024 columns, 64 at most
-        return (
-            Part(rows * (columns // 1024 + 1) * _RADIX_BINS * _I32, value_of(rows) * 64 * _RADIX_BINS * _I32),
-        )
+        return (rows * min(columns // 1024 + 1, 64) * _RADIX_BINS * _I32,)
     if chip.amd:
-        return (Part(columns * rows * _I32),)
-    whole = Part(columns * rows * _I32, _SORT_CHUNK_BYTES)  # the sort's result, of which k columns are kept
-    return (whole,) if columns <= _BITONIC_COLUMNS else (whole, _sorted_part(columns, rows))
+        return (columns * rows * _I32,)
+    whole = min(columns * rows * _I32, _SORT_CHUNK_BYTES)  # the sort's result, of which k columns are kept
+    return (whole,) if columns <= _BITONIC_COLUMNS else (whole, _sorted_bytes(columns, rows))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plan_llama.memory.cuda_pool import pool_of
+from plan_llama.memory.cuda_pool import Operations
 from plan_llama.memory.scheduler import (
     CPU_KIND,
     BackendKind,
@@ -157,7 +157,7 @@ class Projector:
             flash_attn=self.flash_attn(backend, wanted=flash_attn),
         )
         graph.build()
-        pool = pool_of(graph.g.nodes, backend.chip).size(())
+        pool = Operations(graph.g.nodes).pool_size((), backend.chip)
         on_host = backend == CPU_KIND
         kinds = (CPU_KIND,) if on_host else (backend, CPU_KIND)
         sizes = compute_sizes(graph.g, SchedulerOptions(kinds=kinds))

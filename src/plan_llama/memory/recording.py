@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from plan_llama.memory.cuda_pool import Pool
+from plan_llama.memory.cuda_pool import Chip, Operations
 from plan_llama.memory.quantity import Guards, evaluate, terms_of
 from plan_llama.memory.replay import BATCH, CELLS, MOST_ROUNDS, Passed, Tape, few
 
@@ -22,13 +22,17 @@ class Recording:
     """
 
     def __init__(
-        self, guards: Guards, tapes: Sequence[Tape], fused: Sequence[Tape] | None, pools: Sequence[Pool]
+        self,
+        guards: Guards,
+        tapes: Sequence[Tape],
+        fused: Sequence[Tape] | None,
+        operations: Sequence[Operations],
     ) -> None:
         self.guards = guards
         self.lines = tuple(_Line(tape, guards) for tape in tapes)
         self.fused = None if fused is None else tuple(_Line(tape, guards) for tape in fused)
-        self.pools = tuple(pools)
-        self._pools: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.operations = tuple(operations)
+        self._pools: dict[tuple[tuple[int, ...], int, Chip | None], int] = {}
         self._admitted: dict[tuple[int, ...], bool] = {}
 
     def admits(self, values: tuple[int, ...]) -> bool:
@@ -44,16 +48,20 @@ class Recording:
     def held_sizes(self, values: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes that each GPU's buffer is larger by, than these sizes, with the tensors that fused kernels hold."""
         if self.fused is None:
-            return (0,) * len(self.pools)
+            return (0,) * len(self.operations)
         both = zip(self.fused[:-1], sizes[:-1], strict=True)
         return tuple(max(0, fused.size(values) - size) for fused, size in both)
 
-    def pool_sizes(self, values: tuple[int, ...]) -> tuple[int, ...]:
+    def pool_sizes(self, values: tuple[int, ...], chips: Sequence[Chip | None]) -> tuple[int, ...]:
         """Bytes of the pool of temporary buffers by GPU."""
         batch = values[:BATCH]
-        if batch not in self._pools:
-            self._pools[batch] = tuple(pool.size(batch) for pool in self.pools)
-        return self._pools[batch]
+        found = []
+        for card, chip in enumerate(chips):
+            key = batch, card, chip
+            if key not in self._pools:
+                self._pools[key] = self.operations[card].pool_size(batch, chip)
+            found.append(self._pools[key])
+        return tuple(found)
 
 
 class _Line:

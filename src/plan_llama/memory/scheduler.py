@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plan_llama.memory.cuda_fusion import Uses, kept, uses
-from plan_llama.memory.cuda_pool import Chip, Pool, pools_of
+from plan_llama.memory.cuda_pool import Chip, Operations, operations_of
 from plan_llama.memory.ggml import INPLACE_OPS, VIEW_OPS, Graph, Node
 from plan_llama.memory.replay import Tape
 from plan_llama.models.types import TensorType
@@ -31,6 +31,11 @@ class BackendKind:
     alignment: int
     cuda_sizes: bool
     chip: Chip | None = None  # of a CUDA or HIP device: what its kernels take beside the buffers follows it
+
+    @property
+    def graph(self) -> tuple[int, bool, bool]:
+        """What of it decides what a graph's buffer goes through: which chip it is does not."""
+        return self.alignment, self.cuda_sizes, self.chip is not None
 
 
 CPU_KIND = BackendKind(alignment=32, cuda_sizes=False)  # TENSOR_ALIGNMENT of ggml-cpu
@@ -93,11 +98,11 @@ class _Part:
 @dataclass(frozen=True, slots=True)
 class Recorded:
     """What each backend's compute buffer goes through for a graph (ggml_backend_sched_reserve_size); the same where
-    CUDA's fused kernels hold tensors longer (None: they hold nothing); and what the GPUs' operations take beside it."""
+    CUDA's fused kernels hold tensors longer (None: they hold nothing); and the GPUs' operations, which take more."""
 
     tapes: tuple[Tape, ...]
     fused: tuple[Tape, ...] | None
-    pools: tuple[Pool, ...]
+    operations: tuple[Operations, ...]
 
 
 def record(graph: Graph, options: SchedulerOptions) -> Recorded:
@@ -114,7 +119,7 @@ def record(graph: Graph, options: SchedulerOptions) -> Recorded:
         for node in (*nodes, *leafs):
             node.allocated, node.children, node.views = False, 0, 0
         fused = allocator.run(longer, leafs)
-    return Recorded(tapes, fused, pools_of(nodes, [kind.chip for kind in options.kinds[:-1]]))
+    return Recorded(tapes, fused, operations_of(nodes, len(options.kinds) - 1))
 
 
 def _fused(parts: Sequence[_Part], options: SchedulerOptions, counted: Uses) -> list[Node] | None:

@@ -92,7 +92,8 @@ def _search(task: Task, context: int) -> tuple[list[Candidate] | None, bool]:
     that the workload needs at least, and the model is not known to break."""
     found, reduced = _searched(task, context, kv_types(task.wishes))
     floor = min(task.wishes.workload.context_floor, context)
-    if task.wishes.kv_type is None and not _reaches(found, floor) and may_quantise_cache(task):
+    quantises = task.wishes.kv_type is None and may_quantise_cache(task) and not _outweighs_memory(task)
+    if quantises and not _reaches(found, floor):
         smaller, _ = _searched(task, context, ("q8_0",), least=floor)
         if smaller is not None and _reaches(smaller, floor):
             return smaller, said.per_slot(smaller[0]) < context
@@ -113,6 +114,7 @@ def _searched(
     steps = [context]
     if task.wishes.context is None:
         steps += [step for step in reversed((SMALLEST_CONTEXT, *LADDER)) if least <= step < context]
+    hopeless = _outweighs_memory(task)
     nearest: list[Candidate] | None = None
     for step in steps:
         for kv_type in types:
@@ -129,7 +131,25 @@ def _searched(
                 and nearest[0].footprint.verdict == "does-not-fit"
             ):
                 nearest = found
+        if hopeless and nearest is not None and nearest[0].footprint.verdict == "pages-from-disk":
+            break
     return nearest, False
+
+
+def _outweighs_memory(task: Task) -> bool:
+    """Whether the weights alone are more than all memory has room for: then no context fits."""
+    table, machine = task.table, task.machine
+    formats: Sequence[int | None] = (None,) * len(table.spec.tensors)
+    if not any(device.host_buffer for device in task.filler.devices):  # kept in formats of the CPU, if in any
+        formats = table.repacked(frozenset(machine.cpu.isa))
+    loaded = table.loaded(draft_layers=False)
+    least = sum(
+        min(tensor.nbytes, size or tensor.nbytes)
+        for tensor, size, taken in zip(table.spec.tensors, formats, loaded, strict=True)
+        if taken
+    )
+    cards = 0 if machine.unified else sum(gpu.free_bytes for gpu in machine.gpus)
+    return least - table.lazy_bytes("on") > machine.ram.available_bytes + cards
 
 
 def _other_settings(chosen: Candidate, others: list[Candidate]) -> list[Alternative]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plan_llama.memory.cuda_pool import Chip, pool_bytes, pool_of, uses_mmq
+from plan_llama.memory.cuda_pool import Chip, Operations, needs, pool_bytes, uses_mmq
 from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.ggml import F32, Graph, Node
 from plan_llama.memory.ggml import tensor as new_tensor
@@ -20,7 +20,7 @@ FIXED = 128 * 128 * 132 * 4 + 512 * 144  # partial tiles, and a tile of slack
 
 def sizes(node: Node, chip: Chip) -> list[int]:
     """What one operation holds."""
-    return [part.at(()) for need in pool_of([node], chip).needs for part in need]
+    return [size for need in needs(Operations([node]).at(()), chip) for size in need]
 
 
 def product(kind: str, tokens: int = 512, *, precise: bool = False) -> Node:

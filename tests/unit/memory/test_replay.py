@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from plan_llama.memory.context import reserved_batch
+from plan_llama.memory.cuda_pool import Chip
 from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.graph_room import count, counted
 from plan_llama.memory.patterns import n_cpu_moe
+from plan_llama.memory.scheduler import BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.units import GIB
@@ -40,6 +42,17 @@ def test_a_table_that_remembers_says_what_a_new_one_says(model: str) -> None:
         asked.append((chosen, cards, buffers(remembering, chosen, cards)))
     for chosen, cards, found in drawn.sample(asked, 12):
         assert buffers(ModelTable(header), chosen, cards) == found, chosen
+
+
+def test_a_graph_is_recorded_once_for_all_chips() -> None:
+    header = spec("glm-5.1-ud-iq2")
+    remembering = ModelTable(header)
+    chosen = replace(BASE, ubatch=1024, overrides=n_cpu_moe(40))
+    for chip in ("", "7.0", "6.1", "gfx1100", "gfx90a"):
+        kind = BackendKind(alignment=128, cuda_sizes=True, chip=Chip(chip))
+        cards = [DeviceMemory(free_bytes=24 * GIB, kind=kind)]
+        assert buffers(remembering, chosen, cards) == buffers(ModelTable(header), chosen, cards), chip
+    assert len(remembering.recordings) == 1
 
 
 def test_experts_that_move_from_host_to_card_one_by_one() -> None:

@@ -12,6 +12,7 @@ from plan_llama.memory.estimate import buffers
 from plan_llama.memory.footprint import Verdict
 from plan_llama.memory.patterns import n_cpu_moe
 from plan_llama.memory.table import ModelTable
+from plan_llama.solver import plan as plans
 from plan_llama.solver.place import Filled
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond, workload
@@ -70,6 +71,20 @@ def test_more_ram_is_never_a_worse_verdict() -> None:
     assert ranks == sorted(ranks, reverse=True)
     assert ranks[0] == RANK["pages-from-disk"]
     assert ranks[-1] == RANK["fits"]
+
+
+def test_no_context_fits_weights_that_are_more_than_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not looked at would not have been chosen: the same plans where every context is tried."""
+    size = SMALL.loaded_bytes / GIB
+    machines = [
+        machine_with(cards, ram_bytes=int(ram * GIB))
+        for cards in ((), ((3000, 0),), ((3000, 0), (2500, 0)))
+        for ram in (0.25, 0.5 * size, 0.8 * size, size, size + 16)
+    ]
+    quick = [solve(task_of(SMALL, machine), ladder=False) for machine in machines]
+    monkeypatch.setattr(plans, "_outweighs_memory", lambda _: False)
+    assert quick == [solve(task_of(SMALL, machine), ladder=False) for machine in machines]
+    assert {found.chosen.footprint.verdict for found in quick if found} >= {"pages-from-disk", "fits"}
 
 
 def test_a_larger_card_is_never_a_slower_plan() -> None:
