@@ -295,6 +295,32 @@ def _decode(start: Start, hit: Hit) -> None:
         _rate("decode")(start, hit)
 
 
+_OLLAMA_SOURCES = (
+    *(
+        "server",
+        "sched",
+        "runner",
+        "llama_server",
+        "routes",
+        "images",
+        "download",
+        "upload",
+        "gpu",
+        "types",
+        "memory",
+        "device",
+    ),
+    *(
+        "amd_linux",
+        "amd_windows",
+        "amd_common",
+        "amd_hip_windows",
+        "cuda_common",
+        "payload_common",
+        "dyn_ext_server",
+        "app",
+    ),
+)
 # fmt: off
 FACTS: tuple[FactPattern, ...] = (
     # processes
@@ -320,9 +346,7 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("non-default args: <x>", _vllm_arguments),
     FactPattern("Initializing a V<n> LLM engine (v<x>) with config", _version("vllm")),
     FactPattern("Initializing an LLM engine (v<x>) with config", _version("vllm")),
-    FactPattern("source=server.go:<n>", _likely("ollama")),
-    FactPattern("source=sched.go:<n>", _likely("ollama")),
-    FactPattern("source=runner.go:<n>", _likely("ollama")),
+    *(FactPattern(f"source={name}.go:<n>", _likely("ollama")) for name in _OLLAMA_SOURCES),
     FactPattern("ollama runner", _likely("ollama")),
     FactPattern("vllm", _likely("vllm")),
     FactPattern("vLLM", _likely("vllm")),
