@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.types import HOST, Settings
+from plan_llama.speed import cores
 from plan_llama.speed.constants import Constants
+from plan_llama.speed.cores import Parts, add, touched
 from plan_llama.speed.rates import Assumptions, GpuRates, HostRates, gpu_rates, host_rates, link_rate
 from plan_llama.speed.types import CacheReads, Traffic
 
 # ggml copies host weights to a GPU from this batch on (GGML_OP_OFFLOAD_MIN_BATCH, ggml-cuda.cu, b11434).
 OFFLOAD_MIN_BATCH = 32
 _WHOLE_TYPES = ("f32", "f16", "bf16")  # caches whose elements are no blocks
-
-Parts = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,6 @@ def _refusing(
     return rates
 
 
-def touched(used_ratio: float, tokens: float) -> float:
-    """The expected share of a layer's experts that some token of a batch chooses."""
-    return float(1.0 - (1.0 - used_ratio) ** tokens)
-
-
 def token(work: Work, depth: float, streams: int = 1) -> Parts:
     """Named seconds of a token of each of `streams` conversations: a decode step, or with a block that drafts what a
     step of drafting and verifying takes for each token that it brings.
@@ -119,7 +114,7 @@ def token(work: Work, depth: float, streams: int = 1) -> Parts:
     brought = sum(chance**n for n in range(count + 1))
     parts = decode(work, depth, streams, 1 + count)
     drafting = decode(replace(work, traffic=work.draft), 0, streams)
-    _add(parts, "drafting", count * sum(drafting.values()))
+    add(parts, "drafting", count * sum(drafting.values()))
     return {name: seconds / brought for name, seconds in parts.items()}
 
 
@@ -135,8 +130,8 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
     for t in work.traffic:
         share = touched(t.expert_used_ratio, tokens)
         if t.refused and t.device in work.refusing:
-            host = _refused(parts, work, t, share)
-            _add(parts, "CPU compute", _core_rows(work, host, t, tokens, share))
+            host = cores.refused(parts, work, t, share)
+            add(parts, "CPU compute", cores.more_rows(work, host, t, tokens, share))
             continue
         if t.device == HOST:
             if work.host is None:
@@ -144,16 +139,16 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
             if work.offload_gpu is not None and tokens >= work.offload_from:
                 _streamed(parts, work, work.host, work.offload_gpu, t, tokens)
             else:
-                _host_pass(parts, work, work.host, t, share)
-                _add(parts, "CPU compute", _core_rows(work, work.host, t, tokens, share))
-            _host_attention(parts, work.host, t, depth, tokens, streams, _attention_decode(work, work.host))
+                cores.read_weights(parts, work, work.host, t, share)
+                add(parts, "CPU compute", cores.more_rows(work, work.host, t, tokens, share))
+            cores.attend(parts, work.host, t, depth, tokens, streams, cores.attention_decode(work, work.host))
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"
-        _add(parts, f"{name} dense weights", _gpu_read(k, gpu, t.dense_bytes))
-        _add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
-        _add(parts, f"{name} compute", (tokens - 1) * _gpu_row(k, gpu, t))
-        _add(parts, f"{name} launches", _launches(work, gpu, t))
+        add(parts, f"{name} dense weights", _gpu_read(k, gpu, t.dense_bytes))
+        add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
+        add(parts, f"{name} compute", (tokens - 1) * _gpu_row(k, gpu, t))
+        add(parts, f"{name} launches", _launches(work, gpu, t))
         reading = gpu.bandwidth * k.cache_read
         if not work.settings.flash_attn:
             reading *= k.plain_read
@@ -166,7 +161,7 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
             cache_s += rows * cells * c.flops_per_cell / (gpu.flops * k.attention_decode)
             cache_s += _selection(k, gpu, c, c.cells(depth), tokens)
             cache_s += _scores(work, gpu, c, cells, rows)
-        _add(parts, f"{name} cache", cache_s)
+        add(parts, f"{name} cache", cache_s)
     return _tensor_split(work, parts)
 
 
@@ -177,8 +172,8 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
     for t in work.traffic:
         share = touched(t.expert_used_ratio, tokens)
         if t.refused and t.device in work.refusing:
-            host = _refused(parts, work, t, share)
-            _add(parts, "CPU compute", _core_flops(work, host, t, tokens))
+            host = cores.refused(parts, work, t, share)
+            add(parts, "CPU compute", cores.prompt_seconds(work, host, t, tokens))
             continue
         if t.device == HOST:
             if work.host is None:
@@ -186,25 +181,25 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
             if offload is not None:
                 _streamed(parts, work, work.host, offload, t, tokens)
             else:
-                _host_pass(parts, work, work.host, t, share)
-                _add(parts, "CPU compute", _core_flops(work, work.host, t, tokens))
-            _host_attention(parts, work.host, t, depth, tokens, 1, _attention_prefill(work, work.host))
+                cores.read_weights(parts, work, work.host, t, share)
+                add(parts, "CPU compute", cores.prompt_seconds(work, work.host, t, tokens))
+            cores.attend(parts, work.host, t, depth, tokens, 1, cores.attention_prefill(work, work.host))
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"
-        _add(
+        add(
             parts,
             f"{name} weights",
             _gpu_read(k, gpu, t.dense_bytes) + share * _gpu_read(k, gpu, t.expert_bytes),
         )
-        _add(parts, f"{name} compute", _gpu_flops(work, gpu, t, tokens))
-        _add(parts, f"{name} launches", _launches(work, gpu, t))
+        add(parts, f"{name} compute", _gpu_flops(work, gpu, t, tokens))
+        add(parts, f"{name} launches", _launches(work, gpu, t))
         flops = sum(c.cells(depth) * c.flops_per_cell for c in t.cache)
         beside = sum(
             _selection(k, gpu, c, c.cells(depth), tokens) + _scores(work, gpu, c, c.cells(depth), tokens)
             for c in t.cache
         )
-        _add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill) + beside)
+        add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill) + beside)
     return parts
 
 
@@ -262,13 +257,8 @@ def _tensor_split(work: Work, parts: Parts) -> Parts:
         name: seconds * (ratio if name.startswith("GPU") and not name.endswith("launches") else 1.0)
         for name, seconds in parts.items()
     }
-    _add(split, "PCIe exchange between cards", k.split_layer_s * sum(t.layers for t in work.traffic))
+    add(split, "PCIe exchange between cards", k.split_layer_s * sum(t.layers for t in work.traffic))
     return split
-
-
-def _add(parts: Parts, name: str, seconds: float) -> None:
-    if seconds:
-        parts[name] = parts.get(name, 0.0) + seconds
 
 
 def _gpu_read(k: Constants, gpu: GpuRates, sizes: Mapping[str, int]) -> float:
@@ -307,156 +297,10 @@ def _mixed(k: Constants, sizes: Mapping[str, int]) -> float:
     return sum(size / k.kernels.get(name, k.other_kernel).prefill for name, size in sizes.items()) / total
 
 
-def _core_flops(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
-    """Seconds of arithmetic on the cores for a micro-batch of a prompt; only its last token goes through the head."""
-    dense = tokens * (t.dense_flops - t.head_flops) + t.head_flops
-    seconds = _products(work, host, t.dense_bytes, dense)
-    if work.host_experts_prefill is None:
-        share = touched(t.expert_used_ratio, tokens)
-        return seconds + _expert_rows(work, host, t, tokens, share)
-    return (
-        seconds + _products(work, host, t.expert_bytes, tokens * t.expert_flops) / work.host_experts_prefill
-    )
-
-
-def _products(work: Work, host: HostRates, sizes: Mapping[str, int], flops: float) -> float:
-    """Seconds of the cores for `flops` operations, spread over weights of several types by their bytes."""
-    total = sum(sizes.values())
-    cores_s = (flops * size / total / _core_rate(work.constants, host, name) for name, size in sizes.items())
-    return sum(cores_s) / host.cores_prefill
-
-
-def _core_rate(k: Constants, host: HostRates, name: str) -> float:
-    """Operations per second of one core on weights of a type, in prompts; for ik_llama.cpp, which unpacks any type to
-    8 bits first, those of Q8_0."""
-    if host.own_kernels:
-        return k.kernels["q8_0"].core_flops
-    kernel = k.kernels.get(name, k.other_kernel)
-    return kernel.core_flops * (kernel.repacked_prefill if name in host.interleaved else 1.0)
-
-
-def _core_read(k: Constants, host: HostRates, name: str) -> float:
-    """Seconds that one core spends on a byte of a type, for one token."""
-    kernel = k.kernels.get(name, k.other_kernel)
-    return kernel.core_s_per_byte / (kernel.repacked_decode if name in host.interleaved else 1.0)
-
-
-def _core_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: float) -> float:
-    """Seconds of arithmetic that the tokens after the first add to a decode step on the CPU: matrices as in a prompt,
-    experts row by row."""
-    dense = _products(work, host, t.dense_bytes, (tokens - 1) * t.dense_flops)
-    return dense + _expert_rows(work, host, t, tokens, share)
-
-
-def _expert_rows(work: Work, host: HostRates, t: Traffic, tokens: float, share: float) -> float:
-    """Seconds of the cores over the experts' rows beyond those that read them first.
-
-    llama.cpp multiplies experts row by row, however many an expert has (ggml_compute_forward_mul_mat_id, ggml-cpu.c,
-    and forward_mul_mat_id, repack.cpp, b11434), but from the cache after the first.
-    """
-    again = max(0.0, tokens * t.expert_used_ratio - share)
-    flops = again * t.expert_flops / t.expert_used_ratio
-    return _products(work, host, t.expert_bytes, flops) / work.constants.expert_rows
-
-
 def _streamed(parts: Parts, work: Work, host: HostRates, gpu: GpuRates, t: Traffic, tokens: int) -> None:
     """A batch over the host's weights on a GPU: what it touches is copied there and computed."""
     experts = touched(t.expert_used_ratio, tokens) * sum(t.expert_bytes.values())
     size = sum(t.dense_bytes.values()) + experts
-    _add(parts, work.link_name, size / work.link)
-    _add(parts, "GPU0 compute for the host", _gpu_flops(work, gpu, t, tokens))
-    _add(parts, "disk", _disk(work, host, size))
-
-
-def _host_pass(parts: Parts, work: Work, host: HostRates, t: Traffic, share: float) -> None:
-    """The CPU reads its dense weights and a share of its experts once.
-
-    While it computes with a block it reads the next one, so that a byte takes less than reading and computing one
-    after the other. Each has the share of it by which a faster one would shorten it.
-    """
-    k = work.constants
-    dense, experts = sum(t.dense_bytes.values()), share * sum(t.expert_bytes.values())
-    for label, sizes, ratio, efficiency in (
-        ("dense weights", t.dense_bytes, 1.0, 1.0),
-        ("experts", t.expert_bytes, share, k.ram_experts),
-    ):
-        read = 1 / (host.ram * efficiency)
-        ram_s = cores_s = 0.0
-        for name, size in sizes.items():
-            a, b = read**k.overlap, (_core_read(k, host, name) / host.cores_decode) ** k.overlap
-            both = ratio * size * (a + b) ** (1 / k.overlap)
-            ram_s += both * a / (a + b)
-            cores_s += both * b / (a + b)
-        _add(parts, f"RAM {label}", ram_s)
-        _add(parts, f"CPU {label}", cores_s)
-    _add(parts, "crossings", t.crossings * k.crossing_s)
-    _add(parts, "disk", _disk(work, host, dense + experts))
-
-
-def _attention_decode(work: Work, host: HostRates) -> float:
-    """Operations per second of one core over the cache, with one new token.
-
-    Flash attention then goes through the cache head by head and value by value; without it the scores are a product of
-    matrices (ggml_compute_forward_flash_attn_ext_f16_one_chunk, ggml/src/ggml-cpu/ops.cpp, b11434). ik_llama.cpp has
-    kernels of its own for it, of every cache type.
-    """
-    k = work.constants
-    if host.own_kernels:
-        return k.core_attention_flops
-    plain = 1.0 if work.settings.flash_attn else k.core_attention_plain
-    share = float(k.core_quantised_decode ** _quantised(work))
-    return k.core_attention_flops * k.core_attention_decode * plain * share
-
-
-def _attention_prefill(work: Work, host: HostRates) -> float:
-    """The same with many new tokens: tiles of a cache of floats serve them all, a quantised one is read value by value
-    (use_tiled in ggml_compute_forward_flash_attn_ext_f16)."""
-    k = work.constants
-    share = 1.0 if host.own_kernels else float(k.core_quantised_prefill ** _quantised(work))
-    return k.core_attention_flops * share
-
-
-def _quantised(work: Work) -> float:
-    """How much of the cache is in blocks: neither K nor V, one of them, or both."""
-    floats = ("f32", "f16")
-    return (2 - (work.settings.kv_type_k in floats) - (work.settings.kv_type_v in floats)) / 2
-
-
-def _refused(parts: Parts, work: Work, t: Traffic, share: float) -> HostRates:
-    """Experts that the CPU has to multiply with: those on a card are first copied to it, all of them in every batch
-    (ggml_backend_sched_compute_splits copies the used ones alone only from the host, ggml-backend.cpp, b11434).
-
-    Returns the rates of that CPU.
-    """
-    host = work.host
-    assert host is not None  # noqa: S101 - resolved for it
-    if t.device != HOST:
-        size = sum(t.expert_bytes.values())
-        _add(parts, "PCIe copy of refused weights", size / work.refusing[t.device])
-        _add(parts, "crossings", t.expert_layers * work.constants.crossing_s)
-        work = replace(work, resident_ratio=1.0)
-    _host_pass(parts, work, host, t, share)
-    return host
-
-
-def _host_attention(
-    parts: Parts,
-    host: HostRates,
-    t: Traffic,
-    depth: float,
-    tokens: int,
-    caches: int,
-    core_flops: float,
-) -> None:
-    """Attention on the CPU: `tokens` new ones over `caches` caches of `depth` tokens."""
-    seconds = 0.0
-    for c in t.cache:
-        cells = c.cells(depth)
-        seconds += caches * cells * c.bytes_per_cell / host.ram
-        seconds += tokens * cells * c.flops_per_cell / (core_flops * host.cores_prefill)
-    _add(parts, "CPU cache", seconds)
-
-
-def _disk(work: Work, host: HostRates, size: float) -> float:
-    """What does not stay in RAM is read again on every pass, at what page faults get out of the drive."""
-    return size * (1.0 - work.resident_ratio) / (host.disk * work.constants.mapped_read)
+    add(parts, work.link_name, size / work.link)
+    add(parts, "GPU0 compute for the host", _gpu_flops(work, gpu, t, tokens))
+    add(parts, "disk", cores.from_disk(work, host, size))
