@@ -56,6 +56,9 @@ class Case:
     decode_tok_s: float | None
     prefill_tok_s: float | None
     active_bytes: float  # weights that a token reads, wherever they are
+    tiles: bool = (
+        True  # the build multiplies many rows tile by tile on x86 (github.com/ggml-org/llama.cpp/pull/27851)
+    )
 
 
 class Cases(NamedTuple):
@@ -127,6 +130,7 @@ def _case(
         # Short prompts measure latency (the data's README), and time to first token holds the server's own.
         prefill_tok_s=row.get("pp_tok_s") if _compares_prompts(row) else None,
         active_bytes=sum(sum(t.dense_bytes.values()) + share * sum(t.expert_bytes.values()) for t in traffic),
+        tiles=False,  # all are of earlier builds
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from statistics import median
 
@@ -56,6 +57,8 @@ def resolve(case: Case, constants: Constants) -> tuple[passes.Work, Assumptions]
         resident_ratio=1.0,
         repacked=case.repacked,
     )
+    if work.host is not None and not case.tiles:
+        work = replace(work, host=replace(work.host, tiled=frozenset()))
     return work, said
 
 
@@ -282,8 +285,9 @@ def _ranking(
     pairs, right = ranked(cases, {case.id: predict(case, constants) for case in cases})
     unseen, unseen_right = ranked(cases, held)
     return (
-        "Four models of 0.6 to 1.3 B on two cores (`tests/data/cpu`): the plan's own settings, other quants, one",
-        "thread, no repacking, other caches. Of the pairs of one model and task whose predictions differ by more",
+        "Four models of 0.6 to 1.3 B on two cores (`tests/data/cpu`), two of them with four layers as well: the",
+        "plan's own settings, other quants, one thread, no repacking, other caches, with and without flash",
+        "attention. Of the pairs of one model and task whose predictions differ by more",
         f"than {100 * (APART - 1):.0f} %, {right} of {pairs} were measured in the predicted order; of those predicted",
         f"without the model's own runs, {unseen_right} of {unseen}.",
     )
@@ -306,9 +310,15 @@ charged for the output head.
 
 On cores, reading and computing overlap in part, and one thread reads no more than `plan-llama calibrate`
 measured for one. llama.cpp interleaves the rows of some types (Q4_0, Q4_K, IQ4_NL and MXFP4 with AVX2), which
-is faster; ik_llama.cpp unpacks all types for prompts, which makes them equal. Flash attention on cores has no
-fast path for a quantised cache, so that prompts over a deep one take several times as long, and with a cache
-of f16 it makes a prompt no faster and a token after a deep prompt slower.
+is faster; ik_llama.cpp unpacks all types for prompts, which makes them equal. Experts that eight or more rows
+of a prompt chose are multiplied in tiles of 16 rows (K and IQ types on x86, since September 2026), others row
+by row.
+
+Flash attention on cores has no fast path for a quantised cache, so that prompts over a deep one take several
+times as long. With a cache of f16 a token after a deep prompt is slower with it than without: every head goes
+through the rows of all heads, page by page of memory, and from about 2,048 pages per thread on (4,096 tokens of
+a model with 8 heads of 128 in K and V on two cores) none of them is found again: a fifth of the speed after
+16,384 tokens was measured (`tests/data/cpu`), where prompts lose a quarter.
 
 Several cards with a layer split work in turn on a token, so they add memory and not speed; on long prompts
 they work on successive micro-batches unless a tensor is overridden. Two sockets count as one. What the

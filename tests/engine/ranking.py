@@ -239,6 +239,16 @@ LONG = (
     *(Run(model="gemma-3-1b", mix=mix) for mix in ("Q4_0", "Q4_K_M")),
     Run(model="gemma-3-1b", mix="Q4_0", flags=("--repack", "0")),
     *(Run(model="granite-3.1-1b-a400m", mix=mix) for mix in ("Q8_0", "Q4_K_M", "Q4_0", "IQ3_XXS")),
+    *(
+        Run(model=model, mix="Q4_K_M", flags=("-ub", "512", "-fa", flash), prompt=512, depth=depth)
+        for model in ("qwen3-0.6b-4L", "llama-3.2-1b-4L")
+        for flash in ("on", "off")
+        for depth in (0, 4096, 8192, 16384)
+    ),
+    *(
+        Run(model="qwen3-0.6b-4L", mix="Q4_K_M", flags=("-fa", "on", "-t", "1"), prompt=0, depth=depth)
+        for depth in (2048, 4096)
+    ),
 )
 
 

@@ -17,6 +17,7 @@ from plan_llama.models.types import ModelSpec
 from plan_llama.models.unpublished import of_known
 from plan_llama.models.writer import write_header
 from tests.engine import random_weights
+from tests.small_models import cut
 
 # Published shapes that the catalog does not hold: config.json of google/gemma-3-1b-it and
 # ibm-granite/granite-3.1-1b-a400m-instruct.
@@ -65,7 +66,13 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def spec(name: str, mix: str) -> ModelSpec:
-    """The model as a header: with the number of tokens, without a list of them, which no measurement reads."""
+    """The model as a header: with the number of tokens, without a list of them, which no measurement reads.
+
+    `NAME-4L` has the first four layers: enough to compare attention over a deep cache with the weights.
+    """
+    full, _, layers = name.rpartition("-")
+    if layers.endswith("L") and layers[:-1].isdigit():
+        return cut(spec(full, mix), int(layers[:-1]))
     if name in _CONFIGS:
         found = spec_of(_CONFIGS[name], name, mix, where=name, folder=Path())
     else:

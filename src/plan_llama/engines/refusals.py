@@ -13,6 +13,7 @@ from plan_llama.engines.left_out import FlashAttn
 from plan_llama.findings import Finding
 from plan_llama.memory import graph_room
 from plan_llama.memory.context import reserved_batch
+from plan_llama.memory.flash_attention import ENDS_WITH_IT
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Settings
 from plan_llama.models.spec import engine_needed
@@ -23,9 +24,6 @@ _BLOCK = 32
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ, src/llama-cparams.h
 # Its caches are allocated as K only without the MLA keys in the header.
 _ONE_CACHE_TYPE = frozenset({"deepseek4"})
-# Their V is put into the cache in a shape that only the transposed cache takes: the program ends at an assertion
-# (src/models/plm.cpp, llama_kv_cache::cpy_v).
-_WITHOUT_FLASH_ATTENTION = frozenset({"plm"})
 # The bias of scores is made for one cache (build_pos_bias in src/llama-graph.cpp): ggml_can_repeat fails.
 _ONE_STREAM = frozenset({"t5"})
 # Files with K and V in one projection are read, and then computed with a cache that is not made: the header has to have
@@ -50,7 +48,7 @@ def refusals(settings: Settings, *, table: ModelTable, flash_attn: FlashAttn = "
     if settings.split_mode == "tensor" and asked == "off":
         text = "a split by tensor (-sm tensor) requires flash attention"
         found.append(Finding(id="flash-attn-unsupported", severity="error", text=text, fix="write -fa on"))
-    if model.architecture in _WITHOUT_FLASH_ATTENTION and asked != "off":
+    if model.architecture in ENDS_WITH_IT and asked != "off":
         text = f"llama.cpp b11434 ends when it loads {model.architecture} with flash attention"
         found.append(Finding(id="flash-attn-unsupported", severity="error", text=text, fix="write -fa off"))
     if settings.kv_type_k != settings.kv_type_v and _one_cache_type(model):

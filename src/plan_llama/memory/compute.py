@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from plan_llama.errors import ModelError
 from plan_llama.memory.batch import Batch
 from plan_llama.memory.blocks import Builder, UndescribedGraph
+from plan_llama.memory.flash_attention import SWITCHED_OFF
 from plan_llama.memory.graphs import GRAPHS, graph_of
 from plan_llama.memory.probe import in_question
 from plan_llama.memory.quantity import Guards
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 # their graphs grow with the positions in the cache, which is empty when the engine reserves
 GROWING = frozenset({"minimax-m3"})
-# llama_init_from_model switches it off for these (src/llama-context.cpp, b11434)
-_NO_FLASH_ATTENTION = frozenset({"grok"})
 # A load reserves for these once more, as if all tokens were of one sequence (TAG_RESERVE_DIAG_DECAY in
 # llama_context::sched_reserve, b11434); the dry run of --fit and llama-fit-params does not look at that.
 _ALSO_ONE_SEQUENCE = frozenset({"kimi-linear", "minimax-01"})
@@ -105,7 +104,7 @@ def work_bytes(
 
     An upper bound where the graph is not known, or where the file lacks a tensor or a number that it needs.
     """
-    if table.spec.architecture in _NO_FLASH_ATTENTION:
+    if table.spec.architecture in SWITCHED_OFF:
         batch = replace(batch, flash_attn=False)
     devices = len(kinds)
     pipelined = (

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from plan_llama.memory.cuda_pool import Operations
+from plan_llama.memory.flash_attention import CUDA_HEADS
 from plan_llama.memory.scheduler import (
     CPU_KIND,
     BackendKind,
@@ -26,8 +27,6 @@ from plan_llama.models.types import ModelSpec
 if TYPE_CHECKING:  # the graphs of towers are imported where one is built
     from plan_llama.memory.towers.vit import Shape
 
-# ggml_cuda_get_best_fattn_kernel (ggml/src/ggml-cuda/fattn.cu): other heads get plain attention scores
-_CUDA_HEADS = frozenset((40, 64, 72, 80, 96, 112, 128, 256))
 # Of a tower whose graph is not described: f32 rows of the width and of the feed-forward that may live at once. Above
 # what every described tower without masks needs.
 _ROWS, _WIDE_ROWS = 8, 2
@@ -133,7 +132,7 @@ class Projector:
 
     def flash_attn(self, backend: BackendKind, *, wanted: bool = True) -> bool:
         """Whether attention is flash attention: wanted, and known to the backend for heads of that size."""
-        return wanted and (not backend.cuda_sizes or self._shape(1).head in _CUDA_HEADS)
+        return wanted and (not backend.cuda_sizes or self._shape(1).head in CUDA_HEADS)
 
     def compute(self, image: Image, backend: BackendKind, *, flash_attn: bool = True) -> Compute:
         """The compute buffers for so many images of a size. `backend` CPU_KIND is a tower that stays on the host.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from plan_llama.memory.table import ModelTable
-from plan_llama.solver.offload import cache_on_host, left_to_cpu
+from plan_llama.solver.offload import cache_on_host, left_to_cpu, plain_attention
 from plan_llama.solver.search import LADDER, Task, candidates, judged, score
 from plan_llama.solver.types import Candidate, Rung
 from plan_llama.units import gib
@@ -27,6 +27,7 @@ def choices(task: Task, context: int, kv_type: str) -> list[Candidate]:
     plain = candidates(task, context, kv_type)
     if plain:
         plain = cache_on_host(task, left_to_cpu(task, plain, context, kv_type), context, kv_type)
+        plain = plain_attention(task, plain, context, kv_type)
     few = min(task.users or 1, task.slots) <= DRAFT_STREAMS
     if not plain or not may_draft(task) or not few or not resident(task.table, plain[0]):
         return plain

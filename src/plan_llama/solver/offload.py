@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from plan_llama.memory.caches import kv_type as table_kv_type
+from plan_llama.memory.flash_attention import NEVER
 from plan_llama.memory.types import Settings
 from plan_llama.solver.search import Task, candidates, judged, score
 from plan_llama.solver.types import Candidate
@@ -15,6 +17,11 @@ from plan_llama.speed.passes import OFFLOAD_MIN_BATCH
 
 # What leaving work to the CPU has to gain: how fast it reads a prompt is predicted less well than cards and links.
 CPU_GAIN = 1.25
+# What attention without flash attention has to gain of the request's time.
+PLAIN_GAIN = 1.1
+# Where both were measured; on ARM flash attention is the faster one with a token, and loses far more with prompts
+# (github.com/ggml-org/llama.cpp/issues/26559 and 27086).
+_MEASURED_ISA = frozenset({"avx2", "avx512", "avx512_vnni", "amx"})
 
 
 def streams(task: Task, candidate: Candidate) -> bool:
@@ -55,6 +62,42 @@ def cache_on_host(task: Task, found: list[Candidate], context: int, kv_type: str
     pins = {**task.wishes.pins, "ubatch": str(best.settings.ubatch), "kv_offload": "off"}
     others = candidates(replace(task, wishes=replace(task.wishes, pins=pins)), context, kv_type)
     return others + found if others and score(task, others[0])[:-1] < score(task, best)[:-1] else found
+
+
+def plain_attention(task: Task, found: list[Candidate], context: int, kv_type: str) -> list[Candidate]:
+    """The candidates, with those without flash attention in front where the CPU has a cache to attend to and the
+    request gains by it: over a deep one its kernel of flash attention is slow with single tokens."""
+    best = found[0]
+    if not may_go_without(task, best) or not _gains_without(task, without_flash(task, best), best):
+        return found
+    others = candidates(without(task), context, kv_type)
+    return others + found if others and _gains_without(task, others[0], best) else found
+
+
+def may_go_without(task: Task, candidate: Candidate) -> bool:
+    """Whether there is a choice: attention on a CPU of a measured kind over a cache of floats, and no wish."""
+    if task.table.spec.architecture in NEVER:
+        return False
+    settings, cpu = candidate.settings, task.machine.cpu
+    on_cpu = bool(candidate.footprint.host.context_bytes)
+    x86 = bool(_MEASURED_ISA.intersection(cpu.isa)) or (not cpu.isa and cpu.architecture == "x86_64")
+    floats = not table_kv_type(settings.kv_type_v).quantised
+    return settings.flash_attn and on_cpu and x86 and floats and "flash_attn" not in task.wishes.pins
+
+
+def without(task: Task) -> Task:
+    """The task with `--pin flash-attn=off`."""
+    return replace(task, wishes=replace(task.wishes, pins={**task.wishes.pins, "flash_attn": "off"}))
+
+
+def without_flash(task: Task, candidate: Candidate) -> Candidate:
+    """The same placement without flash attention, its memory not looked at again."""
+    return judged(task, replace(candidate.settings, flash_attn=False), candidate.footprint)
+
+
+def _gains_without(task: Task, plain: Candidate, flash: Candidate) -> bool:
+    mine, theirs = score(task, plain), score(task, flash)
+    return mine[:-1] <= theirs[:-1] and mine[-1] * PLAIN_GAIN <= theirs[-1]
 
 
 def tuned(task: Task, chosen: Candidate) -> Candidate:

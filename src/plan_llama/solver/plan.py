@@ -157,8 +157,12 @@ def _other_settings(chosen: Candidate, others: list[Candidate]) -> list[Alternat
     slots = chosen.settings.parallel
     made = serving.other_slots(chosen, others)
     base = chosen.speed
-    drafts = chosen.settings.draft_layers
-    alike = (c for c in others if c.settings.parallel == slots and c.settings.draft_layers == drafts)
+    as_chosen = chosen.settings.draft_layers, chosen.settings.flash_attn
+    alike = (
+        c
+        for c in others
+        if c.settings.parallel == slots and (c.settings.draft_layers, c.settings.flash_attn) == as_chosen
+    )
     for other in alike:
         speed = other.speed
         effect = (

@@ -11,9 +11,9 @@ from plan_llama.memory.compute import is_described
 from plan_llama.memory.footprint import DeviceUse, footprint
 from plan_llama.memory.types import HOST
 from plan_llama.memory.weights import place
-from plan_llama.solver import serving
+from plan_llama.solver import said_host, serving
 from plan_llama.solver.choice import DRAFT_GAIN, DRAFT_STREAMS, gains, resident
-from plan_llama.solver.search import Task, cache_ram_bytes, judged, repack_crash, why_mapped
+from plan_llama.solver.search import Task, cache_ram_bytes, judged, repack_crash
 from plan_llama.solver.types import Candidate, Rung
 from plan_llama.solver.whatif import smaller_context
 from plan_llama.speed.constants import shipped
@@ -215,17 +215,8 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
     streamed = bool(task.machine.gpus) and host.weights_bytes > task.table.lookup_bytes
     what = "experts" if offloaded else "weights"
     if streamed and settings.load_mode == "mmap" and not task.machine.unified:
-        why = why_mapped(task, host.weights_bytes, host.total_bytes)
-        text = f"the {what} on the CPU are mapped from the file, not pinned: prompts stream them more slowly than the "
-        text += "link allows"
-        yield Finding(
-            id="mmap-with-cpu-override-slow",
-            severity="note",
-            text=f"{text}. llama.cpp will suggest --load-mode none; {why}" if why else text,
-            fix="" if why else "--load-mode none",
-        )
-    yield from _offload(task, chosen, streamed=streamed)
-    yield from _cache_on_host(task, chosen)
+        yield said_host.mapped(task, chosen, what)
+    yield from said_host.findings(task, chosen, streamed=streamed)
     streams = streamed and settings.op_offload and not task.machine.unified
     if streams and chosen.speed.follow_up_ttft_s >= 1:
         yield Finding(
@@ -280,45 +271,6 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
             severity="note",
             text="WSL2 gives Linux only part of Windows' memory",
             fix="memory= in .wslconfig raises it",
-        )
-
-
-def _cache_on_host(task: Task, chosen: Candidate) -> Iterator[Finding]:
-    """All of the context in system memory, with layers on cards."""
-    if not chosen.settings.kv_offload and chosen.gpu_block_layers and not task.machine.unified:
-        yield Finding(
-            id="kv-cache-on-host",
-            severity="note",
-            text=f"the context ({gib(chosen.footprint.host.context_bytes)}) stays in system memory and attention runs "
-            "on the CPU (-nkvo): the room on the cards goes to weights",
-            fix="--pin kv-offload=on, or a command without -nkvo, keeps the context of a layer where the layer is",
-        )
-
-
-def _offload(task: Task, chosen: Candidate, *, streamed: bool) -> Iterator[Finding]:
-    """What it means that batches over the CPU's weights stay there: short ones, or all."""
-    settings = chosen.settings
-    if not streamed or task.machine.unified:
-        return
-    if settings.op_offload and settings.offload_min_batch is not None:
-        plain = judged(task, replace(settings, offload_min_batch=None), chosen.footprint)
-        yield Finding(
-            id="op-offload-threshold",
-            severity="note",
-            text=f"GGML_OP_OFFLOAD_MIN_BATCH={settings.offload_min_batch}: shorter prompts are read by the CPU, which "
-            "is done sooner than the link with the weights; a follow-up has its first token after "
-            f"{seconds(chosen.speed.follow_up_ttft_s)} instead of {seconds(plain.speed.follow_up_ttft_s)}",
-            fix="without the variable llama.cpp copies from 32 tokens on",
-        )
-    if not settings.op_offload and "op_offload" not in task.wishes.pins:
-        copying = judged(task, replace(settings, op_offload=True), chosen.footprint)
-        yield Finding(
-            id="op-offload-off",
-            severity="note",
-            text="prompts are read by the CPU where it has the weights: by the same placement the request would take "
-            f"{seconds(copying.speed.request_s)} instead of {seconds(chosen.speed.request_s)} if they were copied to a "
-            "card for every micro-batch",
-            fix="--pin op-offload=on copies them",
         )
 
 

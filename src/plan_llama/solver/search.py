@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.caches import bytes_per_token
+from plan_llama.memory.flash_attention import NEVER, cuda_refuses
 from plan_llama.memory.footprint import (
     Beyond,
     Footprint,
     checkpoints_bytes,
     footprint,
+    host_margin_bytes,
     projector_use,
     server_cache_bytes,
 )
@@ -32,6 +34,7 @@ SMALLEST_CONTEXT = 4096
 _BATCH = 2048
 _MUCH_BYTES = 1024 * MIB
 WORTH_MEMORY = 1.02  # times the best's time that may pass where that leaves _MUCH_BYTES free
+PINNED_GAIN = 1.25  # what pinned weights have to gain of the request's time where they leave little memory
 _CHECKPOINTS = 32  # llama-server's default; kept only by models with a sliding window or recurrent state
 
 
@@ -119,7 +122,7 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
         slot_limit=context if shared else None,
         batch=min(ubatch if task.wishes.one_batch else max(_BATCH, ubatch), pool),
         ubatch=min(ubatch, pool),
-        flash_attn=True,
+        flash_attn=has_flash_attention(task, kv_type),
         kv_type_k=kv_type,
         kv_type_v=kv_type,
         load_mode="mmap",
@@ -130,6 +133,13 @@ def base_settings(task: Task, context: int, ubatch: int, kv_type: str) -> Settin
         mmproj=task.table.projector is not None,
         older=task.wishes.older,
     )
+
+
+def has_flash_attention(task: Task, kv_type: str) -> bool:
+    """Whether flash attention is to be had: by the model's architecture, and by the cards' kernels for its heads."""
+    spec = task.table.spec
+    cuda = any(gpu.backend in ("cuda", "rocm") for gpu in task.machine.gpus)
+    return spec.architecture not in NEVER and not (cuda and cuda_refuses(spec, kv_type, kv_type))
 
 
 def checkpoints(table: ModelTable, settings: Settings) -> int:
@@ -156,19 +166,12 @@ def threads(machine: Machine) -> int:
     return max(1, min(cores, cpu.usable_cores or cores))
 
 
-def load_mode(task: Task, filled: Filled) -> LoadMode:
-    """How the file is read. Pinned memory makes prefill faster, but what is pinned cannot be paged out."""
-    host = filled.made.host
-    held = host.total_bytes + server_cache_bytes(task.table, filled.settings)
-    if images := projector_use(task.table, filled.settings, task.machine):
-        held += images.host_bytes
-    return "mmap" if why_mapped(task, host.weights_bytes, held) else "none"
-
-
-def why_mapped(task: Task, weights_bytes: int, held_bytes: int) -> str | None:
+def why_mapped(task: Task, weights_bytes: int, held_bytes: int, *, clear: bool = False) -> str | None:
     """What speaks against pinning the host's weights, as a clause; None where nothing does.
 
-    `held_bytes` is all that the server may hold in system memory, its caches included.
+    `held_bytes` is all that the server may hold in system memory, its caches included; `clear`: pinned the request is
+    done clearly sooner. What is pinned cannot be paged out, so that a program which needs more than is left ends, or
+    the server does.
     """
     machine = task.machine
     if machine.unified or not machine.gpus:
@@ -178,9 +181,18 @@ def why_mapped(task: Task, weights_bytes: int, held_bytes: int) -> str | None:
     if machine.os == "windows" and held_bytes > machine.ram.total_bytes // 2:
         return "Windows pins about half of the memory at most"
     spare = machine.ram.available_bytes - machine.ram.reserved_bytes - held_bytes
-    if spare < task.beyond.pinned_spare_bytes:
-        return f"with it, weights and caches would leave less than {gib(task.beyond.pinned_spare_bytes)} of memory"
+    wanted = pinned_spare_bytes(task, clear=clear)
+    if spare < wanted:
+        return f"with it, weights and caches would leave less than {gib(wanted)} of memory"
     return None
+
+
+def pinned_spare_bytes(task: Task, *, clear: bool) -> int:
+    """What is to stay free beside pinned weights: 16 GiB, or for a clear gain the host's margin and half of it again
+    where that is less, because nothing gives way where other programs need more than the margin."""
+    margin = host_margin_bytes(task.machine, task.beyond) - task.machine.ram.reserved_bytes
+    spare = task.beyond.pinned_spare_bytes
+    return min(spare, margin + margin // 2) if clear else spare
 
 
 def evaluate(task: Task, filled: Filled) -> Candidate:
@@ -207,7 +219,26 @@ def _conversation_bytes(task: Task, settings: Settings) -> int:
 
 
 def _evaluated(task: Task, filled: Filled) -> Candidate:
-    settings = replace(filled.settings, load_mode=load_mode(task, filled))
+    """With the file mapped, or pinned where memory allows: if that leaves little, for a clear gain of the request."""
+    pinned = task.wishes.pins.get("load_mode")
+    if pinned is not None:
+        return _evaluated_as(task, filled, pinned)  # type: ignore[arg-type]
+    host = filled.made.host
+    held = host.total_bytes + server_cache_bytes(task.table, filled.settings)
+    if images := projector_use(task.table, filled.settings, task.machine):
+        held += images.host_bytes
+    if why_mapped(task, host.weights_bytes, held) is None:
+        return _evaluated_as(task, filled, "none")
+    mapped = _evaluated_as(task, filled, "mmap")
+    if why_mapped(task, host.weights_bytes, held, clear=True) is not None:
+        return mapped
+    fast = _evaluated_as(task, filled, "none")
+    mine, theirs = score(task, fast), score(task, mapped)
+    return fast if mine[:-1] <= theirs[:-1] and mine[-1] * PINNED_GAIN <= theirs[-1] else mapped
+
+
+def _evaluated_as(task: Task, filled: Filled, mode: LoadMode) -> Candidate:
+    settings = replace(filled.settings, load_mode=mode)
     if (
         task.machine.gpus
         and filled.made.host.weights_bytes <= task.table.lookup_bytes
@@ -215,8 +246,6 @@ def _evaluated(task: Task, filled: Filled) -> Candidate:
         and "threads" not in task.wishes.pins
     ):
         settings = replace(settings, threads=None)  # the CPU has nothing to compute
-    if "load_mode" in task.wishes.pins:
-        settings = replace(settings, load_mode=task.wishes.pins["load_mode"])  # type: ignore[arg-type]
     used = footprint(
         task.table,
         settings,

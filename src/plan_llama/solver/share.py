@@ -9,6 +9,8 @@ from itertools import accumulate, combinations_with_replacement
 from math import inf
 from operator import sub
 
+_ALIKE = 0.99  # of what a byte saves: two that differ by less are taken together while the split is sought
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -110,6 +112,18 @@ def _steps(makes: Sequence[_Make]) -> list[_Step]:
     return sorted(found, key=lambda step: -step.saved / step.size)
 
 
+def _whole(makes: Sequence[_Make], steps: Sequence[_Step]) -> list[_Step] | None:
+    """One step to all of its weights for every make, where those on the way save next to no more per byte."""
+    found = [
+        _Step(number, 0, len(make.levels) - 1, make.levels[-1].size, make.levels[-1].saved)
+        for number, make in enumerate(makes)
+    ]
+    best = {step.make: step.saved / step.size for step in steps if not step.before}
+    if any(step.saved / step.size < _ALIKE * best[step.make] for step in found):
+        return None
+    return sorted(found, key=lambda step: -step.saved / step.size)
+
+
 _State = tuple[int, int]  # a make, and a level that a block of it has
 
 
@@ -179,7 +193,7 @@ class Line:
         self.steps = _steps(self.movable)
         self.changes: dict[tuple[_State, ...], _Changes] = {}
         self.quick = None
-        if not twos and len(self.steps) == len(self.movable):
+        if not twos and (whole := _whole(self.movable, self.steps)) is not None:
             self.quick = [
                 (
                     step.size,
@@ -187,7 +201,7 @@ class Line:
                     self.movable[step.make].counts,
                     _changes(self.movable, ((step.make, 0),)),
                 )
-                for step in self.steps
+                for step in whole
             ]
         self.known: dict[tuple[int, int, int], list[float]] = {}
 

@@ -68,9 +68,13 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
         f"{mib_exact(host.compute_bytes)} compute + {mib_exact(host.cache_bytes)} prompt cache and checkpoints"
     )
     yield _threads(task, settings)
+    if not settings.flash_attn:
+        pinned = "as pinned" if "flash_attn" in task.wishes.pins else "the CPU attends faster so"
+        yield f"Flash attention: off, {pinned}; a quantised cache would need it."
     yield "Micro-batches tried (prefill and decode in tok/s, the request in seconds):"
     experts = any(table.expert_bytes)
     both = len({c.settings.draft_layers for c in (chosen, *others)}) > 1
+    flash = len({c.settings.flash_attn for c in (chosen, *others)}) > 1
     several = len({c.settings.parallel for c in (chosen, *others)}) > 1
     for candidate in sorted((chosen, *others), key=lambda c: (c.settings.parallel, c.settings.ubatch)):
         speed = candidate.speed
@@ -83,6 +87,7 @@ def _trace(task: Task, chosen: Candidate, others: Sequence[Candidate]) -> Iterat
             f"{speed.prefill_tok_s.expected:7.1f}  decode {speed.decode_tok_s.expected:6.2f}  request "
             f"{speed.request_s:7.1f}"
             + (f"  drafting {'on ' if candidate.settings.draft_layers else 'off'}" if both else "")
+            + (f"  -fa {'on ' if candidate.settings.flash_attn else 'off'}" if flash else "")
             + (f"  CPU experts in {candidate.cpu_moe_layers} layers" if experts else "")
             + mark
         )

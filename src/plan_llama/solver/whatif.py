@@ -9,10 +9,11 @@ from plan_llama.hardware.types import Gpu, Machine
 from plan_llama.memory.footprint import footprint
 from plan_llama.memory.types import Settings
 from plan_llama.solver.choice import best_at, may_draft
+from plan_llama.solver.offload import may_go_without
 from plan_llama.solver.place import Filler
 from plan_llama.solver.search import SMALLEST_CONTEXT, Task, candidates, judged, score
 from plan_llama.solver.types import Alternative, Candidate
-from plan_llama.units import rate, seconds, tokens
+from plan_llama.units import gib, rate, seconds, tokens
 
 _FASTER_RAM = 1.5
 _ALIKE = 0.03
@@ -45,6 +46,7 @@ def what_ifs(task: Task, chosen: Candidate) -> Iterator[Alternative]:
             yield from _told("twice the memory", chosen, roomy)
     yield from _drafting(task, chosen, context, kv_type)
     yield from _cache_on_host(task, chosen, context, kv_type)
+    yield from _attention(task, chosen, context, kv_type)
     asked = task.request.prompt_tokens + task.request.output_tokens
     if context // 2 >= max(SMALLEST_CONTEXT, asked):
         yield from _told(
@@ -87,6 +89,24 @@ def _cache_on_host(task: Task, chosen: Candidate, context: int, kv_type: str) ->
         yield Alternative(
             what="--pin kv-offload=off", effect=f"{effect}{rate(before.decode_tok_s.expected)} tok/s"
         )
+
+
+def _attention(task: Task, chosen: Candidate, context: int, kv_type: str) -> Iterator[Alternative]:
+    """The other choice about flash attention, where the CPU has a cache to attend to."""
+    flash = chosen.settings.flash_attn
+    as_flash = replace(chosen, settings=replace(chosen.settings, flash_attn=True))
+    if not may_go_without(task, as_flash):
+        return
+    pin = "off" if flash else "on"
+    wishes = replace(task.wishes, parallel=chosen.settings.parallel, users=task.users)
+    pins = {**wishes.pins, "flash_attn": pin, "ubatch": str(chosen.settings.ubatch)}
+    for other in candidates(replace(task, wishes=replace(wishes, pins=pins)), context, kv_type):
+        before, after = chosen.speed, other.speed
+        more = other.footprint.host.compute_bytes - chosen.footprint.host.compute_bytes
+        effect = f"{other.footprint.verdict}: the request {seconds(after.request_s)} instead of "
+        effect += f"{seconds(before.request_s)}, decode {rate(after.decode_tok_s.expected)} instead of "
+        effect += f"{rate(before.decode_tok_s.expected)} tok/s, {gib(abs(more))} {'more' if more > 0 else 'less'} of "
+        yield Alternative(what=f"--pin flash-attn={pin}", effect=f"{effect}compute memory")
 
 
 def _told(
@@ -134,6 +154,7 @@ def fitted(task: Task, chosen: Candidate) -> Candidate:
         ubatch=min(_FIT_UBATCH, chosen.settings.context),
         batch=min(_FIT_BATCH, chosen.settings.context),
         load_mode="none" if any(gpu.integrated for gpu in task.machine.gpus) else "mmap",
+        flash_attn=True,
         threads=None,
     )
     from plan_llama.solver import fit

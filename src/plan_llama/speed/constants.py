@@ -79,9 +79,13 @@ class Constants:
     select_layer_s: float  # of a layer with sparse attention, per pass
     select_cell_s: float  # and per cell whose score is sorted
     select_cell_bytes: float  # and per cell and token: traffic of the card's memory
+    tiled_vnni: float  # tiles with 8-bit dot products against those without
     core_attention_flops: float  # of one AVX2 core, in prompts
     core_attention_decode: float  # and with one new token, against prompts
-    core_attention_plain: float  # one new token without flash attention, against one with it
+    core_attention_plain: float  # and without flash attention, against with it
+    core_score_s: float  # of one AVX2 core with one new token, per cell and head beside its arithmetic
+    core_plain_score_s: float  # without flash attention, where that is all
+    core_page_s: float  # of one core that flash attention leads to another page of memory
     core_quantised_decode: float  # of a quantised cache, against one of floats
     core_quantised_prefill: float
     ram_peak: float
@@ -168,9 +172,13 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         select_layer_s=gpu.take("select_layer_s", float),
         select_cell_s=gpu.take("select_cell_s", float),
         select_cell_bytes=gpu.take("select_cell_bytes", float),
+        tiled_vnni=host.take("tiled_vnni", float),
         core_attention_flops=host.take("core_attention_flops", float),
         core_attention_decode=host.take("core_attention_decode", float),
         core_attention_plain=host.take("core_attention_plain", float),
+        core_score_s=host.take("core_score_s", float),
+        core_plain_score_s=host.take("core_plain_score_s", float),
+        core_page_s=host.take("core_page_s", float),
         core_quantised_decode=host.take("core_quantised_decode", float),
         core_quantised_prefill=host.take("core_quantised_prefill", float),
         ram_peak=host.take("ram_peak", float),

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from plan_llama.memory.types import HOST
 from plan_llama.speed.constants import Constants
 from plan_llama.speed.rates import HostRates
-from plan_llama.speed.types import Traffic
+from plan_llama.speed.types import CacheReads, Traffic
 
 if TYPE_CHECKING:  # passes.py puts these seconds beside those of the cards
     from plan_llama.speed.passes import Work
 
 Parts = dict[str, float]
+
+_LEAST_TILED = 8  # ggml_tiled_min_batch
+_TILE = 16  # TILED_MICRO
+_COUNTED = 4 * _TILE  # numbers of rows whose chances are summed up: of more, the last tile is half full
+_PAGE_BYTES = 4096
+_PAGES_KNOWN = 2048  # of the second-level TLB of Zen 3 and Golden Cove; 1536 to 4096 in others
 
 
 def touched(used_ratio: float, tokens: float) -> float:
@@ -33,7 +40,7 @@ def add(parts: Parts, name: str, seconds: float) -> None:
 def prompt_seconds(work: Work, host: HostRates, t: Traffic, tokens: int) -> float:
     """Seconds of arithmetic on the cores for a micro-batch of a prompt; only its last token goes through the head."""
     dense = tokens * (t.dense_flops - t.head_flops) + t.head_flops
-    seconds = _products(work, host, t.dense_bytes, dense)
+    seconds = _products(work, host, t.dense_bytes, dense, tiles=tokens >= _LEAST_TILED)
     if work.host_experts_prefill is None:
         share = touched(t.expert_used_ratio, tokens)
         return seconds + _expert_rows(work, host, t, tokens, share)
@@ -42,10 +49,12 @@ def prompt_seconds(work: Work, host: HostRates, t: Traffic, tokens: int) -> floa
     )
 
 
-def _products(work: Work, host: HostRates, sizes: Mapping[str, int], flops: float) -> float:
+def _products(
+    work: Work, host: HostRates, sizes: Mapping[str, int], flops: float, *, tiles: bool = False
+) -> float:
     """Seconds of the cores for `flops` operations, spread over weights of several types by their bytes."""
-    total = sum(sizes.values())
-    cores_s = (flops * size / total / _core_rate(work.constants, host, name) for name, size in sizes.items())
+    total, rate = sum(sizes.values()), _tile_rate if tiles else _core_rate
+    cores_s = (flops * size / total / rate(work.constants, host, name) for name, size in sizes.items())
     return sum(cores_s) / host.cores_prefill
 
 
@@ -56,6 +65,11 @@ def _core_rate(k: Constants, host: HostRates, name: str) -> float:
         return k.kernels["q8_0"].core_flops
     kernel = k.kernels.get(name, k.other_kernel)
     return kernel.core_flops * (kernel.repacked_prefill if name in host.interleaved else 1.0)
+
+
+def _tile_rate(k: Constants, host: HostRates, name: str) -> float:
+    """The same where many rows go through weights of a type at once."""
+    return _core_rate(k, host, name) * (k.tiled_vnni if host.vnni and name in host.tiled else 1.0)
 
 
 def _core_read(k: Constants, host: HostRates, name: str) -> float:
@@ -71,15 +85,45 @@ def more_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: float
     return dense + _expert_rows(work, host, t, tokens, share)
 
 
-def _expert_rows(work: Work, host: HostRates, t: Traffic, tokens: float, share: float) -> float:
-    """Seconds of the cores over the experts' rows beyond those that read them first.
+def _expert_rows(work: Work, host: HostRates, t: Traffic, tokens: int, share: float) -> float:
+    """Seconds of the cores over the experts' rows, beyond the reading of those that some row chose.
 
-    llama.cpp multiplies experts row by row, however many an expert has (ggml_compute_forward_mul_mat_id, ggml-cpu.c,
-    and forward_mul_mat_id, repack.cpp, b11434), but from the cache after the first.
+    An expert that 8 rows or more chose is multiplied in tiles of 16 of them (ggml_compute_forward_mul_mat_id_tiled,
+    ggml-cpu/tiled/tiled.cpp, b11434). With fewer, and for types that are interleaved or not tiled, llama.cpp goes row
+    by row (ggml_compute_forward_mul_mat_id, ggml-cpu.c, and forward_mul_mat_id, repack.cpp), but from the cache after
+    the first.
     """
-    again = max(0.0, tokens * t.expert_used_ratio - share)
-    flops = again * t.expert_flops / t.expert_used_ratio
-    return _products(work, host, t.expert_bytes, flops) / work.constants.expert_rows
+    k, total = work.constants, sum(t.expert_bytes.values())
+    if not total:
+        return 0.0
+    tiled, alone = _rows(tokens, t.expert_used_ratio)
+    one_by_one = max(0.0, tokens * t.expert_used_ratio - share)
+    row_flops = t.expert_flops / t.expert_used_ratio
+    seconds = 0.0
+    for name, size in t.expert_bytes.items():
+        rows, others = (tiled, alone) if name in host.tiled else (0.0, one_by_one)
+        row_s = rows / _tile_rate(k, host, name) + others / k.expert_rows / _core_rate(k, host, name)
+        seconds += row_s * row_flops * size / total
+    return seconds / host.cores_prefill
+
+
+@cache
+def _rows(tokens: int, ratio: float) -> tuple[float, float]:
+    """Of an expert that each token chooses with the same chance: the rows that are expected in tiles, those that fill
+    the last one counted, and those after the first where there are too few for tiles."""
+    if ratio >= 1.0:
+        return (-(-tokens // _TILE) * _TILE, 0.0) if tokens >= _LEAST_TILED else (0.0, tokens - 1.0)
+    chance = (1.0 - ratio) ** tokens  # of no row
+    tiled = alone = within = rows_within = 0.0
+    for count in range(min(tokens, _COUNTED) + 1):
+        if count:
+            chance *= (tokens - count + 1) / count * ratio / (1.0 - ratio)
+        within, rows_within = within + chance, rows_within + count * chance
+        if count < _LEAST_TILED:
+            alone += max(0, count - 1) * chance
+        else:
+            tiled += -(-count // _TILE) * _TILE * chance
+    return tiled + tokens * ratio - rows_within + (_TILE - 1) / 2 * (1.0 - within), alone
 
 
 def read_weights(parts: Parts, work: Work, host: HostRates, t: Traffic, share: float) -> None:
@@ -107,29 +151,6 @@ def read_weights(parts: Parts, work: Work, host: HostRates, t: Traffic, share: f
     add(parts, "disk", from_disk(work, host, dense + experts))
 
 
-def attention_decode(work: Work, host: HostRates) -> float:
-    """Operations per second of one core over the cache, with one new token.
-
-    Flash attention then goes through the cache head by head and value by value; without it the scores are a product of
-    matrices (ggml_compute_forward_flash_attn_ext_f16_one_chunk, ggml/src/ggml-cpu/ops.cpp, b11434). ik_llama.cpp has
-    kernels of its own for it, of every cache type.
-    """
-    k = work.constants
-    if host.own_kernels:
-        return k.core_attention_flops
-    plain = 1.0 if work.settings.flash_attn else k.core_attention_plain
-    share = float(k.core_quantised_decode ** _quantised(work))
-    return k.core_attention_flops * k.core_attention_decode * plain * share
-
-
-def attention_prefill(work: Work, host: HostRates) -> float:
-    """The same with many new tokens: tiles of a cache of floats serve them all, a quantised one is read value by value
-    (use_tiled in ggml_compute_forward_flash_attn_ext_f16)."""
-    k = work.constants
-    share = 1.0 if host.own_kernels else float(k.core_quantised_prefill ** _quantised(work))
-    return k.core_attention_flops * share
-
-
 def _quantised(work: Work) -> float:
     """How much of the cache is in blocks: neither K nor V, one of them, or both."""
     floats = ("f32", "f16")
@@ -153,21 +174,54 @@ def refused(parts: Parts, work: Work, t: Traffic, share: float) -> HostRates:
     return host
 
 
-def attend(
-    parts: Parts,
-    host: HostRates,
-    t: Traffic,
-    depth: float,
-    tokens: int,
-    caches: int,
-    core_flops: float,
+def attend_decode(
+    parts: Parts, work: Work, host: HostRates, t: Traffic, depth: float, tokens: int, caches: int
 ) -> None:
-    """Attention on the CPU: `tokens` new ones over `caches` caches of `depth` tokens."""
+    """Attention of `tokens` new ones over `caches` caches of `depth` tokens.
+
+    Flash attention then goes through the cache head by head and value by value
+    (ggml_compute_forward_flash_attn_ext_f16_one_chunk, ggml/src/ggml-cpu/ops.cpp, b11434); without it the scores are
+    products of matrices. ik_llama.cpp has kernels of its own for it, of every cache type.
+    """
+    k, flash = work.constants, work.settings.flash_attn
+    score_s, rate = (k.core_score_s if flash else k.core_plain_score_s), k.core_attention_flops
+    if host.own_kernels:
+        score_s = 0.0
+    else:
+        rate *= k.core_attention_decode * float(k.core_quantised_decode ** _quantised(work))
     seconds = 0.0
     for c in t.cache:
         cells = c.cells(depth)
         seconds += caches * cells * c.bytes_per_cell / host.ram
-        seconds += tokens * cells * c.flops_per_cell / (core_flops * host.cores_prefill)
+        a_cell_s = c.heads * score_s + (c.flops_per_cell / rate if flash or not c.heads else 0.0)
+        seconds += tokens * cells * a_cell_s / host.cores_prefill
+        if flash and not host.own_kernels:
+            seconds += tokens * c.heads * _far_pages(c, cells, host.threads) * k.core_page_s / host.threads
+    add(parts, "CPU cache", seconds)
+
+
+def _far_pages(cache: CacheReads, cells: float, threads: int) -> float:
+    """Pages of memory that every head of a layer leads through, where the share of a thread is more than a core's table
+    of addresses holds: each head reads its part of every row, so that the next head finds none of them there."""
+    if not cache.layers:
+        return 0.0
+    pages = cells * min(2.0, cache.bytes_per_cell / cache.layers / _PAGE_BYTES)
+    return pages * min(1.0, max(0.0, pages / threads / _PAGES_KNOWN - 1.0))
+
+
+def attend_prompt(parts: Parts, work: Work, host: HostRates, t: Traffic, depth: float, tokens: int) -> None:
+    """Attention of many new tokens: tiles of a cache of floats serve them all, a quantised one is read value by value
+    (use_tiled in ggml_compute_forward_flash_attn_ext_f16), and without flash attention there are products of matrices.
+    """
+    k, rate = work.constants, work.constants.core_attention_flops
+    if not host.own_kernels:
+        rate *= float(k.core_quantised_prefill ** _quantised(work))
+        rate *= 1.0 if work.settings.flash_attn else k.core_attention_plain
+    seconds = 0.0
+    for c in t.cache:
+        cells = c.cells(depth)
+        seconds += cells * c.bytes_per_cell / host.ram
+        seconds += tokens * cells * c.flops_per_cell / (rate * host.cores_prefill)
     add(parts, "CPU cache", seconds)
 
 

@@ -141,7 +141,7 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
             else:
                 cores.read_weights(parts, work, work.host, t, share)
                 add(parts, "CPU compute", cores.more_rows(work, work.host, t, tokens, share))
-            cores.attend(parts, work.host, t, depth, tokens, streams, cores.attention_decode(work, work.host))
+            cores.attend_decode(parts, work, work.host, t, depth, tokens, streams)
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"
@@ -183,7 +183,7 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
             else:
                 cores.read_weights(parts, work, work.host, t, share)
                 add(parts, "CPU compute", cores.prompt_seconds(work, work.host, t, tokens))
-            cores.attend(parts, work.host, t, depth, tokens, 1, cores.attention_prefill(work, work.host))
+            cores.attend_prompt(parts, work, work.host, t, depth, tokens)
             continue
         gpu = work.gpus[t.device]
         name = f"GPU{t.device}"

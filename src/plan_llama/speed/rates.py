@@ -15,6 +15,12 @@ from plan_llama.speed.constants import Constants, Family
 
 _UNKNOWN_ISA = ("avx2",)
 _PINNED = ("none", "dio")  # load modes whose host weights lie in the driver's pinned memory
+# Types whose products with many rows go tile by tile on x86 (ggml_tiled_supported, ggml-cpu/tiled/tiled.cpp, b11434).
+_TILED = frozenset(
+    {"q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_xs", "iq3_xxs", "iq3_s", "iq2_xxs", "iq2_xs", "iq2_s"}
+    | {"iq1_s", "iq1_m"}
+)
+_X86 = frozenset({"avx", "avx2", "avx512", "avx512_vnni", "amx"})
 
 
 @dataclass(slots=True)
@@ -45,15 +51,19 @@ class HostRates:
     """The CPU side: bytes per second that weights are read with, and its cores in units of one AVX2 core.
 
     `interleaved` types are read as fast as llama.cpp's interleaved ones: those that it interleaves, and with
-    ik_llama.cpp's own kernels the same without that.
+    ik_llama.cpp's own kernels the same without that. `tiled` are those whose experts are multiplied tile by tile where
+    many rows chose one.
     """
 
     ram: float
     cores_decode: float
     cores_prefill: float
     disk: float
+    threads: int = 1
     interleaved: frozenset[str] = frozenset()
     own_kernels: bool = False  # ik_llama.cpp's
+    tiled: frozenset[str] = frozenset()
+    vnni: bool = False  # 8-bit dot products of AVX-512
 
 
 def gpu_rates(machine: Machine, index: int, k: Constants, said: Assumptions) -> GpuRates:
@@ -150,6 +160,8 @@ def host_rates(
     prefill_cores = min(cores, settings.threads_batch or settings.threads or cores)
     if one is not None:  # few threads do not keep the memory busy
         peak = min(peak, one * decode_cores)
+    isa = machine.cpu.isa or _UNKNOWN_ISA
+    interleaved = interleaved_types(isa) if repacked or own_kernels else frozenset()
     return HostRates(
         ram=peak * (k.ram_measured if measured else k.ram_peak),
         cores_decode=max(1, decode_cores) ** k.cores_exponent
@@ -161,10 +173,11 @@ def host_rates(
         * k.engine_core_prefill.get(engine, 1.0)
         * (k.repacked_core_prefill if own_layouts else 1.0),
         disk=disk_rate(machine, k),
+        threads=max(1, decode_cores),
         own_kernels=own_kernels,
-        interleaved=interleaved_types(machine.cpu.isa or _UNKNOWN_ISA)
-        if repacked or own_kernels
-        else frozenset(),
+        interleaved=interleaved,
+        vnni=bool({"avx512_vnni", "amx"}.intersection(isa)),
+        tiled=frozenset() if own_kernels or not _X86.intersection(isa) else _TILED - interleaved,
     )
 
 

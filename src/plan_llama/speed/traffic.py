@@ -46,6 +46,7 @@ class _Cells:
     flops: float = 0.0
     selecting: int = 0
     heads: int = 0
+    layers: int = 0
 
 
 class _Tally:
@@ -73,6 +74,14 @@ class _Tally:
         self.expert_layers = 0
         self.crossings = 0
         self.cache: dict[int | None, _Cells] = {}
+
+    def add(self, name: str, size: int, flops: float, *, routed: bool) -> None:
+        """A tensor; routed experts apart."""
+        part = _Part({name: size}, flops)
+        if routed:
+            self.add_experts(part)
+        else:
+            self.add_dense(part)
 
     def add_dense(self, part: _Part) -> None:
         for name, size in part.bytes_by_type.items():
@@ -102,6 +111,7 @@ class _Tally:
             row.flops += flops
             row.selecting += selecting
             row.heads += heads
+            row.layers += heads > 0
 
     def traffic(self, device: int, used_ratio: float, *, refused: bool = False) -> Traffic:
         return Traffic(
@@ -123,6 +133,7 @@ class _Tally:
                     most_cells=most,
                     selecting=row.selecting,
                     heads=row.heads,
+                    layers=row.layers,
                 )
                 for most, row in self.cache.items()
             ),
@@ -188,14 +199,10 @@ class LayerTable:
             if device is None:
                 continue
             if layer >= len(self.dense):
-                part, draft = _Part({name: size}, flops), _at(drafts, device)
-                if index in self.routed:
-                    draft.add_experts(part)
-                else:
-                    draft.add_dense(part)
+                _at(drafts, device).add(name, size, flops, routed=index in self.routed)
                 continue
             if index in self.refused:
-                _at(by_cpu, device).add_experts(_Part({name: size}, flops))
+                _at(by_cpu, device).add(name, size, flops, routed=True)
                 by_cpu[device].expert_layers += 1
                 if layer_device[layer] != device:
                     apart.add((layer, device, False))
@@ -251,13 +258,8 @@ class LayerTable:
                 continue
             _, _, name, size, flops = row
             by_cpu = by_cpu or index in self.refused
-            if index in self.routed:
-                routed = True
-                tally.experts[name] = tally.experts.get(name, 0) + size
-                tally.expert_flops += flops
-            else:
-                tally.dense[name] = tally.dense.get(name, 0) + size
-                tally.dense_flops += flops
+            routed = routed or index in self.routed
+            tally.add(name, size, flops, routed=index in self.routed)
         tally.expert_layers, tally.crossings = int(routed), crossings
         if layer is not None and settings is not None and layer < len(self.attention):
             k_bytes, v_bytes = cache_bytes(settings.kv_type_k), cache_bytes(settings.kv_type_v)

@@ -27,7 +27,7 @@ class CacheReads:
 
     `most_cells` is the window of sliding attention or the top-k of a sparse one; None reads every cell. `selecting`
     counts the layers that sort the scores of all these cells, to choose those that attention then reads. `heads` is the
-    sum over the layers of their query heads: each scores a cell for every new token.
+    sum over the `layers` of their query heads: each scores a cell for every new token.
     """
 
     bytes_per_cell: float
@@ -35,6 +35,7 @@ class CacheReads:
     most_cells: int | None = None
     selecting: int = 0
     heads: int = 0
+    layers: int = 0
 
     def cells(self, depth: float) -> float:
         """The cells read when `depth` tokens are cached."""

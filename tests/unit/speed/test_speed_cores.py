@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from scripts import speed_cpu, speed_cuda, speed_report
 
 from plan_llama.hardware.types import Cpu, Machine, Ram
 from plan_llama.memory.types import HOST, Settings
@@ -81,13 +83,90 @@ def test_a_quantised_cache_is_slow_to_read_on_cores() -> None:
     assert speed(shallow, small) == speed(shallow)
 
 
-def test_a_token_over_a_deep_cache_is_faster_without_flash_attention() -> None:
-    """Measured, tests/data/cpu. Prompts are read alike."""
-    deep, plain = weights("q4_K", cache=True), replace(SETTINGS, flash_attn=False)
-    assert (
-        speed(deep, plain, depth=4096).decode_tok_s.expected > speed(deep, depth=4096).decode_tok_s.expected
-    )
-    assert speed(deep, plain, depth=4096).prefill_parts == speed(deep, depth=4096).prefill_parts
+def measured(depth: int) -> dict[tuple[str, str, bool], tuple[float, float]]:
+    """Of the models with four layers after so many tokens: (model, kind, flash attention) to what is predicted and what
+    was measured, both threads."""
+    rows = (speed_cpu.DATA / "speed.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    found = {}
+    for row, case in zip(map(json.loads, rows), speed_cpu.read(), strict=True):
+        if row["model"].endswith("-4L") and row["depth"] == depth and "-t 2" in row["flags"]:
+            said = speed_report.predict(case, shipped())[row["kind"] == "prefill"]
+            found[row["model"], row["kind"], "-fa on" in row["flags"]] = said, row["tok_s"]
+    return found
+
+
+@pytest.mark.parametrize("depth", [0, 4096, 8192, 16384])
+def test_what_flash_attention_costs_a_core_is_what_was_measured(depth: int) -> None:
+    """tests/data/cpu: up to five times as slow with a token, and somewhat slower with a prompt."""
+    rows, compared = measured(depth), 0
+    for (model, kind, flash), (said, real) in rows.items():
+        if flash and (model, kind, False) in rows:
+            plain_said, plain_real = rows[model, kind, False]
+            assert plain_said / said == pytest.approx(plain_real / real, rel=0.35), (model, kind)
+            compared += 1
+    assert compared >= 2
+
+
+def test_more_threads_find_their_pages_again() -> None:
+    """Measured: 4,096 tokens are 8 MiB of rows for each of two threads, and more than a core's addresses for one."""
+    row = CacheReads(bytes_per_cell=4 * 4096, flops_per_cell=4 * 8192, heads=4 * 16, layers=4)
+    deep = (replace(weights("q4_K")[0], cache=(row,)),)
+
+    def attention(threads: int, depth: int) -> float:
+        return speed(deep, replace(SETTINGS, threads=threads), depth=depth).parts["CPU cache"] * threads
+
+    shallow = [attention(threads, 1024) for threads in (1, 2)]
+    assert attention(1, 8192) / shallow[0] > 1.5 * attention(8, 8192) / attention(8, 1024)
+
+
+def test_tiles_begin_where_eight_rows_chose_an_expert() -> None:
+    """tests/data/cuda: Qwen3-30B's experts on 16 cores, 8 of 128 by each token. Row by row, each of 512 tokens would
+    take as long as each of 64."""
+    found = {}
+    rows = (speed_cuda.DATA / "speed.jsonl").read_text(encoding="utf-8").splitlines()
+    cases = {case.id: case for case in speed_cuda.read()}
+    for number, row in enumerate(map(json.loads, rows)):
+        if "-nopo 1" in row["flags"] and "qwen3" in row["model"] and row.get("tokens_spread"):
+            said = speed_report.predict(cases[f"h200-{number}-{row['model']}"], shipped())[1]
+            found[row["prompt"]] = said, row["tok_s"]
+    assert {64, 512} <= found.keys()
+    assert found[512][1] > 2.2 * found[64][1]
+    for said, real in found.values():
+        assert said == pytest.approx(real, rel=0.25)
+
+
+def test_a_type_without_tiles_goes_row_by_row() -> None:
+    """ggml_tiled_supported, b11434: K and IQ types on x86, unless they are interleaved."""
+    plain = replace(SETTINGS, repack=False)
+
+    def gain(kind: str, settings: Settings, isa: Sequence[str] = ("avx2",)) -> float:
+        part = Traffic(
+            device=HOST,
+            expert_bytes={kind: 10**9},
+            expert_used_ratio=1 / 16,
+            expert_layers=1,
+            expert_flops=2e8,
+        )
+        times = [
+            estimate(
+                replace(MACHINE, cpu=replace(CPU, isa=tuple(isa))),
+                (part,),
+                settings,
+                Request(prompt_tokens=tokens, output_tokens=1),
+            ).prefill_parts["CPU compute"]
+            / tokens
+            for tokens in (64, 512)
+        ]
+        return times[0] / times[1]
+
+    assert gain("q6_K", plain) > 1.1
+    assert gain("iq3_xxs", SETTINGS) > 1.1
+    for kind, settings, isa in (
+        ("q8_0", plain, ("avx2",)),
+        ("q4_K", SETTINGS, ("avx2",)),  # interleaved there
+        ("q6_K", plain, ("neon",)),
+    ):
+        assert gain(kind, settings, isa) < 1.0  # the first rows of each expert are no longer the most
 
 
 def test_few_threads_read_no_more_than_was_measured_for_one_each() -> None:
