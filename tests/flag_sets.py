@@ -1,4 +1,4 @@
-"""Which flags the memory of a model is measured with: three plain sets, then mixtures.
+"""Which flags the memory of a model is measured with: four plain sets, then mixtures.
 
 In the mixtures every column holds each of its values about equally often and is shuffled by itself, seeded by the
 model's name. So every model meets every value, and all models together meet every pair of values.
@@ -25,12 +25,18 @@ class Asked:
 
 def flag_sets(name: str, *, blocks: int, context: int, experts: bool, mixtures: int) -> tuple[Asked, ...]:
     """The measurements of a model; `context` is the longest that it is asked for."""
+    half = max(1, blocks // 2)
     plain = (
         Asked(program="llama-fit-params", cards=(_CARD,), flags=_words("-ngl 999 -c 4096 -np 1 -fa on -nr")),
         Asked(program="llama-server", cards=(_CARD,), flags=_words("-ngl 999 -c 4096 -np 1 -fa off -nr")),
         Asked(program="llama-server", cards=(_CARD,), flags=_words("-ngl 999 -c 8192 -nr")),
+        # caches and half the weights on the host, for several slots: what `-fa auto` gives up differs by side
+        Asked(
+            program="llama-server",
+            cards=(_CARD,),
+            flags=_words(f"-ngl {half} -c 4096 -np 4 -fa auto --no-op-offload -nkvo -nr"),
+        ),
     )
-    half = max(1, blocks // 2)
     columns: dict[str, Sequence[str]] = {
         "program": ("llama-fit-params", "llama-server"),
         "cards": (
