@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.cli.conftest import Cli
 
 LLAMA = ("--model", "llama-3.1-8b", "--gpu", "8GiB", "--ram", "32GiB")
@@ -21,6 +23,7 @@ def test_best_needs_something_to_choose_from(cli: Cli) -> None:
     assert "leaves no quant open" in refused.err
 
 
+@pytest.mark.slow
 def test_other_choices_name_the_engines_own(cli: Cli) -> None:
     asked = ("--model", "qwen3-30b-a3b", "--quant", "Q4_K_M", "--gpu", "12GiB", "--ram", "64GiB")
     found = cli(*asked, "--prompt-tokens", "8000", "--json").json["alternatives"]
@@ -37,6 +40,7 @@ def test_a_smaller_context_that_leaves_nothing_to_the_cpu_is_named(cli: Cli) -> 
     assert "tokens of context instead of 32K nothing is left to the CPU" in plan.flat
 
 
+@pytest.mark.slow
 def test_a_context_that_does_not_fit_says_what_is_missing(cli: Cli) -> None:
     ladder = cli("--model", "kimi-k2.5", "--gpu", "8GiB", "--ram", "16GiB", "--json").json["ladder"]
     assert all(row["reason"] for row in ladder if row["verdict"] == "does-not-fit")
@@ -47,6 +51,7 @@ def test_a_name_that_two_cards_have_is_told(cli: Cli) -> None:
     assert "is read as NVIDIA H100 80GB HBM3; NVIDIA H100 PCIe is called so, too" in text
 
 
+@pytest.mark.slow
 def test_a_quant_and_a_context_that_leave_nothing_to_the_cpu_are_named(cli: Cli) -> None:
     plan = cli("--model", "mistral-7b", "--gpu", "8GiB", "--ram", "32GiB", "--cpu-cores", "8")
     assert "Q4_K_M (4.4 GB) with 16K tokens of context would be all on the GPU" in plan.flat

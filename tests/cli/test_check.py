@@ -105,7 +105,14 @@ def test_combinations_that_the_engine_refuses(cli: Cli) -> None:
 @pytest.mark.parametrize(
     "argument",
     # each ends `llama-fit-params` b11434 with an error, or at an assertion
-    [("-dev", "CUDA7"), ("-ot", "(=CPU"), ("-ot", "exps=CUDA9"), ("-c", "-5"), ("-np", "300"), ("-b", "0")],
+    [
+        ("-dev", "CUDA7"),
+        pytest.param(("-ot", "(=CPU"), marks=pytest.mark.slow),
+        ("-ot", "exps=CUDA9"),
+        pytest.param(("-c", "-5"), marks=pytest.mark.slow),
+        ("-np", "300"),
+        pytest.param(("-b", "0"), marks=pytest.mark.slow),
+    ],
 )
 def test_what_stops_the_engine_is_invalid(cli: Cli, argument: tuple[str, str]) -> None:
     check = cli("check", *ONE_CARD, "--json", "--", "llama-server", "-m", "GLM-5.1-UD-IQ2_M.gguf", *argument)
@@ -115,6 +122,7 @@ def test_what_stops_the_engine_is_invalid(cli: Cli, argument: tuple[str, str]) -
     assert (corrected.code, corrected.json["verdict"]) == (0, "fits")
 
 
+@pytest.mark.slow
 def test_room_on_the_card_that_is_left_is_said(cli: Cli) -> None:
     machine = ("--model", "qwen3-30b-a3b-2507", "--quant", "Q4_K_M", "--gpu", "RTX 3090", "--ram", "64GiB")
     given = ("llama-server", "-m", "x.gguf", "-ngl", "99", "-c", "8192", "-fa", "on")

@@ -37,7 +37,12 @@ def test_published_commands_are_judged_as_the_engine_judges_them(cli: Cli, name:
     [
         ("claim-24gb.sh", ["--gpu", "24GiB", "--ram", "256GiB"], "invalid"),
         ("claim-20gb.sh", ["--gpu", "20GiB", "--ram", "256GiB"], "invalid"),
-        ("claim-two-cards.sh", ["--gpu", "RTX 4090*2", "--ram", "256GiB"], "invalid"),
+        pytest.param(
+            "claim-two-cards.sh",
+            ["--gpu", "RTX 4090*2", "--ram", "256GiB"],
+            "invalid",
+            marks=pytest.mark.slow,
+        ),
         ("claim-rocm.sh", ["--gpu", "RX 7900 XTX", "--ram", "256GiB"], "invalid"),
         ("claim-8x80gb.sh", ["--gpu", "H100*8", "--ram", "512GiB"], "fits"),
         (
@@ -57,6 +62,7 @@ def test_the_claims_on_their_hardware(cli: Cli, name: str, machine: list[str], v
         assert answer["memory"]["devices"][0]["weights_bytes"] > 190 * GIB
 
 
+@pytest.mark.slow
 def test_no_build_takes_the_guides_command(cli: Cli) -> None:
     """It names b3942, which knows neither the architecture nor --mmap; later ones want a value for --flash-attn."""
     for build in ("b3942", "b6324", "b8643", "b11434"):

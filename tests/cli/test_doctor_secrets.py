@@ -40,6 +40,7 @@ LINES = [
 GONE = (SECRET, TOKEN, KEY, JWT, "alice", "MIIEvQIBADANBgkqhkiG9w0BAQ", "pwned", "\x1b", "\x07", "\x00")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_hostile_log(cli: Cli, tmp_path: Path, order: int) -> None:
     """Forwards and backwards: the last lines and the errors are shown word for word."""

@@ -62,6 +62,7 @@ def test_every_machine_and_card_is_ranked(cli: Cli) -> None:
     assert names.index("NVIDIA GeForce RTX 4090") < names.index("Tesla P40") < names.index("desktop-64")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_a_row_is_what_its_plan_says(cli: Cli) -> None:
     argv = ("--model", "gpt-oss-20b", "--ctx", "16K", "--prompt-tokens", "3000")
@@ -86,6 +87,7 @@ def test_the_table(cli: Cli) -> None:
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_where_nothing_runs_it_the_code_is_three(cli: Cli) -> None:
     # 1.3 MB of cache per token: sixteen million tokens are 22 TB

@@ -21,6 +21,7 @@ def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_points_that_nothing_beats_are_marked(cli: Cli) -> None:
     points = cli(*AIR, "--json").json["frontier"]
     fit = [point for point in points if point["verdict"] in ("fits", "tight")]
@@ -32,6 +33,7 @@ def test_points_that_nothing_beats_are_marked(cli: Cli) -> None:
     assert any(point["verdict"] not in ("fits", "tight") for point in points)
 
 
+@pytest.mark.slow
 def test_the_plan_is_one_of_them_and_others_are_as_planned(cli: Cli) -> None:
     answer = cli(*AIR, "--quant", "Q4_K_M", "--json").json
     points = {(point["quant"], point["context"]): point for point in answer["frontier"]}
@@ -51,6 +53,7 @@ def test_a_file_of_nobodys_has_its_own_quant_alone(cli: Cli, tmp_path: Path) -> 
     assert points
 
 
+@pytest.mark.slow
 def test_the_table_is_asked_for(cli: Cli) -> None:
     assert "Quants and contexts" not in cli(*AIR).out
     shown = cli(*AIR, "--explain").out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from jsonschema import Draft202012Validator
 
 from plan_llama.engines import ik_llama
@@ -28,6 +29,7 @@ GIVEN = (
 )
 
 
+@pytest.mark.slow
 def test_a_plan_is_in_its_own_arguments(cli: Cli) -> None:
     answer = cli(*GLM, *ONE_CARD, *IK, "--json").json
     Draft202012Validator(SCHEMA).validate(answer)
@@ -41,6 +43,7 @@ def test_a_plan_is_in_its_own_arguments(cli: Cli) -> None:
     assert "memory-of-other-engine" in {item["id"] for item in answer["findings"]}
 
 
+@pytest.mark.slow
 def test_more_is_kept_free(cli: Cli) -> None:
     theirs = cli(*GLM, *ONE_CARD, *IK, "--json").json["memory"]["pools"][1]
     ours = cli(*GLM, *ONE_CARD, "--json").json["memory"]["pools"][1]
@@ -102,6 +105,7 @@ def test_other_builds_are_not_known(cli: Cli) -> None:
     assert "of one build" in ended.err
 
 
+@pytest.mark.slow
 def test_launchers_start_it_and_not_llama_cpp(cli: Cli, home: Path) -> None:
     assert cli(*GLM, *ONE_CARD, *IK, "--write", "out", "--launcher", "sh").code == 0
     assert "install ik_llama.cpp b" in (home / "out/start-llama-server.sh").read_text(encoding="utf-8")

@@ -118,6 +118,7 @@ def test_check_corrects_with_the_projector(cli: Cli) -> None:
     assert argv[argv.index("--mmproj") + 1] == "m.gguf"
 
 
+@pytest.mark.slow
 def test_the_file_beside_the_model_is_taken(cli: Cli, home: Path) -> None:
     ended = cli("inspect", "qwen2.5-vl-7b", "--quant", "Q4_K_M", "--write-header", "model-Q4_K_M.gguf")
     assert ended.code == 0, ended.err
@@ -168,6 +169,7 @@ def test_fit_keeps_room_for_the_projector(cli: Cli) -> None:
     assert with_warmup < without <= none
 
 
+@pytest.mark.slow
 def test_heads_without_flash_attention(cli: Cli) -> None:
     """Llama 4's heads of 88 (ggml_cuda_get_best_fattn_kernel): clip_model_loader::warmup falls back to the CPU."""
     wanted = ("--model", "llama-4-scout", "--quant", "Q4_K_M", "--ram", "128GiB", "--json")
@@ -207,6 +209,7 @@ def test_refusals(cli: Cli, home: Path, words: tuple[str, ...], says: str) -> No
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_split_leaves_room_for_the_projector(cli: Cli) -> None:
     """The first card cannot hold its share of the layers by free memory and the projector."""
     cards = ("--gpu", "9GiB", "--gpu", "14GiB", "--ram", "64GiB", "--cpu-cores", "8")
@@ -224,6 +227,7 @@ def test_limits_that_the_engine_refuses(cli: Cli) -> None:
     assert "projector-limits" in {item["id"] for item in answer["findings"]}
 
 
+@pytest.mark.slow
 def test_a_card_too_small_for_the_projector_leaves_it_to_the_cpu(cli: Cli) -> None:
     answer = cli("--model", "qwen2.5-vl-7b", "--quant", "Q4_K_M", "--gpu", "4GiB", "--ram", "64GiB", "--json")
     found = answer.json

@@ -32,6 +32,7 @@ def commands(path: Path) -> list[list[str]]:
     return [[word.text for word in item.words] for item in found]
 
 
+@pytest.mark.slow
 def test_all_that_fit_the_machine(cli: Cli, tmp_path: Path) -> None:
     ended = cli(*MODEL, "--ctx", "32K", "--write", str(tmp_path), "--launcher", "all", "--json")
     argv = ended.json["command"]["argv"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from jsonschema import Draft202012Validator
 
 from plan_llama.engines import modelfile
@@ -13,6 +14,7 @@ from tests.cli.test_schema import SCHEMA
 OLLAMA = ("--engine", "ollama")
 
 
+@pytest.mark.slow
 def test_experts_on_the_cpu_get_a_server_of_their_own(cli: Cli) -> None:
     answer = cli(*GLM, *ONE_CARD, *OLLAMA, "--json").json
     Draft202012Validator(SCHEMA).validate(answer)
@@ -34,6 +36,7 @@ def test_experts_on_the_cpu_get_a_server_of_their_own(cli: Cli) -> None:
     assert {"ollama-cloud-tag", "ollama-own-server", "ollama-import", "ollama-read-back"} <= ids
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_its_build(cli: Cli) -> None:
     ours = cli(*GLM, *ONE_CARD, *OLLAMA, "--json").json
     same = cli(*GLM, *ONE_CARD, "--engine-build", "b10488", "--pin", "batch=1024", "--json").json
@@ -41,6 +44,7 @@ def test_memory_is_that_of_its_build(cli: Cli) -> None:
     assert ours["memory"]["devices"] == same["memory"]["devices"]
 
 
+@pytest.mark.slow
 def test_a_dense_model_needs_no_server_of_its_own(cli: Cli) -> None:
     argv = (
         "--model",
@@ -64,6 +68,7 @@ def test_a_dense_model_needs_no_server_of_its_own(cli: Cli) -> None:
     assert settings["batch"] == settings["ubatch"]
 
 
+@pytest.mark.slow
 def test_an_architecture_with_one_slot_is_planned_with_one(cli: Cli) -> None:
     argv = ("--model", "qwen3.5-35b-a3b", "--quant", "Q4_K_M", "--gpu", "24GiB", "--ram", "64GiB")
     answer = cli(*argv, "--parallel", "4", *OLLAMA, "--json").json
@@ -79,6 +84,7 @@ def test_what_cannot_be_told_is_refused(cli: Cli) -> None:
         assert "Ollama" in ended.err
 
 
+@pytest.mark.slow
 def test_what_has_no_variable_is_said(cli: Cli) -> None:
     ended = cli(*GLM, *ONE_CARD, *OLLAMA, "--pin", "op-offload=off")
     assert "neither a Modelfile nor a variable of Ollama's says: --no-op-offload" in ended.flat

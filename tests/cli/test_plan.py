@@ -60,6 +60,7 @@ def test_assumptions_are_said_once(cli: Cli) -> None:
     assert "no llama-server" not in text  # of a machine that is not this one nothing is known
 
 
+@pytest.mark.slow
 def test_a_processor_that_was_given_is_not_this_machines(cli: Cli) -> None:
     ids = {item["id"] for item in cli(*GLM, *ONE_CARD, "--json").json["findings"]}
     assert "cpu-of-this-machine" not in ids
@@ -71,9 +72,9 @@ def test_a_processor_that_was_given_is_not_this_machines(cli: Cli) -> None:
         (("--no-gpu", "--ram", "256GiB"), 0, "fits", 0),
         (("--gpu", "24GiB", "--ram", "128GiB"), 3, "pages-from-disk", 1),
         (("--gpu", "24GiB", "--ram", "64GiB"), 3, "pages-from-disk", 1),
-        (("--gpu", "24GiB*4", "--ram", "256GiB"), 0, "fits", 4),
-        (("--gpu", "80GiB*8", "--ram", "1TiB"), 0, "fits", 8),
-        (("--gpu", "1GiB", "--ram", "256GiB"), 0, "fits", 1),
+        pytest.param(("--gpu", "24GiB*4", "--ram", "256GiB"), 0, "fits", 4, marks=pytest.mark.slow),
+        pytest.param(("--gpu", "80GiB*8", "--ram", "1TiB"), 0, "fits", 8, marks=pytest.mark.slow),
+        pytest.param(("--gpu", "1GiB", "--ram", "256GiB"), 0, "fits", 1, marks=pytest.mark.slow),
     ],
 )
 def test_machines(cli: Cli, machine: tuple[str, ...], code: int, verdict: str, cards: int) -> None:
@@ -95,6 +96,7 @@ def test_machines(cli: Cli, machine: tuple[str, ...], code: int, verdict: str, c
         assert any("more memory" in item["what"] for item in answer["alternatives"])
 
 
+@pytest.mark.slow
 def test_more_cards_take_more_experts_and_make_it_faster(cli: Cli) -> None:
     on_cpu, speeds = [], []
     for gpu in ("24GiB", "24GiB*4", "80GiB*8"):
@@ -105,6 +107,7 @@ def test_more_cards_take_more_experts_and_make_it_faster(cli: Cli) -> None:
     assert speeds == sorted(speeds)
 
 
+@pytest.mark.slow
 def test_what_would_make_it_fit_does(cli: Cli) -> None:
     plan = cli(*GLM, "--gpu", "24GiB", "--ram", "128GiB", "--cpu-cores", "16")
     found = re.search(r"a machine of about ([0-9.]+) GiB keeps it resident", plan.flat)
@@ -117,6 +120,7 @@ def test_what_would_make_it_fit_does(cli: Cli) -> None:
     assert roomy.json["verdict"] in ("fits", "tight")
 
 
+@pytest.mark.slow
 def test_paging_can_be_accepted(cli: Cli) -> None:
     plan = cli(*GLM, "--gpu", "24GiB", "--ram", "128GiB", "--allow-paging", "--json")
     assert (plan.code, plan.json["verdict"]) == (0, "pages-from-disk")
@@ -132,6 +136,7 @@ def test_a_card_too_small_is_left_alone_and_that_is_said(cli: Cli) -> None:
     assert "no GPU has room for a share of this model" in plan.flat
 
 
+@pytest.mark.slow
 def test_layers_are_counted_once_in_the_headline(cli: Cli) -> None:
     asked = (*GLM, "--gpu", "8GiB", "--ram", "256GiB", "--ctx", "49152")
     found = re.search(
@@ -144,6 +149,7 @@ def test_layers_are_counted_once_in_the_headline(cli: Cli) -> None:
     assert int(found[2]) == cli(*asked, "--json").json["settings"]["cpu_weight_layers"]
 
 
+@pytest.mark.slow
 def test_one_pool_of_memory(cli: Cli) -> None:
     plan = cli(*GLM, "--hardware", "mac-studio-m3-ultra-512", "--json")
     answer = plan.json
@@ -159,6 +165,7 @@ def test_one_pool_of_memory(cli: Cli) -> None:
     assert "PCIe" not in text
 
 
+@pytest.mark.slow
 def test_without_a_quant_the_largest_that_fits_is_chosen(cli: Cli) -> None:
     plan = cli("--model", "glm-5.1", "--gpu", "24GiB", "--ram", "512GiB", "--cpu-cores", "32", "--json")
     answer = plan.json
@@ -168,6 +175,7 @@ def test_without_a_quant_the_largest_that_fits_is_chosen(cli: Cli) -> None:
     assert answer["model"]["file_bytes"] > 300e9  # 236 GB would leave more than half of it unused
 
 
+@pytest.mark.slow
 def test_a_smaller_quant_that_stays_on_the_gpu_is_named(cli: Cli) -> None:
     argv = ("--model", "mistral-small-24b", "--gpu", "24GiB", "--ram", "64GiB")
     answer = cli(*argv, "--json").json
@@ -184,6 +192,7 @@ def test_a_smaller_quant_that_stays_on_the_gpu_is_named(cli: Cli) -> None:
     assert next(item for item in roomy if item["id"] == "quant-chosen")["fix"] == "--quant names another"
 
 
+@pytest.mark.slow
 def test_slots_and_context_are_told_apart(cli: Cli) -> None:
     plan = cli(*GLM, *ONE_CARD, "--parallel", "2", "--ctx", "8K", "--json")
     settings = plan.json["settings"]
@@ -194,6 +203,7 @@ def test_slots_and_context_are_told_apart(cli: Cli) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_is_read_row_by_row_is_no_part_of_the_sum(cli: Cli) -> None:
     argv = ("--model", "gemma-4-e4b", "--quant", "BF16", "--hardware", "laptop-4060-32")
     host = cli(*argv, "--json").json["memory"]["host"]
@@ -202,6 +212,7 @@ def test_what_is_read_row_by_row_is_no_part_of_the_sum(cli: Cli) -> None:
     assert f"        weights {shown:.1f} GiB · " in cli(*argv).out
 
 
+@pytest.mark.slow
 def test_layers_on_the_cpu_explain_the_ladders_speeds(cli: Cli) -> None:
     argv = ("--model", "mistral-7b", "--quant", "Q8_0", "--hardware", "laptop-4060-32")
     answer = cli(*argv, "--json").json
@@ -221,6 +232,7 @@ def test_a_long_prompt_gets_a_context_that_holds_it(cli: Cli) -> None:
     assert cli(*argv).json["settings"]["context_per_slot"] == 32768
 
 
+@pytest.mark.slow
 def test_users_share_the_speed(cli: Cli) -> None:
     argv = ("--model", "qwen3-8b", "--quant", "Q4_K_M", *ONE_CARD, "--ctx", "8192", "--users", "6")
     for more, slots, where in (((), 6, "at once"), (("--parallel", "2"), 2, "on 2 slots")):
@@ -234,6 +246,7 @@ def test_users_share_the_speed(cli: Cli) -> None:
         assert ("in line for a slot" in text) == (slots < 6)
 
 
+@pytest.mark.slow
 def test_a_first_token_too_late_is_said_with_what_would_help(cli: Cli) -> None:
     argv = ("--model", "qwen3-8b", "--quant", "Q4_K_M", *ONE_CARD, "--ctx", "8192")
     late = cli(*argv, "--ttft", "0.2", "--json")
@@ -246,6 +259,7 @@ def test_a_first_token_too_late_is_said_with_what_would_help(cli: Cli) -> None:
     assert "What would keep the first token: --prompt-tokens" in cli(*argv, "--ttft", "0.2").flat
 
 
+@pytest.mark.slow
 def test_the_explanation_adds_up(cli: Cli) -> None:
     text = cli(*GLM, *ONE_CARD, "--explain").flat
     assert "context costs 109,824 bytes per token at f16" in text
@@ -253,6 +267,7 @@ def test_the_explanation_adds_up(cli: Cli) -> None:
     assert "Micro-batches tried" in text
 
 
+@pytest.mark.slow
 def test_the_ladder_holds_the_choice_and_gets_no_lighter(cli: Cli) -> None:
     answer = cli(*GLM, *ONE_CARD, "--json").json
     contexts = [rung["context"] for rung in answer["ladder"]]
@@ -266,6 +281,7 @@ def test_the_ladder_holds_the_choice_and_gets_no_lighter(cli: Cli) -> None:
 # -- the launcher -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_launcher_is_written_once(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "it's here,\nreally"
     first = cli(*GLM, *ONE_CARD, "--write", str(folder))
@@ -282,6 +298,7 @@ def test_a_launcher_is_written_once(cli: Cli, tmp_path: Path) -> None:
     assert (forced.code, script.read_bytes()) == (0, before)
 
 
+@pytest.mark.slow
 def test_no_launcher_for_what_does_not_run(cli: Cli, tmp_path: Path) -> None:
     plan = cli(*GLM, "--gpu", "24GiB", "--ram", "64GiB", "--write", str(tmp_path / "out"))
     assert plan.code != 0
@@ -289,6 +306,7 @@ def test_no_launcher_for_what_does_not_run(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_printed_command_is_the_one_in_the_json(cli: Cli) -> None:
     text = cli(*GLM, *ONE_CARD).out
     block = text.split("Command  (llama.cpp, b11434):\n")[1].split("\n\n")[0]
@@ -309,6 +327,7 @@ def test_a_folder_is_not_passed_off_as_a_file(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "launch").exists()
 
 
+@pytest.mark.slow
 def test_why_experts_are_not_pinned(cli: Cli) -> None:
     asked = ("--model", "qwen3-30b-a3b", "--quant", "Q4_K_M", "--gpu", "16GiB", "--ram")
     text = cli(*asked, "20GiB").flat
@@ -317,6 +336,7 @@ def test_why_experts_are_not_pinned(cli: Cli) -> None:
     assert "--load-mode none" in cli(*asked, "64GiB").out
 
 
+@pytest.mark.slow
 def test_an_older_build_is_planned_with_what_it_reserves(cli: Cli) -> None:
     """llama-fit-params b9093 (simulate_cuda_on_rpc.py applied, one card of 24 GiB) printed `RPC0 4403 8192 701` and
     `Host 281 0 288` for -c 65536 -np 1 -ngl all -ub 1024 -fa on; it reserves the same for every program.
@@ -350,6 +370,7 @@ def test_an_older_build_is_planned_with_what_it_reserves(cli: Cli) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_is_spelled_for_the_build_that_is_named(cli: Cli) -> None:
     """-fa has no value in b6324, and there is no --fit and no --cache-ram (llama-cpp-python 0.3.16, common/arg.cpp)."""
     argv = (

@@ -89,6 +89,7 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
         assert not re.search(r"^  (-\w, )?--[a-z-]+( [^ ]+)?$\n  (-\w, )?-", ended.out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_gets_ascii() -> None:
     done = started(*GLM, *ONE_CARD, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -98,24 +99,28 @@ def test_an_ascii_terminal_gets_ascii() -> None:
     assert "-> --ram-type and --ram-channels" in text
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
-    for argv in ((*GLM, *ONE_CARD, "--json"), ("models",)):
-        words = [sys.executable, "-W", "error", "-m", "plan_llama", *argv]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.close()
-            said = process.stderr.read()
-            assert (process.wait(30), said) == (0, b"")
+@pytest.mark.parametrize(
+    "argv", [pytest.param((*GLM, *ONE_CARD, "--json"), marks=pytest.mark.slow), ("models",)]
+)
+def test_a_reader_that_leaves_early_is_no_error(argv: tuple[str, ...]) -> None:
+    words = [sys.executable, "-W", "error", "-m", "plan_llama", *argv]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert (process.wait(30), said) == (0, b"")
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        (*GLM, *ONE_CARD, "--explain"),
+        pytest.param((*GLM, *ONE_CARD, "--explain"), marks=pytest.mark.slow),
         (*GLM, "--hardware", "rtx-pro-6000-512"),
-        (*GLM, "--hardware", "8xmi300x-2tb", "--workload", "server", "--explain"),
-        (*GLM, "--hardware", "mac-studio-m3-ultra-512", "--explain"),
+        pytest.param(
+            (*GLM, "--hardware", "8xmi300x-2tb", "--workload", "server", "--explain"), marks=pytest.mark.slow
+        ),
+        pytest.param((*GLM, "--hardware", "mac-studio-m3-ultra-512", "--explain"), marks=pytest.mark.slow),
         (*GLM, "--gpu", "24GiB", "--ram", "64GiB"),
         ("models",),
         ("check", *ONE_CARD, "--", "llama-server", "-m", "GLM-5.1-UD-IQ2_M.gguf", "-ngl", "47", "--mlock"),
@@ -133,8 +138,11 @@ def test_lines_are_no_wider_than_120(cli: Cli, argv: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ("--model", "glm-4.5v", "--hardware", "rtx4090-128"),
-        ("--model", "kimi-k2", "--hardware", "8xh100-2tb", "--users", "16", "--workload", "server"),
+        pytest.param(("--model", "glm-4.5v", "--hardware", "rtx4090-128"), marks=pytest.mark.slow),
+        pytest.param(
+            ("--model", "kimi-k2", "--hardware", "8xh100-2tb", "--users", "16", "--workload", "server"),
+            marks=pytest.mark.slow,
+        ),
         ("--model", "gpt-oss-120b", "--hardware", "strix-halo-128"),
         ("check", *GLM, *ONE_CARD, "--", "llama-server", "-ngl", "47", "--mlock"),
     ],

@@ -66,6 +66,7 @@ def test_the_largest_that_fits_is_chosen(cli: Cli, hub: Site, home: Path) -> Non
     assert "its projector cannot be read, and images are not counted" in said["model-origin"]
 
 
+@pytest.mark.slow
 def test_a_smaller_one_is_offered(cli: Cli, hub: Site) -> None:
     ended = cli("--model", f"hf:{REPO}:F16", *CARD, "--ctx", "4096", "--json")
     assert ended.code == 3

@@ -13,15 +13,22 @@ MODEL = ("--model", "llama-3.3-70b", "--quant", "Q8_0", "--ram", "64GiB")
 TWO = ("--nodes", "2", "--node-address", "10.0.0.1", "--node-address", "10.0.0.2")
 
 
-def plan(cli: Cli, *words: str) -> dict[str, Any]:
-    ended = cli(*MODEL, *words, "--json")
+def plan(cli: Cli, *words: str, model: tuple[str, ...] = MODEL) -> dict[str, Any]:
+    ended = cli(*model, *words, "--json")
     assert ended.err == ""
     found: dict[str, Any] = json.loads(ended.out)
     return found
 
 
-def test_every_host_has_its_command(cli: Cli) -> None:
-    found = plan(cli, "--gpu", "RTX 3090*2", *TWO)
+@pytest.mark.parametrize(
+    ("model", "gpu", "devices"),
+    [
+        pytest.param(MODEL, "RTX 3090*2", 4, marks=pytest.mark.slow),
+        (("--model", "qwen3-4b", "--quant", "Q8_0", "--ram", "64GiB"), "4GiB", 2),
+    ],
+)
+def test_every_host_has_its_command(cli: Cli, model: tuple[str, ...], gpu: str, devices: int) -> None:
+    found = plan(cli, "--gpu", gpu, *TWO, model=model)
     assert found["verdict"] == "fits"
     argv = found["command"]["argv"]
     # in front of what names its devices: the parser reads from left to right
@@ -29,12 +36,13 @@ def test_every_host_has_its_command(cli: Cli) -> None:
     assert [item["argv"] for item in found["command"]["further"]] == [
         ["ggml-rpc-server", "-H", "10.0.0.2", "-p", "50052", "-c"]
     ]
-    assert len(found["memory"]["devices"]) == 4
+    assert len(found["memory"]["devices"]) == devices
     assert "rpc-no-authentication" in [
         item["id"] for item in found["findings"] if item["severity"] == "warning"
     ]
 
 
+@pytest.mark.slow
 def test_the_network_makes_it_slower_than_one_machine(cli: Cli) -> None:
     apart, together = (
         plan(cli, "--gpu", "RTX 3090*2", *TWO)["speed"],
@@ -54,6 +62,7 @@ def test_only_private_addresses_are_bound(cli: Cli, address: str) -> None:
     assert address in ended.err
 
 
+@pytest.mark.slow
 def test_placeholders_stand_for_addresses_that_were_not_given(cli: Cli) -> None:
     found = plan(cli, "--gpu", "RTX 3090*2", "--nodes", "3")
     argv = found["command"]["argv"]

@@ -385,6 +385,7 @@ def until(ready: Callable[[], bool]) -> bool:
     return ready()
 
 
+@pytest.mark.slow
 def test_what_it_started_ends_with_it(engine: MakeEngine, scratch: Path, tmp_path: Path) -> None:
     """A request to end, in the middle of a dry run that has a child of its own."""
     pids = tmp_path / "pids"

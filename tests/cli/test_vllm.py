@@ -111,14 +111,16 @@ def test_the_recipe_is_accepted(cli: Cli) -> None:
     ("words", "wanted"),
     [
         ("-tp 6", "vllm-tp-heads"),
-        ("-tp 8 --swap-space 4", "flag-unknown-old-build"),
+        pytest.param("-tp 8 --swap-space 4", "flag-unknown-old-build", marks=pytest.mark.slow),
         ("-tp 8 --kv-cache-dtype q8_0", "flag-bad-value"),
-        ("-tp 8 --gpu-memory-utilization 92%", "flag-bad-value"),
-        ("-tp 8 -dp 2", "vllm-world-size"),
-        ("-tp 8 --max-model-len 1M", "vllm-max-model-len"),
-        ("-tp 8 -dcp 8", "vllm-dcp"),
-        ("-tp 8 -q awq", "vllm-quantization-mismatch"),
-        ("-tp 8 --max-num-batched-tokens 512 --max-num-seqs 1024", "vllm-batch"),
+        pytest.param("-tp 8 --gpu-memory-utilization 92%", "flag-bad-value", marks=pytest.mark.slow),
+        pytest.param("-tp 8 -dp 2", "vllm-world-size", marks=pytest.mark.slow),
+        pytest.param("-tp 8 --max-model-len 1M", "vllm-max-model-len", marks=pytest.mark.slow),
+        pytest.param("-tp 8 -dcp 8", "vllm-dcp", marks=pytest.mark.slow),
+        pytest.param("-tp 8 -q awq", "vllm-quantization-mismatch", marks=pytest.mark.slow),
+        pytest.param(
+            "-tp 8 --max-num-batched-tokens 512 --max-num-seqs 1024", "vllm-batch", marks=pytest.mark.slow
+        ),
         ("-tp 8 --kv-cache-dtype fp8_e5m2", "vllm-no-attention-backend"),
         ("-tp 4", "vllm-no-cache-memory"),
     ],
@@ -168,6 +170,7 @@ def test_the_screen_names_what_vllm_will_log(cli: Cli) -> None:
     assert "vllm serve meta-llama/Llama-3.1-8B-Instruct" in ended.out
 
 
+@pytest.mark.slow
 def test_weights_go_to_the_host_only_where_nothing_else_fits(cli: Cli) -> None:
     words = ("--engine", "vllm", "--model", "llama-3.3-70b", "--gpu", "RTX 4090*4", "--json")
     found = answer(cli, *words, "--ram", "256GiB")

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from plan_llama.engines import ik_llama
 from plan_llama.engines.commandline import parse
 from plan_llama.engines.ik_reading import ik_settings, latent
@@ -64,6 +66,7 @@ def state_mib(label: str, settings: Settings) -> float:
     return embedding * settings.ubatch * 4 / MIB
 
 
+@pytest.mark.slow
 def test_no_compute_buffer_is_larger_than_said() -> None:
     beyond = ik_llama.notes().beyond_bytes / MIB
     wrong, exact, cards = [], 0, 0
@@ -82,6 +85,7 @@ def test_no_compute_buffer_is_larger_than_said() -> None:
     assert exact / cards > 0.6
 
 
+@pytest.mark.slow
 def test_weights_and_caches_are_what_it_loads() -> None:
     wrong = []
     for label, settings, place, found, predicted in cases():

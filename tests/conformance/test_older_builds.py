@@ -100,6 +100,7 @@ def test_an_older_build_is_predicted(case: dict[str, Any]) -> None:
         assert said.compute_bytes <= real["compute"] * 1.05 + MIB
 
 
+@pytest.mark.slow
 def test_today_s_rules_would_be_far_too_low_for_them() -> None:
     """What the rules are for: each counted one that a case has moves its buffer by more than 2 %."""
     moved: set[str] = set()

@@ -19,6 +19,7 @@ from plan_llama.units import MIB
 from tests.conformance.limits import compare
 from tests.gguf_builder import oracle_file
 from tests.oracle_cases import STAND_IN, Case, cases, devices, reading, spec, table
+from tests.slow import slow_but
 
 DESCRIBED = (
     "deepseek-v3.1-iq2_xxs",
@@ -31,6 +32,7 @@ DESCRIBED = (
     "qwen3-30b-a3b-q4_k_m",
     "qwen3.5-35b-a3b-q4_k_m",
 )
+FAST = ("gpt-oss-20b-mxfp4", "llama-3.1-8b-q4_k_m")
 BOUNDED = ("granite-4.0-h-small-q4_k_m", "qwen3.5-35b-a3b-q4_k_m")  # seen as if their graphs were not known
 EXACT_SHARE = 0.98  # of a described model's compute buffers are right to the byte
 # The CPU that the host-repack cases were measured on.
@@ -51,7 +53,7 @@ def predicted(case: Case, model: ModelTable | None = None) -> Iterator[tuple[str
     yield "Host", made.host
 
 
-@pytest.mark.parametrize("model", DESCRIBED)
+@pytest.mark.parametrize("model", slow_but(DESCRIBED, *FAST))
 def test_every_measured_buffer(model: str) -> None:
     """In both modes, each within its limit: here no case is an exception."""
     compared = exact = 0
@@ -74,7 +76,7 @@ def reserved(case: Case, place: str) -> DeviceBytes:
     return DeviceBytes(weights_bytes=weights, context_bytes=context, compute_bytes=compute)
 
 
-@pytest.mark.parametrize("model", DESCRIBED)
+@pytest.mark.parametrize("model", slow_but(DESCRIBED, *FAST))
 def test_weights_that_are_repacked_for_the_cpu(model: str) -> None:
     """The stand-in has no pinned memory: with AMX and AVX-512 its host weights take the CPU's own formats."""
     found = [case for case in cases(model) if case.variant == "host-repack" and not case.refused]
@@ -91,7 +93,7 @@ def test_weights_that_are_repacked_for_the_cpu(model: str) -> None:
             assert part.compute_bytes == reserved(case, f"GPU{index}").compute_bytes, case.label
 
 
-@pytest.mark.parametrize("model", BOUNDED)
+@pytest.mark.parametrize("model", slow_but(BOUNDED, BOUNDED[1]))
 def test_an_undescribed_graph_is_bounded_from_above(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_compute, "GRAPHS", {})
     assert not memory_compute.is_described(spec(model))
@@ -124,7 +126,7 @@ def test_what_the_engine_refused_is_refused(model: str) -> None:
         assert refusals(given.settings, table=table(model), flash_attn=given.flash_attn), case.label
 
 
-@pytest.mark.parametrize("model", DESCRIBED)
+@pytest.mark.parametrize("model", slow_but(DESCRIBED, *FAST))
 def test_nothing_that_ran_is_refused(model: str) -> None:
     for case in measured(model):
         given = reading(case)
@@ -137,7 +139,9 @@ THROUGH_CLI = (
     ("llama-fit-params", 1, "-ngl 99 -c 16384 -np 1 -nr"),
     ("llama-fit-params", 1, "-ngl 99 -c 65536 -np 1 -cmoe -ub 2048 -nr"),
     ("llama-fit-params", 1, "-ngl 99 -c 202752 -np 1 -cmoe -ctk q8_0 -ctv q8_0 -nr"),
-    ("llama-fit-params", 4, "-ngl 99 -c 32768 -np 1 -cmoe -ts 1,1,1,1 -nr"),
+    pytest.param(
+        "llama-fit-params", 4, "-ngl 99 -c 32768 -np 1 -cmoe -ts 1,1,1,1 -nr", marks=pytest.mark.slow
+    ),
     ("llama-fit-params", 2, "-ngl 99 -c 16384 -np 1 -ncmoe 39 -nr"),
     ("llama-fit-params", 0, "-c 16384 -np 1 -nr"),
     ("llama-server", 1, "-ngl 99 -c 32768 -np 2 -kvu -ub 1024 -nr"),

@@ -64,6 +64,7 @@ def all_compared() -> list[tuple[Measured, str, DeviceBytes, DeviceBytes]]:
     return list(compared())
 
 
+@pytest.mark.slow
 def test_compute_buffers_are_never_too_small_and_nearly_always_exact(
     all_compared: list[tuple[Measured, str, DeviceBytes, DeviceBytes]],
 ) -> None:
@@ -77,6 +78,7 @@ def test_compute_buffers_are_never_too_small_and_nearly_always_exact(
     assert exact >= 0.95 * len(cards)
 
 
+@pytest.mark.slow
 def test_the_host_never_takes_more_than_said(
     all_compared: list[tuple[Measured, str, DeviceBytes, DeviceBytes]],
 ) -> None:
@@ -86,6 +88,7 @@ def test_the_host_never_takes_more_than_said(
             assert made.compute_bytes >= real.compute_bytes, case.label
 
 
+@pytest.mark.slow
 def test_fused_kernels_matter(all_compared: list[tuple[Measured, str, DeviceBytes, DeviceBytes]]) -> None:
     # what a dry run without the card lacks: in one case of four, up to half of what it says
     cards = [item for item in all_compared if item[1].startswith("GPU")]
@@ -94,6 +97,7 @@ def test_fused_kernels_matter(all_compared: list[tuple[Measured, str, DeviceByte
     assert max(short) > 0.3
 
 
+@pytest.mark.slow
 def test_weights_and_context_are_exact_on_one_card(
     all_compared: list[tuple[Measured, str, DeviceBytes, DeviceBytes]],
 ) -> None:

@@ -18,18 +18,30 @@ from plan_llama.engines.refusals import refusals
 from tests.conformance.limits import PARTS, low, mostly_within, outside
 from tests.conformance.report import numbers
 from tests.conformance_cases import SETS, Measured, Set, measured, models, reading, spec, table
+from tests.slow import slow_but
 
 LISTS: dict[str, dict[str, list[str]]] = tomllib.loads(
     Path(__file__).with_name("not_met.toml").read_text(encoding="utf-8")
 )
-# All of it takes one and a half minutes: every sixth header of real size is in the fast suite, the rest beside the
-# tests that measure again.
-FAST = models("real")[::6]
-MODELS = [
-    pytest.param(kind, model, marks=[] if kind == "tiny" or model in FAST else [pytest.mark.engine])
-    for kind in SETS
-    for model in models(kind)
-]
+# as different as they come, and quick
+FAST: dict[Set, tuple[str, ...]] = {
+    "real": (
+        "deepseek-v2-lite-q8_0",
+        "falcon-h1-0.5b-q8_0",
+        "gpt-oss-20b-mxfp4",
+        "hunyuan-7b-q8_0",
+        "lfm2-1.2b-q4_0",
+        "mamba-130m-hf-f16",
+        "olmoe-1b-7b-bf16",
+        "phi-4-q4_k_m",
+        "t5-base-q8_0",
+    ),
+    "tiny": models("tiny")[::8],
+}
+MODELS = slow_but(
+    [(kind, model) for kind in SETS for model in models(kind)],
+    *((kind, model) for kind in SETS for model in FAST[kind]),
+)
 
 
 @cache
@@ -83,7 +95,8 @@ def test_compute_and_totals(kind: Set, model: str) -> None:
         assert not low(found), "\n".join(map(str, low(found)))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("real", marks=pytest.mark.engine), "tiny"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SETS)
 def test_the_lists_shrink(kind: Set) -> None:
     """An architecture that keeps a limit does not stay among those that do not."""
     good = []
@@ -95,13 +108,7 @@ def test_the_lists_shrink(kind: Set) -> None:
     assert not good, f"these keep the limit now, take them out of not_met.toml: {good}"
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(model, marks=[] if model in (*FAST, "phi-4-q4_k_m") else [pytest.mark.engine])
-        for model in models("real")
-    ],
-)
+@pytest.mark.parametrize("model", slow_but(models("real"), *FAST["real"]))
 def test_refused_where_the_engine_refuses(model: str) -> None:
     for case in (case for case in cases("real") if case.model == model):
         given = reading(case.asked, spec("real", model))

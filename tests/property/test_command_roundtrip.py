@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,7 @@ WITHOUT = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(plans(), st.sampled_from([tree.build for tree in history().trees]))
 def test_written_for_another_build_and_read_back(plan: tuple[int, Settings], build: int) -> None:
@@ -129,6 +131,7 @@ def test_written_for_another_build_and_read_back(plan: tuple[int, Settings], bui
     assert differs <= lacking | {"older"}
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=20), max_size=12))
 def test_no_words_bring_the_reader_down(words: list[str]) -> None:
     parsed = parse(["llama-server", *words], table=FlagTable.load())

@@ -127,6 +127,7 @@ def test_a_larger_micro_batch_needs_no_less(
     assert_no_less(made(model, more, free), made(model, less, free), more)
 
 
+@pytest.mark.slow
 @LAWS
 @given(models, drawn, cards)
 def test_slots_of_the_same_length_need_no_less(model: ModelTable, chosen: Settings, free: list[int]) -> None:
@@ -147,6 +148,7 @@ def test_more_layers_need_no_less(model: ModelTable, chosen: Settings, free: lis
     assert held[0] <= held[1]
 
 
+@pytest.mark.slow
 @LAWS
 @given(drawn, cards, st.integers(0, 5))
 def test_fewer_host_experts_need_no_less(chosen: Settings, free: list[int], count: int) -> None:
@@ -182,6 +184,7 @@ def test_splitting_a_real_model_conserves_it(count: int, context: int, flash_att
     assert total(split) >= total(one)
 
 
+@pytest.mark.slow
 @LAWS
 @given(models, drawn, cards)
 def test_equal_settings_give_equal_answers(model: ModelTable, chosen: Settings, free: list[int]) -> None:

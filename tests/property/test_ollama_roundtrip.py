@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ def plans(draw: st.DrawFn) -> tuple[int, Settings]:
     )
 
 
+@pytest.mark.slow
 @given(plans())
 @settings(deadline=None, max_examples=60)
 def test_ollama_starts_what_was_planned(plan: tuple[int, Settings]) -> None:

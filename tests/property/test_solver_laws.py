@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -117,19 +118,14 @@ def never_slower(case: Case, after: Machine) -> None:
     assert then[1] <= then[0] * WORTH_MEMORY
 
 
+@pytest.mark.slow
 @LAW
 @given(cases(), st.integers(0, 2), st.integers(1, 2048))
 def test_more_memory_of_a_card(case: Case, which: int, more: int) -> None:
-    after = _card(
-        case[1],
-        which,
-        lambda gpu: replace(
-            gpu, total_bytes=gpu.total_bytes + more * MIB, free_bytes=gpu.free_bytes + more * MIB
-        ),
-    )
-    never_slower(case, after)
+    never_slower(case, _card(case[1], which, lambda gpu: _larger(gpu, more)))
 
 
+@pytest.mark.slow
 @LAW
 @given(
     cases(), st.integers(0, 2), st.sampled_from(["bandwidth_bytes_per_s", "fp16_flops_per_s", "pcie_width"])
@@ -138,10 +134,48 @@ def test_a_faster_card(case: Case, which: int, what: str) -> None:
     never_slower(case, _card(case[1], which, lambda gpu: replace(gpu, **{what: getattr(gpu, what) * 2})))
 
 
+@pytest.mark.slow
 @LAW
 @given(cases(), st.sampled_from(["cores", "bandwidth", "memory"]))
 def test_a_better_host(case: Case, what: str) -> None:
-    machine = case[1]
+    never_slower(case, _better_host(case[1], what))
+
+
+@pytest.mark.slow
+@LAW
+@given(cases(), st.integers(0, 2))
+def test_one_more_card(case: Case, which: int) -> None:
+    never_slower(case, _one_more(case[1], which))
+
+
+@pytest.mark.parametrize("experts", [True, False])
+def test_each_law_on_one_machine(experts: bool) -> None:
+    """The laws above draw their cases, which takes long."""
+    model = model_of(experts, 6, 1024, 512, False)
+    size = _BESIDE_MIB + model.loaded_bytes // MIB // 2
+    machine = machine_with(((size, 0),), ram_bytes=64 * GIB)
+    case = (model, machine, 3000)
+    assert seconds(*case) is not None
+    never_slower(case, _card(machine, 0, lambda gpu: _larger(gpu, 512)))
+    never_slower(case, _card(machine, 0, lambda gpu: replace(gpu, pcie_width=32)))
+    never_slower(case, _better_host(machine, "bandwidth"))
+    never_slower(case, _one_more(machine, 0))
+
+
+def _card(machine: Machine, which: int, change: Callable[[Gpu], Gpu]) -> Machine:
+    index = which % len(machine.gpus)
+    return replace(
+        machine, gpus=tuple(change(gpu) if i == index else gpu for i, gpu in enumerate(machine.gpus))
+    )
+
+
+def _larger(gpu: Gpu, more_mib: int) -> Gpu:
+    return replace(
+        gpu, total_bytes=gpu.total_bytes + more_mib * MIB, free_bytes=gpu.free_bytes + more_mib * MIB
+    )
+
+
+def _better_host(machine: Machine, what: str) -> Machine:
     cpu, ram = machine.cpu, machine.ram
     assert ram.bandwidth_bytes_per_s is not None
     if what == "cores":
@@ -150,19 +184,8 @@ def test_a_better_host(case: Case, what: str) -> None:
         ram = replace(ram, bandwidth_bytes_per_s=1.5 * ram.bandwidth_bytes_per_s)
     else:
         ram = replace(ram, total_bytes=2 * ram.total_bytes, available_bytes=2 * ram.available_bytes)
-    never_slower(case, replace(machine, cpu=cpu, ram=ram))
+    return replace(machine, cpu=cpu, ram=ram)
 
 
-@LAW
-@given(cases(), st.integers(0, 2))
-def test_one_more_card(case: Case, which: int) -> None:
-    machine = case[1]
-    card = machine.gpus[which % len(machine.gpus)]
-    never_slower(case, replace(machine, gpus=(*machine.gpus, card)))
-
-
-def _card(machine: Machine, which: int, change: Callable[[Gpu], Gpu]) -> Machine:
-    index = which % len(machine.gpus)
-    return replace(
-        machine, gpus=tuple(change(gpu) if i == index else gpu for i, gpu in enumerate(machine.gpus))
-    )
+def _one_more(machine: Machine, which: int) -> Machine:
+    return replace(machine, gpus=(*machine.gpus, machine.gpus[which % len(machine.gpus)]))

@@ -120,6 +120,7 @@ SIGNS = (
 PIECES = st.sampled_from([*SIGNS.split(" "), '"', " ", "\n", "\t"])
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.lists(PIECES | st.text(max_size=3), max_size=30).map("".join))
 def test_no_text_breaks_a_reader(text: str) -> None:

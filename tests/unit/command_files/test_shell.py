@@ -145,6 +145,7 @@ def escaped(text: str) -> str:
     return "".join("'\n'" if c == "\n" else "\\" + c for c in text) or "''"
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(WORD, st.sampled_from([single, double, escaped, "variable"])), max_size=6))
 def test_every_way_to_quote_is_read_as_bash_reads_it(tmp_path: Path, words: list[tuple[str, object]]) -> None:

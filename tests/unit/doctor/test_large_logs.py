@@ -33,6 +33,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_large_log_takes_little_time_and_memory(tmp_path: Path) -> None:
     size = GB // 20
     write(tmp_path / "log", size)

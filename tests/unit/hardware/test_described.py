@@ -251,6 +251,7 @@ def machines(draw: st.DrawFn) -> Machine:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(machine=machines())
 def test_what_is_saved_is_read_back(machine: Machine) -> None:

@@ -77,6 +77,7 @@ WORDS = st.lists(st.lists(NASTY | LINE, max_size=4).map("".join), max_size=4)
 QUICK = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+@pytest.mark.slow
 @QUICK
 @given(WORDS, st.lists(NASTY, max_size=3).map("".join))
 def test_shell_unit_and_powershell_hold_every_word(more: list[str], name: str) -> None:

@@ -6,6 +6,8 @@ import gc
 import time
 import timeit
 
+import pytest
+
 from plan_llama.memory.estimate import DeviceMemory, buffers
 from plan_llama.memory.ggml import Node
 from plan_llama.memory.patterns import n_cpu_moe
@@ -52,6 +54,7 @@ def test_a_thousand_placements_of_79_layers() -> None:
     assert min(placed for _, placed in rounds) < 0.4 * factor
 
 
+@pytest.mark.slow
 def test_graphs_are_given_back_with_their_recordings() -> None:
     """A plan makes dozens, and nothing collects what holds on to itself (gc.disable in the command)."""
     built = ("kimi-k3-bf16", "glm-5.3-flash-q4_k_m", "minimax-m3-q3_k_m")

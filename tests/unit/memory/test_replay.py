@@ -23,6 +23,7 @@ CARDS = [DeviceMemory(free_bytes=24 * GIB), DeviceMemory(free_bytes=12 * GIB)]
 BASE = Settings(context=4096, gpu_layers=999)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["glm-5.1-ud-iq2", "gpt-oss-20b-mxfp4", "gemma-3-27b-q4_0"])
 def test_a_table_that_remembers_says_what_a_new_one_says(model: str) -> None:
     drawn = random.Random(model)  # noqa: S311 - no secret
@@ -55,6 +56,7 @@ def test_a_graph_is_recorded_once_for_all_chips() -> None:
     assert len(remembering.recordings) == 1
 
 
+@pytest.mark.slow
 def test_experts_that_move_from_host_to_card_one_by_one() -> None:
     # with so much context what comes last is nearly as large as what layers that are left out hold
     header = spec("glm-5.1-ud-iq2")

@@ -17,6 +17,7 @@ from plan_llama import catalog
 from plan_llama.models import catalog_models, quant_mix, tables
 from plan_llama.models.catalog_models import MADE, KnownModel
 from plan_llama.units import GB, GIB
+from tests.slow import slow_but
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -60,7 +61,7 @@ def test_as_many_weights_as_published(model: str) -> None:
     )  # "1.6T", "2.4T"
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(MODELS, *list(MODELS)[::8]))
 def test_sizes_are_what_llama_quantize_makes(model: str) -> None:
     known = MODELS[model]
     for item in known.quants:
@@ -263,6 +264,7 @@ def test_a_wrong_profile_names_the_place(old: str, new: str, message: str, tmp_p
     assert "wrong.toml" in caught.value.line()
 
 
+@pytest.mark.slow
 def test_the_download_takes_the_files_that_are_named() -> None:
     for known in catalog_models.list_models():
         for quant in known.quants:

@@ -153,6 +153,7 @@ ODD: tuple[Any, ...] = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=1000)
 @given(data=st.data(), name=st.sampled_from(sorted(CONFIGS)))
 def test_a_mutated_config_is_planned_or_refused_in_one_line(data: st.DataObject, name: str) -> None:

@@ -229,7 +229,9 @@ def with_merges(raw: bytes, count: int) -> bytes:
     return raw[:at] + struct.pack("<IIQ", 9, 8, count) + merge * count + raw[at + len(old) :]
 
 
-@pytest.mark.parametrize(("merges", "limit_s"), [(1, 0.12), (320_000, 0.3)])
+@pytest.mark.parametrize(
+    ("merges", "limit_s"), [(1, 0.12), pytest.param(320_000, 0.3, marks=pytest.mark.slow)]
+)
 def test_a_big_header_is_fast_and_small(merges: int, limit_s: float, tmp_path: Path) -> None:
     """Bounds are several times what an idle machine of 2024 takes (15 and 40 ms)."""
     path = build.oracle_file("glm-5.1-ud-iq2", tmp_path)

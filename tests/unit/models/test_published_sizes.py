@@ -12,6 +12,7 @@ from plan_llama.models import catalog_models, known_models, quant_mix, tables
 from plan_llama.models.catalog_models import MADE, KnownModel
 from plan_llama.models.types import Tensor
 from plan_llama.units import GB, GIB
+from tests.slow import slow_but
 
 DATA = Path(__file__).parents[2] / "data" / "published_sizes"
 LISTED: dict[str, dict[str, tuple[int, float]]] = json.loads((DATA / "listing.json").read_text())
@@ -65,7 +66,7 @@ def test_files_that_were_listed(model: str) -> None:
         assert abs(item.size_bytes - gibibytes * GIB) <= rounding + 0.005 * item.size_bytes, item.quant
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", slow_but(MODELS, *list(MODELS)[::8]))
 def test_modelled_types_come_to_the_published_size(model: str) -> None:
     known: KnownModel = catalog_models.model(model)
     for (quant, repo), total in weights(model).items():

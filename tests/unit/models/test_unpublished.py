@@ -129,6 +129,7 @@ def test_inspect_shows_how_it_is_made(capsys: pytest.CaptureFixture[str]) -> Non
     assert "llama-quantize --imatrix" in shown
 
 
+@pytest.mark.slow
 def test_a_plan_of_what_is_not_published(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ def test_every_model_was_asked_for_on_every_machine() -> None:
     assert asked == {(model, machine) for model in fit_cases.MODELS for machine in fit_cases.MACHINES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt-oss-120b"])
 def test_no_plan_is_slower(model: str) -> None:
     found = ratios(model)
@@ -38,7 +39,7 @@ def test_no_plan_is_slower(model: str) -> None:
     assert median(ratio for key, ratio in found.items() if offloaded(*key)) <= 0.6
 
 
-@pytest.mark.engine  # needs none, but takes as long as those that do
+@pytest.mark.slow
 def test_no_plan_of_any_model_is_slower() -> None:
     found = ratios(*fit_cases.MODELS)
     assert len(found) == 54
@@ -46,6 +47,6 @@ def test_no_plan_of_any_model_is_slower() -> None:
     assert median(ratio for key, ratio in found.items() if offloaded(*key)) <= 0.6
 
 
-@pytest.mark.engine
+@pytest.mark.slow
 def test_the_page_is_what_the_program_writes() -> None:
     assert fit_table.PAGE.read_text(encoding="utf-8") == fit_table.page()

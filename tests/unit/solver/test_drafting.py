@@ -86,6 +86,7 @@ def test_a_small_gain_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plan.chosen.settings.draft_layers
 
 
+@pytest.mark.slow
 def test_not_with_many_answers_at_once() -> None:
     for users, drafts in ((4, True), (8, False)):
         plan = plan_of(task_of(8, replace(CHAT, users=users, context=8192)))
@@ -94,6 +95,7 @@ def test_not_with_many_answers_at_once() -> None:
     assert "more than 4 answers" in said(plan, "draft-block-unused")
 
 
+@pytest.mark.slow
 def test_rows_of_the_ladder_choose_for_themselves() -> None:
     steps = {rung.context: rung.candidate for rung in plan_of(task_of(4), ladder=True).ladder}
     for context, item in steps.items():
@@ -103,6 +105,7 @@ def test_rows_of_the_ladder_choose_for_themselves() -> None:
     assert {item.settings.draft_layers for item in steps.values() if item} == {True, False}
 
 
+@pytest.mark.slow
 def test_the_other_choice_is_told_with_its_numbers() -> None:
     for count, pin in ((4, "off"), (1, "on")):
         task = task_of(count)

@@ -26,6 +26,7 @@ from plan_llama.solver.split import Splitter
 from plan_llama.solver.types import Wishes
 from tests import fit_cases
 from tests.oracle_cases import machine_with
+from tests.slow import slow_but
 from tests.small_models import llama_like, qwen3moe_like
 
 CONTEXT = 16384
@@ -106,14 +107,14 @@ def task_of(model: ModelTable, machine: Machine) -> Task:
     return make_task(model, machine, wishes, beyond())
 
 
-@pytest.mark.parametrize(
-    ("model", "cards_mib"),
-    [
-        *((MOE, (mib,)) for mib in (1880, 1950, 2000, 2060, 2100, 2170, 2240)),
-        *((DENSE, (mib,)) for mib in (1770, 1780, 1800, 1820, 1840)),
-        *((MOE, mib) for mib in ((1880, 1920), (1920, 1840), (2000, 1840), (2040, 1880))),
-    ],
-)
+CASES = [
+    *((MOE, (mib,)) for mib in (1880, 1950, 2000, 2060, 2100, 2170, 2240)),
+    *((DENSE, (mib,)) for mib in (1770, 1780, 1800, 1820, 1840)),
+    *((MOE, mib) for mib in ((1880, 1920), (1920, 1840), (2000, 1840), (2040, 1880))),
+]
+
+
+@pytest.mark.parametrize(("model", "cards_mib"), slow_but(CASES, CASES[5]))
 def test_no_placement_is_faster(model: ModelTable, cards_mib: tuple[int, ...]) -> None:
     task = task_of(model, machine_with(tuple((mib, 0) for mib in cards_mib), ram_bytes=256 << 30))
     plan = solve(task, ladder=False)
@@ -128,6 +129,7 @@ def thirds(size: int, saved: float) -> tuple[Option, ...]:
     return worthwhile(Option(size * n // 3, saved * n / 3, ("up", "down")[: 3 - n]) for n in (1, 2, 3))
 
 
+@pytest.mark.slow
 def test_many_cards_are_split_as_well_as_without_limits() -> None:
     """The lengths that are left out for many cards, against all of them."""
     draw = random.Random(11434)  # noqa: S311 - not for secrets
@@ -170,6 +172,7 @@ def test_many_cards_are_split_as_well_as_without_limits() -> None:
             assert held <= card.room
 
 
+@pytest.mark.slow
 def test_94_layers_on_8_cards_take_a_tenth_of_a_second() -> None:
     """Beside the memory model's preparation, which is done the first time."""
     model = fit_cases.table("qwen3-235b-a22b")

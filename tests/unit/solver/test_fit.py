@@ -11,6 +11,7 @@ import pytest
 from plan_llama.engines.command_settings import CommandReading
 from plan_llama.solver import fit
 from tests.oracle_cases import Case, fit_choices, machine_with, reading, table
+from tests.slow import slow_but
 
 GLM = "glm-5.1-ud-iq2"
 
@@ -41,7 +42,14 @@ def fitted_to(case: Case, given: CommandReading) -> fit.Fitted:
     )
 
 
-@pytest.mark.parametrize("model", [GLM, "glm-4.5-air-q4_k_m", "gemma-3-27b-q4_0", "llama-3.1-8b-q4_k_m"])
+@pytest.mark.parametrize(
+    "model",
+    slow_but(
+        [GLM, "glm-4.5-air-q4_k_m", "gemma-3-27b-q4_0", "llama-3.1-8b-q4_k_m"],
+        "gemma-3-27b-q4_0",
+        "llama-3.1-8b-q4_k_m",
+    ),
+)
 def test_the_choice_is_the_engines(model: str) -> None:
     compared = 0
     for row in fit_choices(model):

@@ -107,6 +107,7 @@ def test_check_reads_the_variable(value: str, least: int | None, offloads: bool)
     assert (found.offload_min_batch, found.op_offload) == (least, offloads)
 
 
+@pytest.mark.slow
 def test_all_of_a_cache_on_the_host_is_an_alternative() -> None:
     """Llama 3.1 70B with two long conversations: plain decode gains by weights on the cards, a prompt does not."""
     table = ModelTable(model_of("llama-3.1-70b", "Q4_K_M"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,7 @@ def host_experts(filler: Filler, filled: Filled) -> int:
     )
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     cards=st.lists(
@@ -64,6 +66,7 @@ def test_every_card_keeps_its_margin(cards: list[int], ubatch: int, context: int
             assert device.peak_bytes + pool.margin_bytes <= pool.available_bytes
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.integers(12, 90), st.integers(1, 12), st.integers(1, 3))
 def test_more_memory_of_cards_never_leaves_more_experts_on_the_host(size: int, more: int, count: int) -> None:

@@ -63,6 +63,7 @@ def test_no_number_of_host_experts_is_better(mib: int, prompt: int) -> None:
     assert score(task, plan.chosen) <= min(scores)
 
 
+@pytest.mark.slow
 def test_more_ram_is_never_a_worse_verdict() -> None:
     ranks = [
         RANK[plan_of(table(GLM), one_card(24064, ram)).chosen.footprint.verdict]
@@ -95,6 +96,7 @@ def test_a_larger_card_is_never_a_slower_plan() -> None:
     assert times == sorted(times, reverse=True)
 
 
+@pytest.mark.slow
 def test_paging_says_how_much_stays_resident() -> None:
     used = plan_of(table(GLM), one_card(24064, 128)).chosen.footprint
     assert used.verdict == "pages-from-disk"

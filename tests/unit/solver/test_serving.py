@@ -55,6 +55,7 @@ def test_every_user_has_a_slot_where_there_is_room() -> None:
     assert "users-wait-for-slots" not in ids(plan)
 
 
+@pytest.mark.slow
 def test_slots_are_those_that_serve_best() -> None:
     """Sixteen caches of 16K push half of the model off the card: fewer slots and a line serve more."""
     task = task_of(context=16384, users=16)
@@ -70,6 +71,7 @@ def test_slots_are_those_that_serve_best() -> None:
     assert any(item.what == "--parallel 16" for item in plan.alternatives)
 
 
+@pytest.mark.slow
 def test_what_would_serve_all_does() -> None:
     plan = plan_of(context=16384, users=16)
     named = {item.what: item.effect for item in plan.relaxations}
@@ -149,6 +151,7 @@ def test_users_and_slots_of_workloads(
     assert task.request.users == users
 
 
+@pytest.mark.slow
 def test_more_users_are_never_served_sooner() -> None:
     times = [load_of(plan_of(context=8192, users=users)).request_s for users in (1, 2, 4, 8, 16, 32)]
     assert times == sorted(times)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from scripts import speed_cuda, speed_report
 from scripts.speed_cases import Case
+from tests.slow import slow_but
 
 from plan_llama.speed.constants import shipped
 
@@ -31,6 +32,7 @@ def cases() -> list[tuple[Case, float, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_predicted_clearly_faster_is_faster() -> None:
     # micro-batches, threads, offloaded or not, mapped or pinned, flash attention or not, types of the cache
     alike: dict[Any, list[tuple[Case, float, float]]] = defaultdict(list)
@@ -50,7 +52,7 @@ def test_what_is_predicted_clearly_faster_is_faster() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("kind", ["offload", "gpu_moe", "gpu"])
+@pytest.mark.parametrize("kind", slow_but(["offload", "gpu_moe", "gpu"], "offload"))
 def test_runs_lie_in_the_stated_range(kind: str) -> None:
     constants, inside = shipped(), []
     for case, said, real in cases():
@@ -60,6 +62,7 @@ def test_runs_lie_in_the_stated_range(kind: str) -> None:
     assert sum(inside) >= 0.8 * len(inside) > 0
 
 
+@pytest.mark.slow
 def test_pinned_experts_make_the_printed_choice_ten_times_as_fast_as_fit_at_prompts() -> None:
     # tests/data/cuda/choices.jsonl: 12 GiB of the card; --fit's experts stay pages of the file
     rows = (speed_cuda.DATA / "choices.jsonl").read_text(encoding="utf-8").splitlines()

@@ -58,6 +58,7 @@ def test_the_gain_is_near_the_published_one(row: dict[str, Any]) -> None:
     assert abs(log(gain(pair) / measured)) <= log(1.25)
 
 
+@pytest.mark.slow
 def test_drafting_gains_on_a_card_and_loses_with_experts_in_ram() -> None:
     card = machine_of(HardwareChoice(gpu=("RTX 3090",), ram="256GiB", cpu_cores=16))
     cards = machine_of(HardwareChoice(hardware="8xh100-2tb"))

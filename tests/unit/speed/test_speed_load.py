@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts.speed_cases import DATA
+from tests.slow import slow_but
 from tests.unit.speed.test_speed_estimate import DESKTOP, offloaded
 
 from plan_llama.hardware.overrides import HardwareChoice
@@ -124,7 +125,9 @@ def replay(work: Work, request: Request, users: int, turns: int = 30) -> Seen:
 
 
 @pytest.mark.parametrize("on_host", [False, True])
-@pytest.mark.parametrize(("users", "slots"), [(1, 1), (4, 4), (10, 4), (12, 12), (10, 2)])
+@pytest.mark.parametrize(
+    ("users", "slots"), slow_but([(1, 1), (4, 4), (10, 4), (12, 12), (10, 2)], (1, 1), (4, 4))
+)
 def test_the_figures_are_those_of_a_replayed_server(users: int, slots: int, on_host: bool) -> None:
     work = work_of(slots, on_host=on_host)
     request = Request(prompt_tokens=4096, output_tokens=300, reuse_ratio=0.5)
