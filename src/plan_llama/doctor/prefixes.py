@@ -35,7 +35,10 @@ _CALM = re.compile(
     r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d|^(?:\(\w+ pid=\d+\) )?INFO: {2,}\d"
     r"|Error retrieving (?:safetensors|file list): |Failed to import Triton kernels"  # it goes on without them
 )
-_PROMPT = re.compile(r"\bReceived request [\w-]+: prompt: ")
+_PROMPT = re.compile(
+    r"\bReceived request [\w-]+: prompt: |^Input: \{\"|\bParsing chat message: |\"choices\": ?\[\{"
+    r"|\brequest: +\{\"(?:messages|prompt|model|input)\"|\bresponse: +\{\"(?:choices|content|index)\""
+)
 
 # What forums, trackers and JSON make of quotes and spaces.
 _SPELLED = (
@@ -92,5 +95,5 @@ def calm(text: str) -> bool:
 
 
 def prompt(text: str) -> bool:
-    """Whether a line repeats what somebody asked, which may be about any failure."""
+    """Whether a line repeats what somebody asked or a model wrote, which may be about any failure."""
     return bool(_PROMPT.search(text[:_FRONT]))

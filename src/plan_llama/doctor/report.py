@@ -180,7 +180,13 @@ def _unknown(evidence: Evidence) -> Found | None:
 
 def _errors(start: Start) -> list[Line]:
     """Lines that say error or failed and are not known to be harmless."""
-    return [line for line in start.errors if not _harmless(line)]
+    harmless = {line.number for line in start.errors if _harmless(line)}
+    return [
+        line
+        for line in start.errors
+        if line.number not in harmless
+        and not (line.number - 1 in harmless and line.text.lstrip().startswith("Traceback (most recent"))
+    ]
 
 
 def _harmless(line: Line) -> bool:
