@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from plan_llama.errors import ProfileError
 
 T = TypeVar("T")
+_ENDING = ".toml"
 
 
 @cache
@@ -39,8 +40,19 @@ def files(kind: str) -> dict[str, Path]:
     for base in (root(), user_root()):
         folder = base / kind
         if folder.is_dir():
-            found.update({path.stem: path for path in sorted(folder.glob("*.toml"))})
+            paths = {path.stem: path for path in folder.glob(f"*{_ENDING}")}
+            found.update({name: paths[name] for name in sorted(paths)})
     return found
+
+
+def file(kind: str, name: str) -> Path:
+    """One profile of a kind by its id, the user's own in front of the shipped one. Raises KeyError where there is
+    none."""
+    for base in (user_root(), root()):
+        path = base / kind / f"{name}{_ENDING}"
+        if path.parent == base / kind and path.is_file():
+            return path
+    raise KeyError(name)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def model_ids() -> tuple[str, ...]:
 @cache
 def model(model_id: str) -> KnownModel:
     """A model by its exact id. Raises ProfileError for a wrong profile, KeyError where there is none."""
-    return parse(model_id, catalog.files("models")[model_id])
+    return parse(model_id, catalog.file("models", model_id))
 
 
 def list_models() -> tuple[KnownModel, ...]:

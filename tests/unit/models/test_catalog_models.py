@@ -193,6 +193,11 @@ def test_a_users_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     catalog_models.model_ids.cache_clear()
     try:
         assert catalog.files("models")["mine"] == folder / "mine.toml"
+        assert catalog.file("models", "mine") == folder / "mine.toml"
+        assert catalog.file("models", "glm-5.1") == catalog.root() / "models" / "glm-5.1.toml"
+        for name in ("yours", "../models/mine", ""):
+            with pytest.raises(KeyError):
+                catalog.file("models", name)
         assert catalog_models.get("mine").name == "X"
         with pytest.raises(ProfileError, match="hyperparameter 'embedding_length' must be an integer"):
             catalog_models.resolve("mine")
