@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from plan_llama.memory.ggml import Node
 
@@ -22,6 +23,8 @@ _MOST_ROUTED, _OTHER_ROUTED = (
     (288, 576),
 )  # ggml_cuda_should_use_topk_moe: experts that it has kernels for
 _GATES = frozenset({"UNARY", "SOFT_MAX"})
+_ROUTED = ["MUL_MAT_ID", "MUL_MAT_ID", "GLU"]
+_FIRST = _GATES | {"MUL", "MUL_MAT_ID"}  # with which what is looked for begins
 _SIGMOID, _ROOT, _SOFTMAX = ("UNARY",), ("UNARY", "SQRT"), ("SOFT_MAX",)
 _CHOICE = ("ARGSORT", "VIEW", "GET_ROWS")
 _NORM = ("RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE")
@@ -29,17 +32,21 @@ _NORM = ("RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE")
 
 def uses(nodes: Sequence[Node]) -> Uses:
     """Counts the uses of every node of a graph (ggml_node_get_use_count)."""
-    return Counter(id(source) for node in nodes if node.op != "HOLD" for source in node.src)
+    return Counter(map(id, chain.from_iterable(node.src for node in nodes if node.op != "HOLD")))
 
 
 def kept(nodes: Sequence[Node], counted: Uses) -> list[Node]:
     """The nodes that a card runs in a row, in the order that the backend gives them, each followed by one that holds
     what must not be given back before; the nodes themselves where nothing is to be held."""
     ordered = list(nodes)
+    ops = {node.op for node in nodes}
+    if ops.isdisjoint(_FIRST):
+        return ordered
     holds: dict[int, list[Node]] = {}
-    _shared_experts(ordered, counted, holds)
-    at = 0
-    while at < len(ordered):
+    if "MUL_MAT_ID" in ops:
+        _shared_experts(ordered, counted, holds)
+    at, end = 0, len(ordered)
+    while at < end:
         op, count = ordered[at].op, 0
         if op == "MUL":
             count = _weighted_sum(ordered, at, counted, holds)
@@ -64,11 +71,11 @@ def _fusible(nodes: Sequence[Node], outputs: Sequence[Node], counted: Uses) -> b
     """ggml_can_fuse_subgraph_ext: what is no output is used inside only, and is no view of something outside."""
     inside = {id(node) for node in nodes}
     named = {id(node) for node in outputs}
-    for at, node in enumerate(nodes):
+    within = uses(nodes)
+    for node in nodes:
         if id(node) in named:
             continue
-        within = sum(source is node for later in nodes[at + 1 :] for source in later.src)
-        if node.is_output or within != counted.get(id(node), 0):
+        if node.is_output or within.get(id(node), 0) != counted.get(id(node), 0):
             return False
         root = node.view_src
         if root is not None and id(root) not in inside and not root.is_weight:
@@ -78,11 +85,9 @@ def _fusible(nodes: Sequence[Node], outputs: Sequence[Node], counted: Uses) -> b
 
 def _shared_experts(nodes: list[Node], counted: Uses, holds: dict[int, list[Node]]) -> None:
     """Gate and up of the routed and of the shared experts as one kernel: the shared ones move up to the routed ones."""
-    if not any(node.op == "MUL_MAT_ID" for node in nodes):
-        return
     routed = 0
     while routed + 5 < len(nodes):
-        if nodes[routed].op == "MUL_MAT_ID":
+        if nodes[routed].op == "MUL_MAT_ID" and [n.op for n in nodes[routed : routed + 3]] == _ROUTED:
             for shared in range(routed + 3, len(nodes) - 2):
                 if nodes[shared].op == nodes[shared + 1].op == "MUL_MAT_ID":
                     break
@@ -101,7 +106,7 @@ def _shared_experts(nodes: list[Node], counted: Uses, holds: dict[int, list[Node
 
 def _are_shared_experts(six: Sequence[Node], counted: Uses) -> bool:
     """ggml_cuda_match_shared_expert."""
-    if [node.op for node in six] != ["MUL_MAT_ID", "MUL_MAT_ID", "GLU", "MUL_MAT", "MUL_MAT", "GLU"]:
+    if [node.op for node in six] != [*_ROUTED, "MUL_MAT", "MUL_MAT", "GLU"]:
         return False
     routed, shared = six[2], six[5]
     for glu, products in ((routed, six[:2]), (shared, six[3:5])):

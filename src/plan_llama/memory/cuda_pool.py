@@ -129,13 +129,15 @@ class Operations:
         for node in nodes:
             if node.op not in _WITH_NEEDS:
                 continue
-            # most layers have the same products: their sizes are the same objects
-            same: tuple[object, ...] = node.op, node.precise, *map(id, node.ne)
-            for source in node.src:
-                same += source.type.id, *map(id, source.ne)
-            if same not in known:
+            # most layers have the same products: sizes that follow the batch are then the same objects
+            same: list[object] = [node.op, node.precise]
+            for tensor in (node, *node.src):
+                same.append(tensor.type.id)
+                same += [size if isinstance(size, int) else -id(size) for size in tensor.ne]
+            key = tuple(same)
+            if key not in known:
                 tensors = tuple((tensor.type, _terms(tensor.ne)) for tensor in (node, *node.src))
-                known[same] = node.op, node.precise, tensors
+                known[key] = node.op, node.precise, tensors
         self._known = tuple(known.values())
 
     def at(self, values: Sequence[int]) -> tuple[Operation, ...]:

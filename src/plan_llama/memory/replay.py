@@ -91,14 +91,20 @@ class Tape:
         self.steps.append((block, -1 - self._number(size)))
 
     def _number(self, size: Size) -> int:
+        if isinstance(size, int):
+            number = self._numbers.get(size)
+            return self._new(size) if number is None else number
         known = self._known.get(id(size))
         if known is None:
-            key = terms_of(size) if isinstance(size, Quantity) else size
-            number = self._numbers.setdefault(key, len(self.sizes))
-            if number == len(self.sizes):
-                self.sizes.append(key)
-            known = self._known[id(size)] = size, number
+            terms = terms_of(size)
+            number = self._numbers.get(terms)
+            known = self._known[id(size)] = size, self._new(terms) if number is None else number
         return known[1]
+
+    def _new(self, size: Polynomial | int) -> int:
+        number = self._numbers[size] = len(self.sizes)
+        self.sizes.append(size)
+        return number
 
     def section(self, mark: int) -> None:
         """From here on the steps are those of the part of the graph with this mark."""

@@ -20,6 +20,7 @@ from plan_llama.models.types import TensorType
 
 PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 OFFLOAD_MIN_BATCH = 32  # ggml_backend_cuda_device_offload_op; GGML_OP_OFFLOAD_MIN_BATCH overrides it
+_NOT_FROM_WEIGHTS = frozenset({"ROPE", "FLASH_ATTN_EXT"})
 _CUDA_ROW_PADDING = 512  # MATRIX_ROW_PADDING
 _CUDA_F16_PADDING = 128
 
@@ -167,17 +168,17 @@ def _is_refused(node: Node, options: SchedulerOptions) -> bool:
     return node.cpu_only and options.kinds[0].chip is not None
 
 
-def _from_current(node: Node, options: SchedulerOptions) -> int:
+def _from_current(node: Node, options: SchedulerOptions, cpu: int) -> int:
     """ggml_backend_sched_backend_id_from_cur."""
-    home = _home(node)
+    root = node.view_src
+    home = node.buffer if root is None else root.buffer
     if home is not None:
         return home
-    cpu = len(options.kinds) - 1
     if node.cpu_only and _is_refused(node, options):
         return cpu if any(s.is_weight and s.buffer == cpu for s in node.src) else -1
     if node.is_input:
         return cpu
-    if node.op not in ("ROPE", "FLASH_ATTN_EXT"):
+    if node.op not in _NOT_FROM_WEIGHTS:
         for source in node.src:
             if source.is_weight and source.buffer is not None:
                 movable = source.buffer == cpu and cpu > 0 and not source.is_fixed
@@ -192,7 +193,7 @@ def _assign(graph: Graph, options: SchedulerOptions, pinned: Mapping[Node, int] 
     for leaf in graph.leafs:
         leaf.backend = leaf.buffer if leaf.buffer is not None else cpu if leaf.is_input else -1
     for node in graph.nodes:
-        node.backend = _from_current(node, options)
+        node.backend = _from_current(node, options, cpu)
     for node, backend in (pinned or {}).items():
         node.backend = backend
     active = [node for node in graph.nodes if node.op not in VIEW_OPS]
@@ -320,14 +321,18 @@ class _Allocator:
         self.kinds = options.kinds
         self.tapes: tuple[Tape, ...] = ()
         self._plain: dict[tuple[int, ...], int] = {}  # sizes by type and shape: many nodes share theirs
+        self._own: dict[
+            int, int
+        ] = {}  # by the identity of nodes, where they run: the graph is gone through twice
 
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
         """The tapes of all backends. Inputs come first, as in the engine: all of them are leafs."""
-        self.tapes = tuple(Tape(kind.alignment) for kind in self.kinds)
+        self.tapes = tapes = tuple(Tape(kind.alignment) for kind in self.kinds)
+        place, free = self._place, self._free
         # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
         for leaf in leafs:
             if leaf.buffer is None and not leaf.allocated and leaf.view_src is None:
-                self._place(leaf, leaf.backend)
+                place(leaf)
         for node in nodes:
             if node.view_src is not None and node.op != "NONE":
                 node.view_src.views += 1
@@ -337,12 +342,12 @@ class _Allocator:
         for node in nodes:
             if node.mark > mark:
                 mark = node.mark
-                for tape in self.tapes:
+                for tape in tapes:
                     tape.section(mark)
             # what a HOLD gives back is as large as all layers that it stands for
             held = node.op == "HOLD"
             if node.view_src is None and not node.allocated and node.buffer is None and not held:
-                self._place(node, node.backend)
+                place(node)
             for source in node.src:
                 source.children -= 1
                 if source.children or source.views:
@@ -351,21 +356,25 @@ class _Allocator:
                 root = source.view_src
                 if root is None:
                     if source.allocated:
-                        self._free(source, held=held)
+                        free(source, held=held)
                     continue
                 root.views -= 1
                 if not root.views and not root.children and root.allocated:
-                    self._free(root)
-        return self.tapes
+                    free(root)
+        return tapes
 
     def _free(self, node: Node, *, held: bool = False) -> None:
         if not node.is_output:
             self.tapes[node.home].give_back(node.block, node.size if held else 0)
             node.allocated = False
 
-    def _place(self, node: Node, backend: int) -> None:
+    def _place(self, node: Node) -> None:
+        backend = node.backend
         node.allocated = True
-        node.size = size = self._size(node, backend)
+        size = self._own.get(id(node))
+        if size is None:
+            size = self._own[id(node)] = self._size(node, backend)
+        node.size = size
         if node.op in INPLACE_OPS and self._reuse(node, backend):
             return
         node.home = backend
@@ -378,9 +387,10 @@ class _Allocator:
         a, b, c, d = node.ne
         # a size that depends on the batch is no key, but is its own
         key = (kind.id, id(a), id(b), id(c), id(d))
-        if key not in self._plain:
-            self._plain[key] = node.nbytes
-        return self._plain[key]
+        size = self._plain.get(key)
+        if size is None:
+            size = self._plain[key] = node.nbytes
+        return size
 
     def _reuse(self, node: Node, backend: int) -> bool:
         """Takes over the memory of a source that nobody else needs. A view is never taken over: gallocr marks only

@@ -61,6 +61,7 @@ class ModelTable:
         self.by_name = {tensor.name: index for index, tensor in enumerate(spec.tensors)}
         self._stored: dict[BackendKind, tuple[int, ...]] = {}
         self._repacked: dict[frozenset[str], tuple[int | None, ...]] = {}
+        self._least: dict[frozenset[str], int] = {}
         self._matches: dict[str, tuple[int, ...]] = {}
         self.cache_layers: dict[CacheKey, tuple[CacheLayer, ...]] = {}
         self.cache_makes: dict[CacheKey, tuple[tuple[CacheLayer, tuple[int, ...]], ...]] = {}
@@ -237,6 +238,19 @@ class ModelTable:
                 for tensor, size in zip(self.spec.tensors, found, strict=True)
             )
         return self._repacked[isa]
+
+    def least_bytes(self, isa: frozenset[str]) -> int:
+        """What the weights take at the least, wherever they are: in the file's types or, for a CPU with these
+        instruction sets, in its formats; without tensors that may be read row by row."""
+        if isa not in self._least:
+            formats, loaded = self.repacked(isa), self.loaded(draft_layers=False)
+            sizes = (
+                min(tensor.nbytes, size or tensor.nbytes)
+                for tensor, size, taken in zip(self.spec.tensors, formats, loaded, strict=True)
+                if taken
+            )
+            self._least[isa] = sum(sizes) - self.lazy_bytes("on")
+        return self._least[isa]
 
     @property
     def has_output(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, groupby
+from typing import Any
 
 from plan_llama.errors import UsageError
 from plan_llama.memory.repack import repacked_bytes
@@ -109,6 +110,11 @@ class Placement:
     @cached_property
     def weight_bytes(self) -> dict[object, dict[int, int]]:
         """What was worked out of its weights, by the devices' kinds."""
+        return {}
+
+    @cached_property
+    def traffic(self) -> dict[object, Any]:
+        """What was worked out of what a token reads where, by the cache's types and place."""
         return {}
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from weakref import WeakKeyDictionary
 
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
@@ -25,17 +26,16 @@ from plan_llama.solver.search import (
 )
 from plan_llama.solver.trace import provenance, trace
 from plan_llama.solver.types import Alternative, Candidate, Plan, Wishes
-from plan_llama.speed.traffic import prepare
+from plan_llama.speed.traffic import LayerTable, prepare
 from plan_llama.units import gib, rate, tokens
 
 _USABLE = ("fits", "tight")
+_LAYERS: WeakKeyDictionary[ModelTable, LayerTable] = WeakKeyDictionary()
 
 
 def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyond) -> Task:
     """Everything the search needs, prepared once per model and machine."""
-    behind = table.windows
-    lengths = [behind.cells if il in behind.layers else None for il in range(table.layers)]
-    layers = prepare(table.spec, windows=lengths if behind.cells else None)
+    layers = _layers(table)
     return Task(
         table=table,
         layers=layers,
@@ -51,6 +51,15 @@ def make_task(table: ModelTable, machine: Machine, wishes: Wishes, beyond: Beyon
         ),
         breakages=repack_breakages(),
     )
+
+
+def _layers(table: ModelTable) -> LayerTable:
+    """What a token reads of each layer, summed once per model."""
+    if table not in _LAYERS:
+        behind = table.windows
+        lengths = [behind.cells if il in behind.layers else None for il in range(table.layers)]
+        _LAYERS[table] = prepare(table.spec, windows=lengths if behind.cells else None)
+    return _LAYERS[table]
 
 
 def solve(task: Task, *, ladder: bool = True) -> Plan | None:
@@ -138,18 +147,11 @@ def _searched(
 
 def _outweighs_memory(task: Task) -> bool:
     """Whether the weights alone are more than all memory has room for: then no context fits."""
-    table, machine = task.table, task.machine
-    formats: Sequence[int | None] = (None,) * len(table.spec.tensors)
-    if not any(device.host_buffer for device in task.filler.devices):  # kept in formats of the CPU, if in any
-        formats = table.repacked(frozenset(machine.cpu.isa))
-    loaded = table.loaded(draft_layers=False)
-    least = sum(
-        min(tensor.nbytes, size or tensor.nbytes)
-        for tensor, size, taken in zip(table.spec.tensors, formats, loaded, strict=True)
-        if taken
-    )
+    machine = task.machine
+    # where a device has pinned memory, no weight is in a format of the CPU
+    isa = () if any(device.host_buffer for device in task.filler.devices) else machine.cpu.isa
     cards = 0 if machine.unified else sum(gpu.free_bytes for gpu in machine.gpus)
-    return least - table.lazy_bytes("on") > machine.ram.available_bytes + cards
+    return task.table.least_bytes(frozenset(isa)) > machine.ram.available_bytes + cards
 
 
 def _other_settings(chosen: Candidate, others: list[Candidate]) -> list[Alternative]:

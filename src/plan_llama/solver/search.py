@@ -25,7 +25,7 @@ from plan_llama.solver.place import Filled, Filler
 from plan_llama.solver.types import Breakage, Candidate, Wishes, Workload
 from plan_llama.speed.estimate import estimate
 from plan_llama.speed.traffic import LayerTable
-from plan_llama.speed.types import Request
+from plan_llama.speed.types import Request, Traffic
 from plan_llama.units import MIB, gib
 
 LADDER = (8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576)
@@ -261,12 +261,9 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
     """Adds the speed to a footprint, and counts what is where."""
     table = task.table
     placed = place(table, settings, [gpu.free_bytes for gpu in task.machine.gpus])
-    traffic = task.layers.of_tensors(
-        placed.device_of, placed.layer_device[: table.layers], settings, output_device=placed.output_device
-    )
     speed = estimate(
         task.machine,
-        traffic,
+        _traffic(task.layers, placed, settings),
         settings,
         task.request,
         resident_ratio=used.resident_ratio,
@@ -290,6 +287,18 @@ def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
         cpu_ffn_layers=len(apart - bare),
         cpu_weight_layers=len(bare),
     )
+
+
+def _traffic(layers: LayerTable, placed: Placement, settings: Settings) -> tuple[Traffic, ...]:
+    """What a token reads where: the same for every threshold and micro-batch that a placement is tried with."""
+    key = settings.kv_type_k, settings.kv_type_v, settings.kv_offload
+    if key not in placed.traffic:
+        own = placed.layer_device[: placed.table.layers]
+        placed.traffic[key] = layers.of_tensors(
+            placed.device_of, own, settings, output_device=placed.output_device
+        )
+    found: tuple[Traffic, ...] = placed.traffic[key]
+    return found
 
 
 def _apart(task: Task, placed: Placement) -> tuple[set[int], set[int]]:
