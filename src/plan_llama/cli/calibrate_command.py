@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plan_llama.cli.plan_command import print_json
-from plan_llama.cli.screen import Screen
+from plan_llama.cli.screen import Screen, print_json
 from plan_llama.errors import EXIT_OK, InputError, PlanLlamaError
 from plan_llama.hardware import bandwidth, calibration, cuda_copy, diskread
 from plan_llama.hardware.calibration import Calibration

@@ -21,8 +21,8 @@ from plan_llama.cli.options import (
     WishOptions,
     given,
 )
-from plan_llama.cli.plan_command import in_order, machine_notes, print_json
-from plan_llama.cli.screen import Screen
+from plan_llama.cli.said import in_order, machine_notes
+from plan_llama.cli.screen import Screen, print_json
 from plan_llama.cli.target import engine_of
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
 from plan_llama.engines import (

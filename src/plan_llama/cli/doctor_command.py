@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plan_llama.cli.doctor_plan import Planned, plan_of
-from plan_llama.cli.plan_command import print_json
 from plan_llama.cli.render_doctor import render
-from plan_llama.cli.screen import Screen
+from plan_llama.cli.screen import Screen, print_json
 from plan_llama.doctor import report, rules
 from plan_llama.doctor.evidence import Evidence, Fact
 from plan_llama.doctor.judge import diagnose

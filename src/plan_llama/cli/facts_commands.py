@@ -107,7 +107,7 @@ def _inspect_projector(spec: ModelSpec, *, write_header: Path | None, json: bool
 
 
 def _json(answer: dict[str, Any]) -> int:
-    from plan_llama.cli.plan_command import print_json
+    from plan_llama.cli.screen import print_json
 
     print_json(answer)
     return EXIT_OK

@@ -19,8 +19,8 @@ from plan_llama.cli.options import (
     words,
 )
 from plan_llama.cli.other_quants import room
-from plan_llama.cli.plan_command import print_json, solved
-from plan_llama.cli.screen import Screen
+from plan_llama.cli.plan_command import solved
+from plan_llama.cli.screen import Screen, print_json
 from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, ModelError, RemoteError, UsageError
 from plan_llama.hardware import described

@@ -20,7 +20,8 @@ from plan_llama.cli.options import (
     ServeOptions,
     WishOptions,
 )
-from plan_llama.cli.plan_command import Made, make_plan, print_json
+from plan_llama.cli.plan_command import Made, make_plan
+from plan_llama.cli.screen import print_json
 from plan_llama.cli.wishes import wishes
 from plan_llama.engines import serve
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, InputError, UsageError

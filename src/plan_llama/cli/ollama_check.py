@@ -12,7 +12,8 @@ from plan_llama.cli import check_command, images, model_notes, plan_json, render
 from plan_llama.cli.correct_command import Checked
 from plan_llama.cli.ollama_command import Ollama
 from plan_llama.cli.options import ModelOptions, OutputOptions
-from plan_llama.cli.plan_command import in_order, machine_notes, solved
+from plan_llama.cli.plan_command import solved
+from plan_llama.cli.said import in_order, machine_notes
 from plan_llama.cli.screen import Screen
 from plan_llama.engines import modelfile, ollama_words
 from plan_llama.engines.commandline import parse

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +18,8 @@ from plan_llama.cli.options import (
     ServeOptions,
     WishOptions,
 )
-from plan_llama.cli.screen import Screen
+from plan_llama.cli.said import in_order, machine_notes
+from plan_llama.cli.screen import Screen, print_json
 from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
 from plan_llama.engines import llama_server, other_programs, refusals
 from plan_llama.engines.launch import LaunchCommand
@@ -228,46 +227,6 @@ def solved(task: Task, *, ladder: bool = True) -> tuple[Task, Plan | None, list[
     return task, solve(task, ladder=ladder), [said]
 
 
-_ORDER = {"error": 0, "warning": 1, "note": 2}
-
-
-def in_order(items: Iterable[Finding]) -> list[Finding]:
-    """Each finding once, the worst first."""
-    once = list(dict.fromkeys(items))
-    ids = {item.id for item in once}
-    texts = tuple(item.text for item in once)
-    bandwidth_said = any(text.startswith("memory bandwidth: ") for text in texts)
-    kept = []
-    for item in once:
-        if item.id == "assumption":
-            if bandwidth_said and item.text.startswith("RAM bandwidth assumed"):
-                continue  # the machine's own note says the same, and what to do
-            if "mmap-paging-thrash" in ids and item.text.startswith("host weights exceed"):
-                continue
-        kept.append(item)
-    return sorted(kept, key=lambda item: _ORDER[item.severity])
-
-
-def print_json(answer: dict[str, object]) -> None:
-    """One object on standard output, readable in any encoding."""
-    import sys
-
-    text = json.dumps(_finite(answer), indent=2, ensure_ascii=True, allow_nan=False)
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
-
-
-def _finite(value: object) -> object:
-    """JSON has no number for infinity or NaN, which a header may hold: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def choose_model(
     options: ModelOptions,
     hardware: HardwareOptions,
@@ -360,43 +319,3 @@ def _refuse_invalid(task: Task, plan: Plan) -> None:
     wrong = refusals.refusals(plan.chosen.settings, table=task.table, flash_attn="on")
     if wrong:
         raise UsageError(wrong[0].text, hint=wrong[0].fix)
-
-
-def machine_notes(machine: Machine) -> list[Finding]:
-    """Assumptions and unread values of a described machine that change the numbers."""
-    cpu = machine.cpu
-    borrowed = machine.simulated and cpu.sources.get("physical_cores") == "probe"
-    said = []
-    if borrowed:
-        name = f"{cpu.name}, " if cpu.name else ""
-        cores = f"{cpu.physical_cores} core{'s' if cpu.physical_cores != 1 else ''}"
-        said.append(
-            Finding(
-                id="cpu-of-this-machine",
-                severity="note",
-                text=f"the processor is taken from this machine: {name}{cores}",
-                fix="--cpu-cores, --cpu and --cpu-isa describe another",
-            )
-        )
-    if machine.calibrated:
-        text = f"measured on this machine: {machine.calibrated}"
-        said.append(
-            Finding(id="calibration", severity="note", text=text, fix="plan-llama calibrate measures again")
-        )
-    return said + [
-        Finding(
-            id="hardware-unknown",
-            severity="note",
-            text=f"{note.probe}: {note.reason}",
-            fix=note.unlock,
-        )
-        for note in machine.notes
-        if not _said_otherwise(note.probe, machine)
-    ]
-
-
-def _said_otherwise(probe: str, machine: Machine) -> bool:
-    """Notes that say nothing about these numbers: engines of another machine, and the DIMMs beside their bandwidth."""
-    if probe == "engine":
-        return machine.simulated
-    return probe == "memory type" and any(note.probe == "memory bandwidth" for note in machine.notes)

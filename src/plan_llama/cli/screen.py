@@ -1,7 +1,12 @@
-"""Colour, glyphs and line breaks, as far as the terminal can show them. Output is readable without any."""
+"""How an answer goes out: JSON, or text with the colour, glyphs and line breaks that the terminal can show.
+
+Text is readable without any of these.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import shutil
@@ -74,3 +79,21 @@ class Screen:
         encoding = sys.stdout.encoding or "ascii"
         sys.stdout.write(shown.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
+
+
+def print_json(answer: dict[str, object]) -> None:
+    """One object on standard output, readable in any encoding."""
+    text = json.dumps(_finite(answer), indent=2, ensure_ascii=True, allow_nan=False)
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()  # a reader that has gone is noticed here, not at exit
+
+
+def _finite(value: object) -> object:
+    """JSON has no number for infinity or NaN, which a header may hold: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -10,8 +10,9 @@ from plan_llama.cli import plan_json, render_verify
 from plan_llama.cli.checked_model import about_draft, model_of, with_draft, with_projector
 from plan_llama.cli.interrupts import interruptible
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
-from plan_llama.cli.plan_command import in_order, machine_notes, make_plan, print_json
-from plan_llama.cli.screen import Screen
+from plan_llama.cli.plan_command import make_plan
+from plan_llama.cli.said import in_order, machine_notes
+from plan_llama.cli.screen import Screen, print_json
 from plan_llama.cli.wishes import engine_build, hardware_choice, wishes
 from plan_llama.engines import llama_server, memory_rules, refusals
 from plan_llama.engines.command_settings import to_settings

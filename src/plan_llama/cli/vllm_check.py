@@ -10,7 +10,7 @@ from typing import Any
 
 from plan_llama.cli import plan_json, vllm_json, vllm_plan, vllm_render
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
-from plan_llama.cli.plan_command import in_order, machine_notes
+from plan_llama.cli.said import in_order, machine_notes
 from plan_llama.cli.screen import Screen
 from plan_llama.cli.wishes import hardware_choice, wishes
 from plan_llama.engines.launch import LaunchCommand

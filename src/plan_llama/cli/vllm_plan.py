@@ -8,8 +8,8 @@ from pathlib import Path
 from plan_llama.cli import vllm_json, vllm_render
 from plan_llama.cli.nodes import nodes_of
 from plan_llama.cli.options import EngineOptions, HardwareOptions, ModelOptions, OutputOptions, WishOptions
-from plan_llama.cli.plan_command import in_order, machine_notes, print_json
-from plan_llama.cli.screen import Screen
+from plan_llama.cli.said import in_order, machine_notes
+from plan_llama.cli.screen import Screen, print_json
 from plan_llama.cli.wishes import hardware_choice, wishes
 from plan_llama.engines.launch import LaunchCommand
 from plan_llama.engines.nodes import Nodes
