@@ -114,9 +114,12 @@ class Costs:
         machine: Machine,
         settings: Settings,
         goal: Goal,
+        *,
+        at_once: int = 1,
     ) -> None:
+        """`at_once`: cards that work on successive micro-batches of a prompt."""
         self.table, self.layers, self.movable = table, layers, movable
-        self.settings, self.goal = settings, goal
+        self.settings, self.goal, self.at_once = settings, goal, at_once
         cpu_only = bool(layers.refused)
         everywhere = tuple(Traffic(device=i, layers=1, refused=cpu_only) for i in range(len(machine.gpus)))
         host = Traffic(device=HOST, dense_bytes={"f16": 1}, refused=cpu_only)
@@ -140,6 +143,9 @@ class Costs:
         if self.goal.decode_only:
             return token_s
         prompt_s = sum(passes.prompt(work, request.prompt_tokens, request.depth).values())
+        if self.at_once > 1 and request.prompt_tokens:
+            batches = -(-request.prompt_tokens // min(self.settings.ubatch, self.settings.batch))
+            prompt_s *= passes.pipelined(work, self.at_once, batches)
         return prompt_s + request.output_tokens * token_s
 
     def on(self, device: int) -> Prices:

@@ -8,9 +8,10 @@ by the exact model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from math import inf
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.context import layer_bytes, reserved_batch
@@ -26,7 +27,9 @@ from plan_llama.memory.scheduler import BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, Override, Settings
 from plan_llama.solver.costs import Costs, Goal, Movable
-from plan_llama.solver.share import Card, Option, holding
+from plan_llama.solver.orders import FEW_CARDS, firsts, kind_of_card, orders, shares
+from plan_llama.solver.polish import Look, Polisher
+from plan_llama.solver.share import Card, Option, holding, nearly_all, with_some_away
 from plan_llama.solver.split import Split, Splitter, many
 from plan_llama.speed.traffic import LayerTable, prepare
 
@@ -34,18 +37,10 @@ _MOST_STEPS = 16
 _MOST_OPTIONS = 3  # of one order of the cards, to be estimated as a whole
 _WITHIN = 4  # blocks by which a boundary moves when the room of a card turns out otherwise
 _SLACK_BYTES = 32 << 20  # room found beyond what was reckoned with that is worth another look
-_FEW_CARDS = 3  # up to which cards are put in another order for their room alone
-_ALIKE = 0.9  # of the largest room, which the smallest one has in cards that need no other order for it
+_FEW_STATES = 12  # cards times layers, up to which graphs of every kind are measured
+_FEW_LOOKS = 8  # with fewer nothing is bettered
+_LOOKS = 600  # placements that are measured to better a split, over cards times layers
 _ANY = Goal()
-
-
-def _with_some_away(card: Card) -> Card:
-    """The card without the choice that leaves nothing of the last layer's movable weights on the host."""
-    last = max((il for il, options in enumerate(card.options) if options), default=0)
-    return replace(
-        card,
-        options=[options[:-1] if il == last else options for il, options in enumerate(card.options)],
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +55,21 @@ class Filled:
 
 def _seconds(filled: Filled) -> float:
     return filled.split.seconds if filled.split else 0.0
+
+
+def _kept(found: Iterable[Filled]) -> list[Filled]:
+    """The cheapest of those that work one card after the other, and of those in which so many cards work at once: the
+    prices do not know of that."""
+    kinds: Counter[int] = Counter()
+    kept = []
+    for filled in sorted(found, key=_seconds):
+        split = filled.split
+        plain = split is not None and not split.host_blocks and not filled.settings.overrides
+        kind = sum(map(bool, split.per_card)) if split is not None and plain else 0
+        kinds[kind] += 1
+        if kinds[kind] <= _MOST_OPTIONS:
+            kept.append(filled)
+    return kept
 
 
 class Filler:
@@ -115,9 +125,15 @@ class Filler:
             if not self._over(full):
                 yield full
                 found = True
-                if self.machine.unified or (len(self._kinds_of_cards()) == 1 and not self.layers.refused):
+                if self.machine.unified or (len(firsts(self.machine)) == 1 and not self.layers.refused):
                     return
-        for order in self._orders(base, goal):
+
+        def host_s(order: tuple[int, ...]) -> float:
+            return sum(self._costs(base, order, goal).on(HOST).whole)
+
+        small = len(self.machine.gpus) * self.table.blocks <= _FEW_STATES
+        offloads = host_s if base.op_offload else None
+        for order in orders(self.machine, self.budgets(base), offloads, all_of_them=small):
             for split in self._split(base, order, goal):
                 yield split
                 found = True
@@ -138,51 +154,7 @@ class Filler:
             if part.total_bytes and part.peak_bytes > budgets[i]
         ]
 
-    # -- cards and their order ----------------------------------------------------------------------------------------
-
-    def _kinds_of_cards(self) -> dict[object, int]:
-        """The first card of each kind, as far as speed goes."""
-        kinds: dict[object, int] = {}
-        for index in range(len(self.machine.gpus)):
-            kinds.setdefault(self._kind_of_card(index), index)
-        return kinds
-
-    def _kind_of_card(self, index: int) -> object:
-        gpu = self.machine.gpus[index]
-        speed = (gpu.bandwidth_bytes_per_s, gpu.fp16_flops_per_s, gpu.pcie_gen, gpu.pcie_width)
-        return (gpu.name, gpu.backend, gpu.compute_capability, *speed)
-
-    def _orders(self, base: Settings, goal: Goal) -> Iterator[tuple[int, ...]]:
-        """The cards as they are; with another one first where host weights are faster to work with there; the roomiest
-        one first and last, because the first holds copies of host weights and the last the output; and, where they are
-        unequal, without one of a kind."""
-        every = tuple(range(len(self.machine.gpus)))
-        orders = [every]
-        firsts = list(self._kinds_of_cards().values())
-        if len(firsts) > 1 and base.op_offload:
-            prices = {}
-            for first in firsts:
-                order = (first, *(i for i in every if i != first))
-                prices[order] = sum(self._costs(base, order, goal).on(HOST).whole)
-            fastest = min(prices, key=lambda order: prices[order])
-            if prices[fastest] < prices[every]:
-                orders.append(fastest)
-        rooms = self.budgets(base)
-        if len(every) <= _FEW_CARDS and min(rooms) < max(rooms) * _ALIKE:
-            by_room = sorted(every, key=lambda i: rooms[i])
-            orders += [tuple(by_room[::-1]), tuple(by_room)]
-        orders = list(dict.fromkeys(orders))
-        yield from orders
-        if len(firsts) < 2 or not base.op_offload:
-            return
-        # a slow card may cost more than it brings, and the search over all of them may not come to leave it out
-        counts = Counter(map(self._kind_of_card, every))
-        last = {self._kind_of_card(index): index for index in every}
-        for kind, index in last.items():
-            if len(every) > 2 or counts[kind] > 1:
-                yield from dict.fromkeys(tuple(i for i in order if i != index) for order in orders)
-
-    def _costs(self, base: Settings, order: tuple[int, ...], goal: Goal) -> Costs:
+    def _costs(self, base: Settings, order: tuple[int, ...], goal: Goal, *, at_once: int = 1) -> Costs:
         mode = base.load_mode if self.machine.unified else "none"
         return Costs(
             self.table,
@@ -191,6 +163,7 @@ class Filler:
             self.machine,
             self._ordered(replace(base, load_mode=mode), order),
             goal,
+            at_once=at_once,
         )
 
     def _ordered(self, settings: Settings, used: tuple[int, ...]) -> Settings:
@@ -211,61 +184,86 @@ class Filler:
         cards = self._cards(base, order, costs)
         every = self._all_movable()
         found: dict[Settings, Filled] = {}
+
+        def look(split: Split) -> Look:
+            settings = self._settings(base, order, split)
+            filled = replace(self._made(settings), split=split, order=order)
+            fits = not self._over(filled)
+            if fits:
+                found.setdefault(settings, filled)
+            return Look(fits, tuple(self._beside(filled, order, cards)))
+
+        polisher = Polisher(cards, costs.on(HOST).whole, costs.away().movable, costs.away().rest, look)
+        plain = False
         starts: list[tuple[Settings, Collection[int]]] = [
             (replace(base, gpu_layers=self.everything, overrides=self._overrides(every, (), 0)), every),
             (replace(base, gpu_layers=self.everything // 2), every),
         ]
-        if every and self._nearly_all(every[-1], cards):
+        if every and nearly_all(cards, every[-1]):
             last = self._overrides(every[-1:], (), 0)
             starts.append((replace(base, gpu_layers=self.everything, overrides=last), every[-1:]))
         for start, free in starts:
             made = self._made(self._ordered(start, order)).made
             beside = [made.devices[i].working_bytes for i in order]
-            self._settle(base, order, costs, cards, beside, found, free=free)
+            plain |= self._settle(base, order, costs, cards, beside, found, free=free, polisher=polisher)
             self._note(order, found)
-        if any(made.split and not made.settings.overrides for made in found.values()):
-            self._spread(base, order, costs, cards, beside, found)
+        if len(order) > FEW_CARDS:
+            plain = any(made.split and not made.settings.overrides for made in found.values())
+        if plain and len(order) > 1:
+            self._spread(base, order, goal, cards, beside, found)
         self._note(order, found)
-        return sorted(found.values(), key=_seconds)[:_MOST_OPTIONS]
+        self._better(order, polisher, found)
+        return _kept(found.values())
+
+    def _better(self, order: tuple[int, ...], polisher: Polisher, found: Mapping[Settings, Filled]) -> None:
+        """Betters the cheapest splits by single changes; on small spaces also what would be cheaper with every number
+        of blocks on the host, were its graph the smallest one seen."""
+        size = len(order) * self.table.blocks
+        looks = _LOOKS // size
+        small = size <= _FEW_STATES
+        if looks < _FEW_LOOKS:
+            return
+        if small:
+            polisher.sound()
+        for filled in sorted(found.values(), key=_seconds)[: _MOST_OPTIONS if small else 1]:
+            if filled.split is not None and filled.order == order:
+                polisher.best(polisher.state(filled.split), looks, known_only=not small)
+        for host in range(self.table.blocks + 1) if small else ():
+            best = min(map(_seconds, found.values()), default=inf)
+            split = polisher.boldest(host)
+            if split is not None and split.seconds < best:
+                polisher.best(polisher.state(split), looks, below_s=best)
 
     def _note(self, order: tuple[int, ...], found: Mapping[Settings, Filled]) -> None:
         best = min(found.values(), key=_seconds, default=None)
         if best is not None and best.split is not None:
             self._around[order] = best.split
 
-    def _nearly_all(self, last: int, cards: Sequence[Card]) -> bool:
-        """Whether the cards have room for all but the movable weights of this layer, and can multiply with it."""
-        options = cards[0].options
-        size = sum(cards[0].cache_bytes) + sum(cards[0].rest_bytes)
-        size += sum(choice[-1].size for il, choice in enumerate(options) if choice and il != last)
-        whole = not any(choice and choice[-1].left for choice in options)
-        return whole and size <= sum(max(0, card.room) for card in cards)
-
     def _spread(
         self,
         base: Settings,
         order: tuple[int, ...],
-        costs: Costs,
+        goal: Goal,
         cards: Sequence[Card],
         beside: Sequence[int],
         found: dict[Settings, Filled],
     ) -> None:
         """With nothing left to the host the cards work on successive micro-batches: splits over as many cards as have
-        room for a share, the roomiest ones."""
-        roomiest = sorted(range(len(order)), key=lambda i: -cards[i].room)
-        for count in range(len(order), 1, -1):
-            used = sorted(roomiest[:count])
+        room for a share. Of a few cards any may be the best to leave out, of many the one with the least room."""
+        for used in shares(self.machine, order, [card.room for card in cards]):
             before = len(found)
+            some = tuple(order[i] for i in used)
+            costs = self._costs(base, some, goal, at_once=len(some))
             self._settle(
                 base,
-                tuple(order[i] for i in used),
+                some,
                 costs,
-                [cards[i] for i in used],
+                self._cards(base, some, costs),
                 [beside[i] for i in used],
                 found,
                 every_card=True,
             )
-            if len(found) > before:
+            if len(found) > before and len(order) > FEW_CARDS:
                 return
 
     def _settle(
@@ -279,9 +277,11 @@ class Filler:
         *,
         free: Collection[int] | None = None,
         every_card: bool = False,
-    ) -> None:
+        polisher: Polisher | None = None,
+    ) -> bool:
         """Splits with what a graph leaves room for, measures the split's own graph, and again until both agree. Adds
-        to `found` each that keeps every margin. Only the movable weights of the layers `free` (None: all) are moved."""
+        to `found` each that keeps every margin. Says whether one of them, fitting or not, left nothing to the host.
+        Only the movable weights of the layers `free` (None: all) are moved."""
         host_s, away_s, bare_s = costs.on(HOST).whole, costs.away().movable, costs.away().rest
         own = cards
         if free is not None:
@@ -291,6 +291,7 @@ class Filler:
             away_s = tuple(0.0 if il in fixed else away_s[il] for il in range(len(away_s)))
         least = [0] * len(order)
         tried: set[Settings] = set()
+        plain = False
         around = self._around.get(order) if many(len(order), self.table.blocks) else None
         for _ in range(_MOST_STEPS):
             roomy = [replace(card, room=card.room - beside[i]) for i, card in enumerate(own)]
@@ -298,23 +299,27 @@ class Filler:
             split = splitter.best(around, _WITHIN, every_card=every_card) if around is not None else None
             split = split or splitter.best(every_card=every_card)
             if split is None:
-                return
+                break
             if many(len(order), self.table.blocks):
                 around = split
             settings = self._settings(base, order, split)
             if settings in tried:
-                return
+                break
             tried.add(settings)
+            plain |= not split.host_blocks and not settings.overrides
             filled = replace(self._made(settings), split=split, order=order)
             over = set(self._over(filled))
             seen = self._beside(filled, order, cards)
+            if polisher is not None:
+                polisher.learn(polisher.state(split), Look(not over, tuple(seen)))
             if not over:
-                found.setdefault(settings, filled)
+                if every_card or settings not in found:  # its price is that of cards at once
+                    found[settings] = filled
                 if all(seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n):
-                    return
+                    break
             elif not every_card and not settings.overrides and len(order) > 1:
                 own = [
-                    _with_some_away(card) for card in own
+                    with_some_away(card) for card in own
                 ]  # the copies of a pipeline are for such a split alone
                 continue
             for i, device in enumerate(order):
@@ -322,6 +327,7 @@ class Filler:
                     if device in over:
                         least[i] = max(least[i], seen[i], beside[i] + 1)
                     beside[i] = max(least[i], seen[i])
+        return plain
 
     def _cards(self, base: Settings, order: Sequence[int], costs: Costs) -> list[Card]:
         batch = reserved_batch(base, self.table.windows)
@@ -330,7 +336,7 @@ class Filler:
         made: dict[object, Card] = {}
         for device in order:
             kind = self.devices[device].kind
-            if (known := made.get(self._kind_of_card(device))) is not None:
+            if (known := made.get(kind_of_card(self.machine, device))) is not None:
                 cards.append(replace(known, room=budgets[device]))
                 continue
             stored = self.table.stored_bytes(kind)
@@ -350,7 +356,7 @@ class Filler:
                     output_s=costs.output(device),
                 )
             )
-            made[self._kind_of_card(device)] = cards[-1]
+            made[kind_of_card(self.machine, device)] = cards[-1]
         return cards
 
     def _movable_bytes(self, device: int) -> list[int]:

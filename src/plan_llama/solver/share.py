@@ -58,6 +58,24 @@ def holding(card: Card, fixed: Collection[int], away_s: Sequence[float]) -> Card
     )
 
 
+def with_some_away(card: Card) -> Card:
+    """The card without the choice that leaves nothing of the last layer's movable weights on the host."""
+    last = max((il for il, options in enumerate(card.options) if options), default=0)
+    return replace(
+        card,
+        options=[options[:-1] if il == last else options for il, options in enumerate(card.options)],
+    )
+
+
+def nearly_all(cards: Sequence[Card], last: int) -> bool:
+    """Whether the cards have room for all but the movable weights of this layer, and can multiply with it."""
+    options = cards[0].options
+    size = sum(cards[0].cache_bytes) + sum(cards[0].rest_bytes)
+    size += sum(choice[-1].size for il, choice in enumerate(options) if choice and il != last)
+    whole = not any(choice and choice[-1].left for choice in options)
+    return whole and size <= sum(max(0, card.room) for card in cards)
+
+
 @dataclass(frozen=True, slots=True)
 class _Make:
     """Blocks with the same choice: what each of `levels` (the first is nothing) takes and saves, how many of them the

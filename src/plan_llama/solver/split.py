@@ -58,14 +58,21 @@ class Splitter:
             known = next((line for line in self.lines if line.card == card), None)
             self.lines.append(known or Line(card, away_s, bare_s, twos=runs <= _FEW_RUNS))
 
-    def best(self, around: Split | None = None, within: int = 0, *, every_card: bool = False) -> Split | None:
+    def best(
+        self,
+        around: Split | None = None,
+        within: int = 0,
+        *,
+        every_card: bool = False,
+        host: int | None = None,
+    ) -> Split | None:
         """The cheapest split with at least the output on the last card that is used; None where no card has room for
         the output. `around`: only splits with boundaries `within` so many blocks of that one's; `every_card`: only
-        those that leave no card without a block."""
+        those that leave no card without a block; `host`: only those with so many blocks on the host."""
         blocks, cards = self.blocks, len(self.cards)
         near = _boundaries(around) if around is not None else None
         # cost of the first b blocks on the host and the first cards; where the last of these begins
-        cost = [self.host_sum[b] for b in range(blocks + 1)]
+        cost = [self.host_sum[b] if host in (None, b) else inf for b in range(blocks + 1)]
         began: list[list[int]] = []
         best, best_at = inf, (-1, 0)
         longest = self._longest()

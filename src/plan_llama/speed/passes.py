@@ -241,8 +241,11 @@ def _pipelined(work: Work, batches: int) -> float:
     layer on the host switches llama.cpp's pipeline off."""
     cards = len(work.gpus)
     plain = work.host is None and not work.settings.overrides and work.settings.split_mode == "layer"
-    if not plain or cards < 2 or not batches:
-        return 1.0
+    return pipelined(work, cards, batches) if plain and batches else 1.0
+
+
+def pipelined(work: Work, cards: int, batches: int) -> float:
+    """The share of a prompt's time that so many cards take which work on successive micro-batches."""
     return float(((batches + cards - 1) / (batches * cards)) ** work.constants.pipeline)
 
 
