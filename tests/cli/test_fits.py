@@ -77,6 +77,7 @@ def test_a_row_is_what_its_plan_says(cli: Cli) -> None:
         assert plan["speed"]["request_s"] == pytest.approx(row["speed"]["request_s"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 def test_the_table(cli: Cli) -> None:
     text = cli(*SMALL, "--gpu", "6GiB", "--ram", "16GiB", "--users", "4").out

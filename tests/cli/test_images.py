@@ -109,6 +109,7 @@ def test_check_without_a_projector(cli: Cli) -> None:
     assert answer["memory"]["projector"] is None
 
 
+@pytest.mark.slow
 def test_check_corrects_with_the_projector(cli: Cli) -> None:
     words = ("-m", "Qwen2.5-VL-7B-Instruct-Q4_K_M.gguf", "-c", "32768", "--mmproj", "m.gguf", "--fit", "off")
     answer = cli("check", "--gpu", "8GiB", "--ram", "64GiB", "--json", "--", "llama-server", *words).json

@@ -107,6 +107,7 @@ def test_wishes_that_are_refused(cli: Cli, argv: list[str], line: str) -> None:
     assert ended.err.startswith(f"plan-llama: {line}")
 
 
+@pytest.mark.slow
 def test_an_address_with_a_key(cli: Cli, home: Path) -> None:
     (home / "keys").write_text("secret\n", "utf-8")
     words = ("--host", "192.168.1.5", "--port", "9000", "--api-key-file", "keys")

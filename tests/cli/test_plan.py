@@ -129,6 +129,7 @@ def test_paging_can_be_accepted(cli: Cli) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_card_too_small_is_left_alone_and_that_is_said(cli: Cli) -> None:
     plan = cli(*GLM, "--gpu", "1GiB", "--ram", "256GiB", "--cpu-cores", "16")
     assert "FITS all on the CPU" in plan.flat

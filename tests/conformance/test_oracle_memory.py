@@ -142,7 +142,7 @@ THROUGH_CLI = (
     pytest.param(
         "llama-fit-params", 4, "-ngl 99 -c 32768 -np 1 -cmoe -ts 1,1,1,1 -nr", marks=pytest.mark.slow
     ),
-    ("llama-fit-params", 2, "-ngl 99 -c 16384 -np 1 -ncmoe 39 -nr"),
+    pytest.param("llama-fit-params", 2, "-ngl 99 -c 16384 -np 1 -ncmoe 39 -nr", marks=pytest.mark.slow),
     ("llama-fit-params", 0, "-c 16384 -np 1 -nr"),
     ("llama-server", 1, "-ngl 99 -c 32768 -np 2 -kvu -ub 1024 -nr"),
     ("llama-server", 1, "-ngl 99 -c 16384 -nr"),

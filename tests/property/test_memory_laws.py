@@ -136,6 +136,7 @@ def test_slots_of_the_same_length_need_no_less(model: ModelTable, chosen: Settin
     assert_no_less(made(model, four, free), made(model, one, free), four)
 
 
+@pytest.mark.slow
 @LAWS
 @given(models, drawn, cards)
 def test_more_layers_need_no_less(model: ModelTable, chosen: Settings, free: list[int]) -> None:
@@ -172,6 +173,7 @@ def test_layers_may_be_named_in_any_order(chosen: Settings, named: list[int]) ->
     )
 
 
+@pytest.mark.slow
 @LAWS
 @given(st.integers(1, 4), st.sampled_from([4096, 16384, 65536]), st.booleans())
 def test_splitting_a_real_model_conserves_it(count: int, context: int, flash_attn: bool) -> None:
@@ -192,6 +194,7 @@ def test_equal_settings_give_equal_answers(model: ModelTable, chosen: Settings, 
     assert made(model, chosen, free) == made(ModelTable(model.spec), chosen, free)
 
 
+@pytest.mark.slow
 @LAWS
 @given(models, drawn, st.permutations([8, 24, 16, 48]))
 def test_the_order_of_cards_moves_layers_and_loses_none(

@@ -16,6 +16,7 @@ from plan_llama.models.config import from_config
 from plan_llama.models.spec import load
 from plan_llama.models.tables import TRAIT, tensors
 from tests import gguf_builder as build
+from tests.slow import slow_but
 
 DATA = Path(__file__).parents[2] / "data" / "model_configs" / "hybrid.json"
 MODELS: dict[str, dict[str, Any]] = json.loads(DATA.read_text())
@@ -177,7 +178,7 @@ def paths(config: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tupl
             yield from paths(value, (*before, key))
 
 
-@pytest.mark.parametrize("name", sorted(MODELS)[::2])
+@pytest.mark.parametrize("name", slow_but(sorted(MODELS)[::2], *sorted(MODELS)[::8]))
 def test_any_wrong_value_ends_in_an_error_of_one_line_or_a_table(name: str) -> None:
     config = MODELS[name]["config"]
     lines = []

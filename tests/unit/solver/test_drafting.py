@@ -69,6 +69,7 @@ def test_it_is_faster_than_the_plan_without_by_what_it_has_to_gain() -> None:
     assert used[0] > used[1] + 2**30  # a layer's experts, its cache, and buffers of a second context
 
 
+@pytest.mark.slow
 def test_not_by_a_build_that_cannot_and_not_against_a_pin() -> None:
     unable = replace(CHAT, can_draft=False)
     assert not plan_of(task_of(4, unable)).chosen.settings.draft_layers

@@ -74,6 +74,7 @@ def test_more_ram_is_never_a_worse_verdict() -> None:
     assert ranks[-1] == RANK["fits"]
 
 
+@pytest.mark.slow
 def test_no_context_fits_weights_that_are_more_than_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not looked at would not have been chosen: the same plans where every context is tried."""
     size = SMALL.loaded_bytes / GIB
@@ -109,6 +110,7 @@ def test_pages_on_a_cpu_without_memory() -> None:
     assert plan_of(table(GLM), machine_with((), ram_bytes=512 * GIB)).chosen.footprint.verdict == "fits"
 
 
+@pytest.mark.slow
 def test_four_cards_fit_with_256_gib() -> None:
     plan = plan_of(table(GLM), machine_with(((24576, 512),) * 4, ram_bytes=256 * GIB))
     assert plan.chosen.footprint.verdict == "fits"

@@ -122,6 +122,7 @@ def test_a_first_token_that_cannot_be_kept_says_why_and_what_keeps_it() -> None:
     assert not keeps(replace(fixed.wishes, prompt_tokens=prompt + 1))
 
 
+@pytest.mark.slow
 def test_a_first_token_decides_between_plans() -> None:
     free = plan_of(context=16384, users=16)
     wanted = plan_of(context=16384, users=16, ttft_s=first_token_s(free.chosen) / 2)
