@@ -153,6 +153,14 @@ ODD: tuple[Any, ...] = (
 )
 
 
+@pytest.mark.parametrize("widths", [["a"] * 35, [[1]] * 35, [None] * 35, [1.5] * 35])
+def test_widths_by_layer_that_are_no_numbers(widths: list[Any]) -> None:
+    config = {**CONFIGS["google/gemma-3n-E4B-it"]["config"]}
+    config["text_config"] = {**config["text_config"], "intermediate_size": widths}
+    with pytest.raises(ModelError, match="w: 'intermediate_size' must be a whole number"):
+        spec_of(config, "m", None, where="w", folder=Path("m"))
+
+
 @pytest.mark.slow
 @settings(max_examples=150, deadline=1000)
 @given(data=st.data(), name=st.sampled_from(sorted(CONFIGS)))

@@ -73,7 +73,8 @@ def _gemma3n(c: Config) -> dict[str, Any]:
         )
     widths = c.first("intermediate_size")
     if isinstance(widths, list):
-        h["feed_forward_length"] = tuple(int(width) for width in widths)
+        each = (replace(c, values={"intermediate_size": width}) for width in widths)
+        h["feed_forward_length"] = tuple(layer.number("intermediate_size") for layer in each)
     h["attention.sliding_window_pattern"] = _pattern(c)
     return h
 
