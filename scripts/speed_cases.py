@@ -56,9 +56,8 @@ class Case:
     decode_tok_s: float | None
     prefill_tok_s: float | None
     active_bytes: float  # weights that a token reads, wherever they are
-    tiles: bool = (
-        True  # the build multiplies many rows tile by tile on x86 (github.com/ggml-org/llama.cpp/pull/27851)
-    )
+    # the build multiplies many rows tile by tile on x86 (github.com/ggml-org/llama.cpp/pull/27851)
+    tiles: bool = True
 
 
 class Cases(NamedTuple):

@@ -133,7 +133,7 @@ def _aim(parsed: ParsedCommand, checked: Checked, wanted: Wishes, said_options: 
     )
     if "--kv-type" not in said_options and reading.settings.kv_type_k == reading.settings.kv_type_v != "f16":
         aim = replace(aim, kv_type=reading.settings.kv_type_k)
-    return replace(aim, pins={**aim.pins, **_image_pins(reading.settings)})
+    return aim.pinned(**_image_pins(reading.settings))
 
 
 def _faster(checked: Checked, aim: Wishes) -> list[Finding]:

@@ -203,7 +203,7 @@ def _plan(
         checked = replace(checked, verdict="invalid")
     # Where nothing fits as it was asked for: with what context there is room for, and then without a cache of prompts.
     less = replace(checked, reading=replace(checked.reading, user_set=checked.reading.user_set - {"ctx"}))
-    bare = replace(wanted, pins={**wanted.pins, "cache_ram": "0"})
+    bare = wanted.pinned(cache_ram="0")
     command, said = corrected_command(parsed, checked, wanted, build, ())
     for what, wish in (("less context", wanted), ("less context and no cache of prompts", bare)):
         if command is None:

@@ -53,7 +53,7 @@ class Ollama:
                     f"--pin load-mode={wanted.pins['load_mode']}: on an integrated GPU Ollama reads with direct I/O",
                     hint="leave it out",
                 )
-            wanted = replace(wanted, pins={**wanted.pins, "load_mode": "dio"})
+            wanted = wanted.pinned(load_mode="dio")
         return wanted
 
     def command(self, task: Task, plan: Plan) -> tuple[LaunchCommand, list[Finding]]:

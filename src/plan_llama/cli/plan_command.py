@@ -220,8 +220,7 @@ def solved(task: Task, *, ladder: bool = True) -> tuple[Task, Plan | None, list[
     plan = solve(task, ladder=ladder)
     if plan is not None or not task.machine.gpus or "op_offload" in task.wishes.pins:
         return task, plan, []
-    alone = replace(task.wishes, pins={**task.wishes.pins, "op_offload": "off"})
-    task = make_task(task.table, task.machine, alone, task.beyond)
+    task = make_task(task.table, task.machine, task.wishes.pinned(op_offload="off"), task.beyond)
     text = "no GPU has room for a share of this model and its buffers: everything stays on the CPU"
     said = Finding(id="gpu-too-small", severity="warning", text=text, fix="a smaller --ctx, or a larger card")
     return task, solve(task, ladder=ladder), [said]

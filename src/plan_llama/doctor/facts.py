@@ -295,33 +295,12 @@ def _decode(start: Start, hit: Hit) -> None:
         _rate("decode")(start, hit)
 
 
-_OLLAMA_SOURCES = (
-    *(
-        "server",
-        "sched",
-        "runner",
-        "llama_server",
-        "routes",
-        "images",
-        "download",
-        "upload",
-        "gpu",
-        "types",
-        "memory",
-        "device",
-    ),
-    *(
-        "amd_linux",
-        "amd_windows",
-        "amd_common",
-        "amd_hip_windows",
-        "cuda_common",
-        "payload_common",
-        "dyn_ext_server",
-        "app",
-    ),
-)
 # fmt: off
+_OLLAMA_SOURCES = (
+    "server", "sched", "runner", "llama_server", "routes", "images", "download", "upload", "gpu", "types", "memory",
+    "device", "amd_linux", "amd_windows", "amd_common", "amd_hip_windows", "cuda_common", "payload_common",
+    "dyn_ext_server", "app",
+)
 FACTS: tuple[FactPattern, ...] = (
     # processes
     FactPattern("llama_server: initializing", _engine("llama.cpp"), "start"),
@@ -359,8 +338,6 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("[GIN] <s> | <a> | <s> POST <s>/api/embeddings", _gin),
     FactPattern("[GIN] <s> | <a> | <s> POST <s>/v1/<s>", _gin),
     FactPattern("gpu_memory_utilization", _likely("vllm")),
-    FactPattern("vllm serve", _likely("vllm")),
-    FactPattern("vllm.entrypoints", _likely("vllm")),
     FactPattern("EngineCore", _likely("vllm")),
     FactPattern("MQLLMEngine", _likely("vllm")),
     FactPattern("LLMEngine", _likely("vllm")),

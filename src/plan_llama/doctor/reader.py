@@ -267,7 +267,6 @@ class LogReader:
                 start.set("engine", name, line)
             if prefixes.prompt(whole):
                 continue
-            calm = prefixes.calm(whole)
             for place in found:
                 pattern = self._book.patterns[place]
                 match = pattern.search(text)
@@ -278,7 +277,7 @@ class LogReader:
                     fact.handler(start, hit)
                 if pattern.template in self._book.rules:
                     start.hits.setdefault(pattern.template, Hits()).add(hit)
-                if pattern.template in self._book.errors and not calm:
+                if pattern.template in self._book.errors and not prefixes.calm(whole):
                     _error(start, line)
         for kind in item.kinds.values():
             for place in kind.places if kind.dropped else ():

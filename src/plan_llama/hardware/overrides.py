@@ -246,9 +246,8 @@ def resolve(
     if choice.no_gpu and (choice.gpu or choice.gpu_free or choice.unified):
         other = "--gpu" if choice.gpu else "--gpu-free" if choice.gpu_free else "--unified"
         raise UsageError(f"--no-gpu contradicts {other}", hint="leave out one of them")
-    cards = asked_cards.parse(
-        choice.gpu, one_pool=choice.unified
-    )  # before the probe: a misspelt name is told at once
+    # before the probe: a misspelt name is told at once
+    cards = asked_cards.parse(choice.gpu, one_pool=choice.unified)
     if choice.hardware is not None:
         base = described.load(choice.hardware)
     elif base is None:

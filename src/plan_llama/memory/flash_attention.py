@@ -38,9 +38,7 @@ def _shape(spec: ModelSpec, layer: int) -> tuple[int, int, int] | None:
     heads_kv = spec.int_param("attention.head_count_kv", heads, layer=layer)
     if not heads or not heads_kv:
         return None
-    own = spec.int_param("embedding_length", 0) // heads
-    k = spec.int_param("attention.key_length", own, layer=layer)
-    v = spec.int_param("attention.value_length", own, layer=layer)
+    k, v = spec.head_sizes(layer)
     if spec.int_param("attention.key_length_mla", 0):  # one row, of which V is a part
         return k, spec.int_param("attention.kv_lora_rank", 0), heads
     return k, v, heads // heads_kv

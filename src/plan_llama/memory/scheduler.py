@@ -321,9 +321,8 @@ class _Allocator:
         self.kinds = options.kinds
         self.tapes: tuple[Tape, ...] = ()
         self._plain: dict[tuple[int, ...], int] = {}  # sizes by type and shape: many nodes share theirs
-        self._own: dict[
-            int, int
-        ] = {}  # by the identity of nodes, where they run: the graph is gone through twice
+        # by the identity of nodes, where they run: the graph is gone through twice
+        self._own: dict[int, int] = {}
 
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
         """The tapes of all backends. Inputs come first, as in the engine: all of them are leafs."""

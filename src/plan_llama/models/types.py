@@ -120,6 +120,13 @@ class ModelSpec:
         """The context that the model was trained for, in tokens."""
         return self.int_param("context_length", 0)
 
+    def head_sizes(self, layer: int | None = None) -> tuple[int, int]:
+        """Elements of one attention head in K and in V, of a layer or the largest; by default the width's share."""
+        heads = self.int_param("attention.head_count", 0, layer=layer)
+        own = self.int_param("embedding_length", 0) // heads if heads else 0
+        k = self.int_param("attention.key_length", own, layer=layer)
+        return k, self.int_param("attention.value_length", own, layer=layer)
+
     def int_param(self, key: str, default: int | None = None, *, layer: int | None = None) -> int:
         """An integer hyperparameter; a per-layer array needs `layer`. Raises ModelError where missing."""
         value = self.hparams.get(key, default)

@@ -34,8 +34,7 @@ def choices(task: Task, context: int, kv_type: str) -> list[Candidate]:
     at_best = judged(task, replace(plain[0].settings, draft_layers=True), plain[0].footprint)
     if not gains(task, at_best, plain[0]):
         return plain
-    wishes = replace(task.wishes, pins={**task.wishes.pins, "draft_layers": "on"})
-    drafting = candidates(replace(task, wishes=wishes), context, kv_type)
+    drafting = candidates(task.pinned(draft_layers="on"), context, kv_type)
     if drafting and resident(task.table, drafting[0]) and gains(task, drafting[0], plain[0]):
         return drafting + plain
     return plain

@@ -38,8 +38,7 @@ def left_to_cpu(task: Task, found: list[Candidate], context: int, kv_type: str) 
         return found
     if not _better(task, judged(task, replace(best.settings, op_offload=False), best.footprint), best):
         return found
-    wishes = replace(task.wishes, pins={**task.wishes.pins, "op_offload": "off"})
-    others = candidates(replace(task, wishes=wishes), context, kv_type)
+    others = candidates(task.pinned(op_offload="off"), context, kv_type)
     return others + found if others and _better(task, others[0], best) else found
 
 
@@ -59,8 +58,8 @@ def cache_on_host(task: Task, found: list[Candidate], context: int, kv_type: str
         return found
     if best.footprint.verdict in ("fits", "tight") or not best.footprint.host.context_bytes:
         return found
-    pins = {**task.wishes.pins, "ubatch": str(best.settings.ubatch), "kv_offload": "off"}
-    others = candidates(replace(task, wishes=replace(task.wishes, pins=pins)), context, kv_type)
+    on_host = task.pinned(ubatch=str(best.settings.ubatch), kv_offload="off")
+    others = candidates(on_host, context, kv_type)
     return others + found if others and score(task, others[0])[:-1] < score(task, best)[:-1] else found
 
 
@@ -68,31 +67,25 @@ def plain_attention(task: Task, found: list[Candidate], context: int, kv_type: s
     """The candidates, with those without flash attention in front where the CPU has a cache to attend to and the
     request gains by it: over a deep one its kernel of flash attention is slow with single tokens."""
     best = found[0]
-    if not may_go_without(task, best) or not _gains_without(task, without_flash(task, best), best):
+    if not best.settings.flash_attn or not may_go_without(task, best):
         return found
-    others = candidates(without(task), context, kv_type)
+    plain = judged(task, replace(best.settings, flash_attn=False), best.footprint)
+    if not _gains_without(task, plain, best):
+        return found
+    others = candidates(task.pinned(flash_attn="off"), context, kv_type)
     return others + found if others and _gains_without(task, others[0], best) else found
 
 
 def may_go_without(task: Task, candidate: Candidate) -> bool:
-    """Whether there is a choice: attention on a CPU of a measured kind over a cache of floats, and no wish."""
+    """Whether there is a choice, whichever this one has: attention on a CPU of a measured kind over a cache of floats,
+    and no wish."""
     if task.table.spec.architecture in NEVER:
         return False
     settings, cpu = candidate.settings, task.machine.cpu
     on_cpu = bool(candidate.footprint.host.context_bytes)
     x86 = bool(_MEASURED_ISA.intersection(cpu.isa)) or (not cpu.isa and cpu.architecture == "x86_64")
     floats = not table_kv_type(settings.kv_type_v).quantised
-    return settings.flash_attn and on_cpu and x86 and floats and "flash_attn" not in task.wishes.pins
-
-
-def without(task: Task) -> Task:
-    """The task with `--pin flash-attn=off`."""
-    return replace(task, wishes=replace(task.wishes, pins={**task.wishes.pins, "flash_attn": "off"}))
-
-
-def without_flash(task: Task, candidate: Candidate) -> Candidate:
-    """The same placement without flash attention, its memory not looked at again."""
-    return judged(task, replace(candidate.settings, flash_attn=False), candidate.footprint)
+    return on_cpu and x86 and floats and "flash_attn" not in task.wishes.pins
 
 
 def _gains_without(task: Task, plain: Candidate, flash: Candidate) -> bool:

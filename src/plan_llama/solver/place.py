@@ -318,9 +318,8 @@ class Filler:
                 if all(seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n):
                     break
             elif not every_card and not settings.overrides and len(order) > 1:
-                own = [
-                    with_some_away(card) for card in own
-                ]  # the copies of a pipeline are for such a split alone
+                # the copies of a pipeline are for such a split alone
+                own = [with_some_away(card) for card in own]
                 continue
             for i, device in enumerate(order):
                 if split.per_card[i]:

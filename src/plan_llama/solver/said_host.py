@@ -58,10 +58,10 @@ def _cache_on_host(task: Task, chosen: Candidate) -> Iterator[Finding]:
 
 def _plain_attention(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """Attention without flash attention that nobody asked for."""
-    as_flash = replace(chosen, settings=replace(chosen.settings, flash_attn=True))
-    if chosen.settings.flash_attn or not may_go_without(task, as_flash):
+    if chosen.settings.flash_attn or not may_go_without(task, chosen):
         return
-    before, after = judged(task, as_flash.settings, chosen.footprint).speed, chosen.speed
+    before = judged(task, replace(chosen.settings, flash_attn=True), chosen.footprint).speed
+    after = chosen.speed
     rates = f"{rate(after.decode_tok_s.expected)} instead of {rate(before.decode_tok_s.expected)} tok/s"
     yield Finding(
         id="flash-attn-off",

@@ -50,6 +50,10 @@ class Task:
     filler: Filler
     breakages: tuple[Breakage, ...] = ()
 
+    def pinned(self, **pins: str) -> Task:
+        """The task with these pins as well."""
+        return replace(self, wishes=self.wishes.pinned(**pins))
+
     @property
     def users(self) -> int | None:
         """Requests in flight at all times, None for one alone: asked for, or the workload's (one for each slot)."""
@@ -430,8 +434,9 @@ def may_quantise_cache(task: Task) -> bool:
     """Whether a q8_0 cache is to be thought of: the model is not known to spoil its output with one, and its heads are
     whole blocks of 32 (llama_init_from_model refuses others, b11434)."""
     spec = task.table.spec
-    heads = spec.int_param("attention.head_count", 0)
-    own = spec.int_param("embedding_length", 0) // heads if heads else 0
-    rows = (spec.int_param("attention.key_length", own), spec.int_param("attention.value_length", own))
     allowed = "flash_attn" not in task.wishes.pins or task.wishes.pins["flash_attn"] == "on"
-    return allowed and not spec.kv_quantisation_breaks and all(row and row % 32 == 0 for row in rows)
+    return (
+        allowed
+        and not spec.kv_quantisation_breaks
+        and all(row and row % 32 == 0 for row in spec.head_sizes())
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -68,6 +68,10 @@ class Wishes:
     slots_apart: bool = False  # the engine gives each slot a cache of its own
     one_batch: bool = False  # the engine has one number for batch and micro-batch
     pins: Mapping[str, str] = field(default_factory=lambda: _NO_PINS)
+
+    def pinned(self, **pins: str) -> Wishes:
+        """The same with these pins as well."""
+        return replace(self, pins={**self.pins, **pins})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

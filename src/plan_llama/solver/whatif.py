@@ -59,9 +59,7 @@ def _drafting(task: Task, chosen: Candidate, context: int, kv_type: str) -> Iter
     if not may_draft(task):
         return
     pin = "off" if chosen.settings.draft_layers else "on"
-    wishes = replace(task.wishes, parallel=chosen.settings.parallel, users=task.users)
-    pins = {**wishes.pins, "draft_layers": pin, "ubatch": str(chosen.settings.ubatch)}
-    for other in candidates(replace(task, wishes=replace(wishes, pins=pins)), context, kv_type):
+    for other in candidates(_pinned(task, chosen, draft_layers=pin), context, kv_type):
         before, after = chosen.speed, other.speed
         whole = [speed.load.request_s if speed.load else speed.request_s for speed in (before, after)]
         effect = f"{other.footprint.verdict}: decode {rate(after.decode_tok_s.expected)} instead of "
@@ -80,33 +78,36 @@ def _cache_on_host(task: Task, chosen: Candidate, context: int, kv_type: str) ->
         return
     if not chosen.settings.kv_offload or not chosen.footprint.host.context_bytes:
         return
-    wishes = replace(task.wishes, parallel=chosen.settings.parallel, users=task.users)
-    pins = {**wishes.pins, "kv_offload": "off", "ubatch": str(chosen.settings.ubatch)}
-    for other in candidates(replace(task, wishes=replace(wishes, pins=pins)), context, kv_type):
-        before, after = chosen.speed, other.speed
-        effect = f"{other.footprint.verdict}: attention on the CPU, the request {seconds(after.request_s)} instead of "
-        effect += f"{seconds(before.request_s)}, decode {rate(after.decode_tok_s.expected)} instead of "
-        yield Alternative(
-            what="--pin kv-offload=off", effect=f"{effect}{rate(before.decode_tok_s.expected)} tok/s"
-        )
+    for other in candidates(_pinned(task, chosen, kv_offload="off"), context, kv_type):
+        effect = f"{other.footprint.verdict}: attention on the CPU, {_against(chosen, other)}"
+        yield Alternative(what="--pin kv-offload=off", effect=effect)
 
 
 def _attention(task: Task, chosen: Candidate, context: int, kv_type: str) -> Iterator[Alternative]:
     """The other choice about flash attention, where the CPU has a cache to attend to."""
-    flash = chosen.settings.flash_attn
-    as_flash = replace(chosen, settings=replace(chosen.settings, flash_attn=True))
-    if not may_go_without(task, as_flash):
+    if not may_go_without(task, chosen):
         return
-    pin = "off" if flash else "on"
-    wishes = replace(task.wishes, parallel=chosen.settings.parallel, users=task.users)
-    pins = {**wishes.pins, "flash_attn": pin, "ubatch": str(chosen.settings.ubatch)}
-    for other in candidates(replace(task, wishes=replace(wishes, pins=pins)), context, kv_type):
-        before, after = chosen.speed, other.speed
+    pin = "off" if chosen.settings.flash_attn else "on"
+    for other in candidates(_pinned(task, chosen, flash_attn=pin), context, kv_type):
         more = other.footprint.host.compute_bytes - chosen.footprint.host.compute_bytes
-        effect = f"{other.footprint.verdict}: the request {seconds(after.request_s)} instead of "
-        effect += f"{seconds(before.request_s)}, decode {rate(after.decode_tok_s.expected)} instead of "
-        effect += f"{rate(before.decode_tok_s.expected)} tok/s, {gib(abs(more))} {'more' if more > 0 else 'less'} of "
-        yield Alternative(what=f"--pin flash-attn={pin}", effect=f"{effect}compute memory")
+        memory = f"{gib(abs(more))} {'more' if more > 0 else 'less'} of compute memory"
+        effect = f"{other.footprint.verdict}: {_against(chosen, other)}, {memory}"
+        yield Alternative(what=f"--pin flash-attn={pin}", effect=effect)
+
+
+def _pinned(task: Task, chosen: Candidate, **pins: str) -> Task:
+    """The task of the chosen slots and micro-batch with another choice beside them."""
+    wishes = replace(task.wishes, parallel=chosen.settings.parallel, users=task.users)
+    return replace(task, wishes=wishes).pinned(ubatch=str(chosen.settings.ubatch), **pins)
+
+
+def _against(chosen: Candidate, other: Candidate) -> str:
+    """Request and decode of another choice beside those of the chosen one."""
+    before, after = chosen.speed, other.speed
+    return (
+        f"the request {seconds(after.request_s)} instead of {seconds(before.request_s)}, decode "
+        f"{rate(after.decode_tok_s.expected)} instead of {rate(before.decode_tok_s.expected)} tok/s"
+    )
 
 
 def _told(
@@ -115,12 +116,9 @@ def _told(
     """The effect, where there is one."""
     if other is None or other.footprint.verdict not in ("fits", "tight"):
         return
-    before, after = chosen.speed, other.speed
-    if after.request_s > before.request_s * least_gain:
+    if other.speed.request_s > chosen.speed.request_s * least_gain:
         return
-    effect = f"the request {seconds(after.request_s)} instead of {seconds(before.request_s)}, decode "
-    effect += f"{rate(after.decode_tok_s.expected)} instead of {rate(before.decode_tok_s.expected)} tok/s"
-    yield Alternative(what=what, effect=effect)
+    yield Alternative(what=what, effect=_against(chosen, other))
 
 
 def _on(task: Task, machine: Machine) -> Task:

@@ -40,9 +40,7 @@ def attention_of(spec: ModelSpec, layer: int, kinds: set[str], window: int | Non
     heads_kv = spec.int_param("attention.head_count_kv", heads, layer=layer)
     if (recurrent and "attn_k.weight" not in kinds) or not heads_kv:
         return Attention(0, 0, 0.0)
-    width = spec.int_param("embedding_length", 0)
-    k_row = spec.int_param("attention.key_length", width // heads if heads else 0, layer=layer)
-    v_row = spec.int_param("attention.value_length", width // heads if heads else 0, layer=layer)
+    k_row, v_row = spec.head_sizes(layer)
     flops = 2.0 * heads * (k_row + v_row)
     if spec.int_param("attention.key_length_mla", 0):
         # llama_hparams::is_mla: one latent row of key_length; every head attends to it and reads
