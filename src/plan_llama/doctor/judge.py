@@ -9,6 +9,7 @@ from plan_llama.doctor.evidence import Evidence, Fact, Hit, Line, Start
 from plan_llama.doctor.rules import Rule, Severity, Sign
 
 _MOST_EVIDENCE = 4
+_SURE = 0.8  # signs from here on name their cause; below, another line may name it better
 _LATER_START_IS_FINE = (
     0.6  # what is left of the confidence where a later start of the same log serves without it
 )
@@ -46,12 +47,19 @@ def diagnose(evidence: Evidence, rules: Sequence[Rule]) -> list[Diagnosis]:
     return sorted(merged.values(), key=_order)
 
 
-def _order(item: Diagnosis) -> tuple[int, float, int, int]:
-    """What ended it comes before what made it slow or worse, unless a later start serves without it; notes are last."""
+def _order(item: Diagnosis) -> tuple[int, int, int, float, int]:
+    """What ended it comes before what made it slow or worse, unless a later start serves without it; notes are last.
+
+    Of what ended it the first that is sure comes first, then the rest by confidence.
+    """
     weight = {"fatal": 0, "degraded": 1, "slow": 2, "note": 3}[item.severity]
     group = 2 if item.severity == "note" else int(item.severity != "fatal" or bool(item.remark))
     place = item.evidence[0].number if item.evidence else 0
-    return group, -item.confidence, weight, place
+    if (
+        group == 0 and item.confidence >= _SURE and not item.rule.last_resort
+    ):  # the first error: the rest follows from it
+        return group, 0, place, -item.confidence, weight
+    return group, 1, 0, -item.confidence, weight
 
 
 def _better(before: Diagnosis, after: Diagnosis) -> Diagnosis:

@@ -39,9 +39,9 @@ class Rule:
     """A failure: how it is seen, why it happens, what to do. `yields_to`: causes that explain it where they are found.
 
     `phase` "load": a start that serves afterwards has survived it. `last_resort`: it names a message in general, and is
-    left out where another fatal cause was found. In texts, what stands between backquotes and begins
-    with `-` is an argument of llama.cpp, and `{a}` is what stood in the hole of that name,
-    `{name}` a fact; bytes are shown in GiB or MiB.
+    left out where another fatal cause was found. `apart`: what tells it from the failures that look like it, for the
+    page of rules and for who labels a log. In texts, what stands between backquotes and begins with `-` is an argument
+    of llama.cpp, `{a}` is what stood in the hole of that name, `{name}` a fact; bytes are shown in GiB or MiB.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Rule:
     yields_to: tuple[str, ...] = ()
     last_resort: bool = False
     cause: str
+    apart: str = ""
     fix: str
     commands: tuple[str, ...] = ()
     sources: tuple[str, ...]
@@ -109,6 +110,7 @@ def _rule(table: catalog.Table, section: str) -> Rule:
         yields_to=table.strings("yields_to"),
         last_resort=table.get("last_resort", bool) or False,
         cause=table.take("cause", str).strip(),
+        apart=(table.get("apart", str) or "").strip(),
         fix=table.take("fix", str).strip(),
         commands=table.strings("commands"),
         sources=table.strings("sources"),

@@ -14,6 +14,7 @@ from plan_llama.doctor.rules import load, templates
 from plan_llama.doctor.spelling import spelled
 from plan_llama.engines.flags import FlagTable
 from plan_llama.errors import ProfileError
+from tests.unit.doctor.logs import found
 
 ROOT = Path(__file__).parents[3]
 
@@ -69,3 +70,13 @@ def test_a_condition_that_is_none() -> None:
 )
 def test_arguments_are_spelled_for_the_build(build: int, text: str) -> None:
     assert spelled("Take `--load-mode none` and `-fa on`.", FlagTable.load(build)) == text
+
+
+def test_of_two_errors_that_end_a_start_the_first_is_the_cause() -> None:
+    lines = [
+        "unknown model architecture: 'new'",
+        "Error: failed to open /models/a.gguf: No such file or directory",
+    ]
+    for order in (lines, lines[::-1]):
+        first = found("\n".join(order))[0].rule.id
+        assert first == ("unknown-architecture" if order is lines else "file-not-found")
