@@ -301,6 +301,12 @@ _OLLAMA_SOURCES = (
     "device", "amd_linux", "amd_windows", "amd_common", "amd_hip_windows", "cuda_common", "payload_common",
     "dyn_ext_server", "app",
 )
+_VLLM_WORDS = (
+    "Engine core initialization failed", "WorkerProc", "multiproc_executor", "gpu_model_runner", "model_executor/",
+    "vllm_ascend", "vllm_omni", "tpu_inference", "async_llm_engine", "compressed_tensors", "AsyncEngineArgs",
+    "neuron_model_runner", "tpu_model_runner", "hpu_model_runner", "xpu_model_runner", "cpu_model_runner",
+    "model_runner_v1", "NixlConnector", "mooncake_connector", "nixl_connector",
+)
 FACTS: tuple[FactPattern, ...] = (
     # processes
     FactPattern("llama_server: initializing", _engine("llama.cpp"), "start"),
@@ -341,6 +347,7 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("EngineCore", _likely("vllm")),
     FactPattern("MQLLMEngine", _likely("vllm")),
     FactPattern("LLMEngine", _likely("vllm")),
+    *(FactPattern(word, _likely("vllm")) for word in _VLLM_WORDS),
     FactPattern("error: invalid argument: -<s>", _likely("llama.cpp")),
     FactPattern("error while handling argument <s>", _likely("llama.cpp")),
     FactPattern("llama_model_load: <s>", _likely("llama.cpp")),

@@ -109,6 +109,8 @@ def _short(text: str) -> str:
 def _found(item: Diagnosis, table: FlagTable | None) -> Found:
     rule = item.rule
     values = {name: _short(redacted(value)) for name, value in item.values.items()}
+    if item.evidence:
+        values.setdefault("x", clean(item.evidence[0]).text)  # of a sign whose pattern keeps no words
     cause = _filled(item.cause or rule.cause, values)
     if item.remark:
         cause = f"{cause} ({item.remark})"

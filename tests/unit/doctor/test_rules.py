@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from plan_llama.doctor import report
 from plan_llama.doctor.conditions import condition
 from plan_llama.doctor.evidence import Start
+from plan_llama.doctor.judge import diagnose
 from plan_llama.doctor.patterns import compiled
 from plan_llama.doctor.rules import load, templates
 from plan_llama.doctor.spelling import spelled
 from plan_llama.engines.flags import FlagTable
 from plan_llama.errors import ProfileError
-from tests.unit.doctor.logs import found
+from tests.unit.doctor.logs import found, read
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,3 +82,11 @@ def test_of_two_errors_that_end_a_start_the_first_is_the_cause() -> None:
     for order in (lines, lines[::-1]):
         first = found("\n".join(order))[0].rule.id
         assert first == ("unknown-architecture" if order is lines else "file-not-found")
+
+
+def test_words_that_a_pattern_does_not_keep() -> None:
+    """The cause quotes what the engine said; where the pattern has no hole for it, that is the line."""
+    evidence = read("ValueError: --data-parallel-size and --device-ids are mutually exclusive\n")
+    said = report.findings(evidence, diagnose(evidence, load()))[0]
+    assert said.id == "vllm-option-refused"
+    assert "Its own words: ValueError: --data-parallel-size and" in said.cause
