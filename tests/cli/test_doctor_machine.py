@@ -55,6 +55,7 @@ def test_this_machine_is_looked_at_and_what_is_unknown_is_said(
     assert "not known: " in ended.out
     answer = cli("doctor", "--json").json
     assert {item["name"] for item in answer["observed"]} >= {"ram_total_bytes", "usable_cores"}
+    assert answer["engine"] is None  # that none is on PATH names none
 
 
 @pytest.mark.parametrize("folder", sorted(path.name for path in CAPTURES.iterdir() if path.is_dir()))

@@ -59,7 +59,7 @@ def running(
 def watched(rss: int, limit: int | None = None) -> Watch:
     watch = Watch(7)
     watch.latest = {7: Usage(pid=7, private_bytes=rss // 2)}
-    watch.rss_peak_bytes = rss
+    watch.rss_peak_bytes = watch.anonymous_peak_bytes = rss
     watch.groups = () if limit is None else (Group(where="/g", limit_bytes=limit, used_bytes=rss, kills=0),)
     return watch
 
@@ -162,7 +162,39 @@ def test_memory_beside_the_prediction(process: Path) -> None:
     )
     large = replace(server, watch=watched(3 * GIB))
     planned = doctor_running.plan_of_running(large, right, [], build=11434, model=None, quant=None)
-    assert "RAM all: 3.0 GiB measured" in planned.findings[0].cause
+    assert "RAM anonymous: 3.0 GiB measured" in planned.findings[0].cause
+
+
+def test_pages_of_the_file_are_no_difference(process: Path) -> None:
+    """As on an H200 (tests/data/cuda/server.jsonl): 17.6 GiB at its peak, nearly all of it the file."""
+    words = ("-m", "my-own.gguf", "-c", "4096", "-ngl", "99", "--fit", "off", "--cache-ram", "0")
+    watch = watched(300 * MIB)
+    watch.rss_peak_bytes = 18427580 * 1024
+    server = running(process, *words, watch=watch)
+    planned = doctor_running.plan_of_running(server, BOX, [], build=11434, model=None, quant=None)
+    ram = next(item for item in planned.compared if item.device == "RAM")
+    assert (ram.kind, ram.measured_bytes, ram.differs) == ("anonymous", 300 * MIB, False)
+    # what is not mapped is predicted with its weights
+    unmapped = running(process, *words, "-ngl", "0", "--load-mode", "none", watch=watch)
+    planned = doctor_running.plan_of_running(unmapped, BOX, [], build=11434, model=None, quant=None)
+    more = next(item for item in planned.compared if item.device == "RAM")
+    assert more.predicted_bytes > ram.predicted_bytes
+
+
+def test_where_cuda_lies_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of NVIDIA set these, and a command needs none of them."""
+    for name in (
+        "CUDA_HOME",
+        "CUDA_VERSION",
+        "CUDA_PATH",
+        "HIP_PATH",
+        "CUDA_VISIBLE_DEVICES",
+        "GGML_CUDA_NO_PINNED",
+    ):
+        monkeypatch.setenv(name, "1")
+    environment = doctor_running.watched(["llama-server"], Watch(7)).environment
+    assert {name for name in environment if name.startswith(("CUDA", "HIP"))} == {"CUDA_VISIBLE_DEVICES"}
+    assert "GGML_CUDA_NO_PINNED" in environment
 
 
 def test_what_is_no_model_and_what_is_no_llama_server(process: Path) -> None:

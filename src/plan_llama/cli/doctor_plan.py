@@ -86,7 +86,7 @@ class Planned:
     def table(self) -> list[str]:
         """The comparison, a line per device and kind."""
         return [
-            f"  {item.device:<10} {item.kind:<8} {gib(item.measured_bytes):>10} measured  "
+            f"  {item.device:<10} {item.kind:<9} {gib(item.measured_bytes):>10} measured  "
             f"{gib(item.predicted_bytes):>10} predicted" + ("  differs" if item.differs else "")
             for item in self.compared
         ]

@@ -31,12 +31,15 @@ from plan_llama.models import locate
 from plan_llama.units import gib
 
 _ROOT = Path("/")
+_MAPS = "mmap"  # load modes that leave weights in the mapped file have it in their names
 _MODEL = ("-m", "--model")
 _PROJECTOR = ("-mm", "--mmproj")
 _REPOSITORY = ("-hf", "-hfr", "--hf-repo")
 _VARIABLES = {"LLAMA_ARG_MODEL": _MODEL, "LLAMA_ARG_HF_REPO": _REPOSITORY}
 _WEIGHTS = re.compile(r"\.gguf$|/blobs/sha256-[0-9a-f]{64}$")
-_PROGRAM_BYTES = 512 << 20  # what the program's own libraries and tables may take beside what is predicted
+# What changes how the engine runs: not where CUDA lies, and which one an image was made with (CUDA_HOME, CUDA_VERSION).
+_STEERS = re.compile(r"(?:LLAMA|GGML|CUDA|HIP|ROCR)_(?!HOME$|PATH$|ROOT$|VERSION$)")
+_PROGRAM_BYTES = 768 << 20  # what the program's own libraries and tables may take beside what is predicted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +57,7 @@ class Running:
 
 def watched(argv: Sequence[str], watch: Watch) -> Running:
     """A command that was run and watched from this process's folder."""
-    names = ("LLAMA_", "GGML_", "CUDA_", "HIP_", "ROCR_")
-    environment = {name: value for name, value in os.environ.items() if name.startswith(names)}
+    environment = {name: value for name, value in os.environ.items() if _STEERS.match(name)}
     return replace(running(os.getpid(), argv, environment, watch), pid=watch.pid, ended=True)
 
 
@@ -250,7 +252,11 @@ def _held_by(pids: set[int], machine: Machine, place: int) -> int:
 
 
 def _compared(server: Running, machine: Machine, checked: Checked) -> Iterator[Compared]:
-    """What its processes take of each card and of RAM; pages that were never touched are in no process's memory."""
+    """What its processes take of each card and of RAM; pages that were never touched are in no process's memory.
+
+    Pages of a mapped file are left out on both sides: while it loads all are in the process, those of weights that
+    went to a card too, and the kernel takes them back when it likes.
+    """
     use = checked.candidate.footprint
     pids = set(server.watch.latest)
     for place, predicted in enumerate(use.devices):
@@ -262,11 +268,13 @@ def _compared(server: Running, machine: Machine, checked: Checked) -> Iterator[C
                 measured_bytes=measured,
                 predicted_bytes=predicted.total_bytes,
             )
-    if server.watch.rss_peak_bytes:
+    if server.watch.anonymous_peak_bytes:
+        in_file = use.host.weights_bytes - use.host.repacked_bytes
+        mapped = in_file if _MAPS in checked.reading.settings.load_mode else 0
         yield Compared(
             device="RAM",
-            kind="all",
-            measured_bytes=server.watch.rss_peak_bytes,
-            predicted_bytes=use.host.total_bytes - use.host.cache_bytes,
+            kind="anonymous",
+            measured_bytes=server.watch.anonymous_peak_bytes,
+            predicted_bytes=use.host.total_bytes - use.host.cache_bytes - mapped,
             room_bytes=_PROGRAM_BYTES + use.host.cache_bytes,  # the cache of prompts grows as it is used
         )

@@ -38,7 +38,7 @@ class HardwareChoice:
     """The hardware options of the command line, as written. Sizes are text (`24GiB`), `ram_bandwidth` is
     10**9 B/s.
 
-    `reserve` is a wish about the machine, not another machine: it alone does not make the plan a simulation.
+    `reserve`, `gpu_free` and `ram_available` say how much of a machine may be used: they alone do not make it another.
     """
 
     hardware: str | None = None
@@ -59,7 +59,7 @@ class HardwareChoice:
     @property
     def simulates(self) -> bool:
         """Whether the machine is another than this one."""
-        return replace(self, reserve=None) != HardwareChoice()
+        return replace(self, reserve=None, gpu_free=(), ram_available=None) != HardwareChoice()
 
 
 def _ram(choice: HardwareChoice, base: Ram, is_described: bool, unified_rate: float | None) -> Ram:

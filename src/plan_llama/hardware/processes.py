@@ -172,6 +172,7 @@ class Watch:
     sysroot: Path = _ROOT
     latest: dict[int, Usage] = field(default_factory=dict)
     rss_peak_bytes: int = 0  # of all processes together, as it was seen
+    anonymous_peak_bytes: int = 0  # of that, what is no page of a file: those are given back
     swap_peak_bytes: int = 0
     group_peak_bytes: dict[str, int] = field(default_factory=dict)
     kills: dict[str, int] = field(default_factory=dict)
@@ -195,6 +196,8 @@ class Watch:
         alone = [item.rss_peak_bytes for item in now.values()] if len(now) == 1 else []
         together = sum(item.rss_bytes for item in now.values())
         self.rss_peak_bytes = max(self.rss_peak_bytes, together, *alone)
+        held = sum(item.anonymous_bytes for item in now.values())
+        self.anonymous_peak_bytes = max(self.anonymous_peak_bytes, held)
         self.swap_peak_bytes = max(self.swap_peak_bytes, sum(item.swap_bytes for item in now.values()))
 
     def look_at_groups(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from plan_llama.errors import UsageError
 from plan_llama.hardware import overrides
 from plan_llama.hardware.overrides import HardwareChoice, resolve
-from plan_llama.hardware.types import Cpu, Gpu, Limit, Machine, ProbeNote, Ram
+from plan_llama.hardware.types import Cpu, Disk, Gpu, Limit, Machine, ProbeNote, Ram
 from tests.unit.hardware.support import GIB
 
 pytestmark = pytest.mark.usefixtures("small_table")
@@ -49,7 +49,21 @@ THIS = Machine(
 def test_no_option_is_this_machine() -> None:
     assert resolve(HardwareChoice(), base=THIS) is not None
     assert resolve(HardwareChoice(), base=THIS) == THIS
-    assert not HardwareChoice(reserve="ram=4GiB").simulates
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        HardwareChoice(reserve="ram=4GiB"),
+        HardwareChoice(gpu_free=("3GiB",)),
+        HardwareChoice(ram_available="2GiB"),
+    ],
+)
+def test_a_share_of_this_machine_is_this_machine(share: HardwareChoice) -> None:
+    here = replace(THIS, calibrated="memory 110.6 GB/s", disk=Disk(path="/", read_bytes_per_s=1e9))
+    machine = resolve(share, base=here)
+    assert (machine.simulated, machine.name, machine.calibrated) == (False, THIS.name, here.calibrated)
+    assert (machine.cpu, machine.disk) == (THIS.cpu, here.disk)
 
 
 def test_named_cards_replace_all_with_links_and_drivers() -> None:
