@@ -9,7 +9,6 @@ _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _PREFIXES = tuple(
     re.compile(text)
     for text in (
-        r"\x1b\[[0-9;]*[A-Za-z]",  # colours
         r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?\s*",  # docker -t, kubernetes, LM Studio
         rf"{_MONTH}\s+\d+ \d\d:\d\d:\d\d \S+ [\w.@-]+\[\d+\]: ",  # journal
         rf"{_MONTH}\s+\d+ \d\d:\d\d:\d\d \S+ (?=kernel:)",
@@ -50,17 +49,29 @@ _SPELLED = (
     ("&amp;", "&"),
     ('\\"', '"'),
 )
-_CHARACTERS = str.maketrans(
-    {
-        "\u201c": '"',
-        "\u201d": '"',
-        "\u2018": "'",
-        "\u2019": "'",
-        "\u00a0": " ",
-        "\u200b": None,
-        "\ufeff": None,
-    }
+_COLOURS = re.compile(
+    rb"\x1b\[[0-9;?]*[A-Za-z]|(?:\x1b|\\u001b|\\x1b|\\033|\^\[|\xe2\x90\x9b)?\[\d{1,3}(?:;\d{1,3})*m"
 )
+_TYPESET = {
+    "\u201c": '"',
+    "\u201d": '"',
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u00a0": " ",
+    "\u200b": "",
+    "\ufeff": "",
+}
+_CHARACTERS = str.maketrans(_TYPESET)
+
+
+def undressed(data: bytes) -> bytes:
+    """Lines without the colours of a terminal (in a paste their first character is mostly lost), with plain quotes."""
+    if b"\x1b" in data or b"[0m" in data or b"[0;0m" in data:
+        data = _COLOURS.sub(b"", data)
+    if not data.isascii():
+        for typeset, character in _TYPESET.items():
+            data = data.replace(typeset.encode(), character.encode())
+    return data
 
 
 def plain(text: str) -> str:

@@ -151,6 +151,7 @@ class LogReader:
     def _scan(self, data: bytes, source: str) -> None:
         """Whole lines. What cannot matter is told from what may by the shapes, of which there are few."""
         self._turn_to(source)
+        data = prefixes.undressed(data)
         spelled = data.replace(b"\\n", b"\\ ")  # a line break inside of JSON is no letter of the next word
         shapes = spelled.translate(TABLE, DIGITS).split(b"\n")
         telling = self._book.index.candidates(frozenset(shapes))

@@ -242,3 +242,19 @@ def test_a_line_below_the_level_of_errors_is_none_whatever_it_says() -> None:
 def test_a_line_break_inside_of_json_is_no_letter_of_the_next_word() -> None:
     line = r'{"message":"error running hook: exit status 1\nnvidia-container-cli: initialization error: no adapters"}'
     assert [item.rule.id for item in found(f"{line}\n")] == ["container-no-gpu"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\x1b[31mCUDA error: out of memory\x1b[0m",
+        "[31mCUDA error: out of memory[0m",  # a forum took the first character
+        '{"log":"\\u001b[31mCUDA error: out of memory\\u001b[0m\\n","stream":"stderr"}',
+    ],
+)
+def test_colours_are_no_part_of_a_word(line: str) -> None:
+    assert [item.rule.id for item in found(line)] == ["gpu-oom-runtime"]
+
+
+def test_typeset_quotes_are_quotes() -> None:
+    assert found("unknown model architecture: \u2018nova\u2019")[0].rule.id == "unknown-architecture"
