@@ -1,16 +1,17 @@
-"""The runs of `tests/data/cuda/speed.jsonl` (llama-bench on an H200) as inputs of the speed model.
+"""The runs of `tests/data/cuda` (llama-bench on an H200 and an H100) as inputs of the speed model.
 
 Their models have random weights. Unless what writes into the residual stream is zero (`tokens_spread`), tokens choose
 the same few experts again and again, so that a prompt copies and computes less than a real model's: those are left out.
-What a token alone reads is the same whichever it chooses. Mistral Small 4 is left out, too: the CUDA backend refuses
-one of its products, and what that costs is not a rate of the card.
+What a token alone reads is the same whichever it chooses. Of the H200's, which constants are fitted to, Mistral Small 4
+is left out, too: the CUDA backend refuses one of its products, and what that costs is not a rate of the card. No fit
+sees the H100's.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,33 +32,47 @@ from plan_llama.speed.traffic import traffic
 from plan_llama.units import GIB, MIB
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "cuda"
-_CARD = "NVIDIA H200"
 
 
-def read() -> Iterator[Case]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A card that was measured: its memory in MiB, where its runs are, and their class."""
+
+    name: str
+    card: str
+    mib: int
+    folder: Path
+    data_class: str
+
+
+H200 = Measured("h200", "NVIDIA H200", 143155, DATA, "own")
+H100 = Measured("h100", "NVIDIA H100 80GB HBM3", 81079, DATA / "h100", "own_h100")
+
+
+def read(on: Measured = H200) -> Iterator[Case]:
     """Every run that can be compared."""
-    for number, line in enumerate((DATA / "speed.jsonl").read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate((on.folder / "speed.jsonl").read_text(encoding="utf-8").splitlines()):
         row = json.loads(line)
-        if row["model"].startswith("mistral-small-4"):
+        if on is H200 and row["model"].startswith("mistral-small-4"):
             continue
-        case = _case(f"h200-{number}-{row['model']}", row)
+        case = case_of(f"{on.name}-{number}-{row['model']}", row, on)
         experts = any(t.expert_bytes for t in case.traffic)
         if not (row["prompt"] and experts) or row.get("tokens_spread"):
             yield case
 
 
-def machine() -> Machine:
-    """The machine of these runs, as its README describes it."""
-    facts = lookup(_CARD)
+def machine(on: Measured = H200) -> Machine:
+    """The machine of these runs, as the README describes it."""
+    facts = lookup(on.card)
     if facts is None:
-        raise LookupError(_CARD)
-    read_rates = json.loads((DATA / "bandwidth.json").read_text(encoding="utf-8"))
+        raise LookupError(on.card)
+    read_rates = json.loads((on.folder / "bandwidth.json").read_text(encoding="utf-8"))
     gpu = Gpu(
         name=facts.name,
         vendor=facts.vendor,
         backend=facts.backend,
-        total_bytes=143155 * MIB,
-        free_bytes=143155 * MIB,
+        total_bytes=on.mib * MIB,
+        free_bytes=on.mib * MIB,
         compute_capability=facts.compute_capability,
         bandwidth_bytes_per_s=facts.bandwidth_bytes_per_s,
         fp16_flops_per_s=facts.fp16_flops_per_s,
@@ -71,7 +86,7 @@ def machine() -> Machine:
         sources={"bandwidth_bytes_per_s": "measured"},
     )
     cpu = Cpu(physical_cores=16, logical_cores=16, isa=("avx2", "f16c", "avx512", "avx512_vnni", "amx"))
-    return Machine(name=_CARD, gpus=(gpu,), ram=ram, cpu=cpu)
+    return Machine(name=on.card, gpus=(gpu,), ram=ram, cpu=cpu)
 
 
 @cache
@@ -81,8 +96,9 @@ def _table(name: str) -> ModelTable:
     return ModelTable(cut(spec("real", full), int(layers[:-1])) if shortened else spec("real", name))
 
 
-def _case(name: str, row: dict[str, Any]) -> Case:
-    table, here = _table(row["model"]), machine()
+def case_of(name: str, row: dict[str, Any], on: Measured = H200) -> Case:
+    """A row of speed.jsonl on that machine."""
+    table, here = _table(row["model"]), machine(on)
     words = ["llama-bench", "-m", "model.gguf", *row["flags"].split(), "-t", str(row["threads"])]
     words += ["-ub", str(row["ubatch"]), "-b", str(row["batch"]), "-d", str(row["depth"])]
     words += ["-p", str(row["prompt"]), "-n", str(row["output"])]
@@ -96,8 +112,8 @@ def _case(name: str, row: dict[str, Any]) -> Case:
     used = max(t.expert_used_ratio for t in shares)
     return Case(
         id=name,
-        group=f"h200-{row['model']}",
-        data_class="own",
+        group=f"{on.name}-{row['model']}",
+        data_class=on.data_class,
         machine=here,
         traffic=shares,
         settings=settings,

@@ -3,13 +3,15 @@
 usage: python -m tests.engine.measure_cuda models DIR NAME[:LAYERS]...
        python -m tests.engine.measure_cuda memory BIN OUT.jsonl
        python -m tests.engine.measure_cuda speed  BIN DIR OUT.jsonl
+       python -m tests.engine.measure_cuda batched BIN DIR OUT.jsonl
        python -m tests.engine.measure_cuda server BIN MODEL.gguf OUT.jsonl [plan options]...
 
 `models` makes files of real size with random but valid weights of stored headers (numpy); what a block adds to its
 input is zero, so that each token keeps its own embedding and chooses its own experts. `memory` asks the recorded
 commands of `tests/data/conformance/real.jsonl` again, several equal cards as shares of the first one. `speed` runs
-llama-bench. `server` runs the command that plan-llama prints, sends three requests of random tokens and notes the
-memory in use on the card (nvidia-ml-py). Nothing is sent anywhere but to that server on this machine.
+llama-bench, `batched` llama-batched-bench (several streams). `server` runs the command that plan-llama prints, sends
+three requests of random tokens and notes the memory in use on the card (nvidia-ml-py). Nothing is sent anywhere but to
+that server on this machine.
 """
 
 from __future__ import annotations
@@ -68,6 +70,14 @@ _RUNS: tuple[tuple[str, str, str], ...] = (  # model, placement, what is measure
     ("glm-5.1-ud-iq2-8L", "-ngl 99 -ncmoe 99", f"-p {_SHORT} -nopo 0,1 -n 0 -t 16"),
     ("gpt-oss-20b-mxfp4", "-ngl 99", "-p 2048 -n 64 -d 0,16384"),
     ("gpt-oss-20b-mxfp4", "-ngl 99 -ncmoe 24", "-ub 512,2048 -p 2048 -n 32 -t 16"),
+)
+
+_MANY = "1,2,4,8,16,32,64"
+_STREAMS = (  # model, placement, tokens that each stream writes, how many streams
+    ("qwen3-30b-a3b-q4_k_m", "-fa on -ngl 99 -lm none", 64, _MANY),
+    ("gpt-oss-20b-mxfp4", "-fa on -ngl 99 -ncmoe 24 -lm none", 32, _MANY),
+    ("llama-3.1-8b-q4_k_m", "-fa on -ngl 99 -lm none", 64, _MANY),
+    ("llama-3.1-8b-q4_k_m", "-fa on -ngl 16 -lm none", 32, "1,4,16"),
 )
 
 
@@ -144,6 +154,28 @@ def speed(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
             }
 
 
+def batched(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """llama-batched-bench's rows: tokens per second of all streams together."""
+    for model, flags, output, streams in _STREAMS:
+        argv = [str(bin_folder / "llama-batched-bench"), "-m", str(folder / f"{model}.gguf"), *flags.split()]
+        argv += ["-c", "16384", "-b", "2048", "-ub", "512", "-t", "16", "-fit", "off", "-npp", "128"]
+        argv += ["-ntg", str(output), "-npl", streams, "--output-format", "jsonl"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+        for row in (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")):
+            yield {
+                "model": model,
+                "flags": flags,
+                "ubatch": row["n_ubatch"],
+                "batch": row["n_batch"],
+                "threads": row["n_threads"],
+                "prompt": row["pp"],
+                "output": row["tg"],
+                "streams": row["pl"],
+                "prefill_tok_s": round(row["speed_pp"], 2),
+                "decode_tok_s": round(row["speed_tg"], 2),
+            }
+
+
 def server(bin_folder: Path, model: Path, options: Sequence[str]) -> dict[str, Any]:
     """The printed command, run: the card's memory before, when loaded and at most, and three requests."""
     import pynvml
@@ -208,6 +240,9 @@ def _ask(address: str, tokens: int, output: int) -> dict[str, Any]:
     return found
 
 
+_BENCHES = {"speed": speed, "batched": batched}
+
+
 def main(words: Sequence[str]) -> int:
     """Exit code 0, 2 for a wrong call."""
     what, *rest = words or ("",)
@@ -216,14 +251,14 @@ def main(words: Sequence[str]) -> int:
         return 0
     if what == "memory" and len(rest) == 2:
         rows = memory(Path(rest[0]), Path(rest[1]).parent)
-    elif what == "speed" and len(rest) == 3:
-        rows = speed(Path(rest[0]), Path(rest[1]))
+    elif what in _BENCHES and len(rest) == 3:
+        rows = _BENCHES[what](Path(rest[0]), Path(rest[1]))
     elif what == "server" and len(rest) > 2:
         rows = iter([server(Path(rest[0]), Path(rest[1]), rest[3:])])
     else:
         sys.stderr.write(f"{__doc__}\n")
         return 2
-    with Path(rest[2] if what in ("speed", "server") else rest[1]).open("a", encoding="utf-8") as out:
+    with Path(rest[1] if what == "memory" else rest[2]).open("a", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row, separators=(",", ":")) + "\n")
             out.flush()

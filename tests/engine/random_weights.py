@@ -24,7 +24,7 @@ _TILE_BYTES = 24 << 20
 _SPREAD = 0.02  # standard deviation of a weight
 _MXFP4_EXPONENT = 119
 _MXFP4_NOTHING = 40  # 2**-87: adds nothing, and is no number that slows a CPU down
-_ADDS = re.compile(r"\.(attn_output|ffn_down|ffn_down_exps|ffn_down_shexp)\.weight$")
+_ADDS = re.compile(r"\.(attn_output|ssm_out|ffn_down|ffn_down_exps|ffn_down_shexp)\.weight$")
 
 # Where a block keeps its scales (half precision), and by what of the wanted spread each is multiplied: one over the
 # root mean square of the random rest, and for an offset that times the mean. block_* of ggml/src/ggml-common.h, b11434.

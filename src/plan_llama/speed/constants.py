@@ -26,6 +26,7 @@ class Family:
     decode: float  # share of memory bandwidth with 16-bit weights
     prefill: float  # share of FP16 peak with 16-bit weights
     layer_s: float  # launches of one layer, per pass
+    vector_columns: int  # what one more column takes in the kernels for vectors, against one of a matrix
 
     def matches(self, gpu: Gpu, unified: bool) -> bool:
         """Whether the family describes this card."""
@@ -68,6 +69,7 @@ class Constants:
     expert_rows: float  # of others, row by row: a core's rate against that with plain ones
     experts_rows: float  # rows per expert at which half of the arithmetic rate is reached
     expert_layer_s: float
+    few_columns: int  # a matrix kernel takes as long as if it had so many columns more
     crossing_s: float
     cache_read: float
     cache_read_blocks: float  # of that, with a quantised cache
@@ -161,6 +163,7 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         expert_rows=host.take("expert_rows", float),
         experts_rows=gpu.take("experts_rows", float),
         expert_layer_s=gpu.take("expert_layer_s", float),
+        few_columns=gpu.take("few_columns", int),
         crossing_s=host.take("crossing_s", float),
         cache_read=gpu.take("cache_read", float),
         cache_read_blocks=gpu.take("cache_read_blocks", float),
@@ -214,6 +217,7 @@ def _family(t: catalog.Table) -> Family:
         decode=t.take("decode", float),
         prefill=t.take("prefill", float),
         layer_s=t.take("layer_s", float),
+        vector_columns=t.take("vector_columns", int),
     )
     t.done()
     return family

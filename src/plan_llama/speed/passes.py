@@ -147,7 +147,7 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
         name = f"GPU{t.device}"
         add(parts, f"{name} dense weights", _gpu_read(k, gpu, t.dense_bytes))
         add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
-        add(parts, f"{name} compute", (tokens - 1) * _gpu_row(k, gpu, t))
+        add(parts, f"{name} compute", _gpu_rows(k, gpu, t, tokens))
         add(parts, f"{name} launches", _launches(work, gpu, t))
         reading = gpu.bandwidth * k.cache_read
         if not work.settings.flash_attn:
@@ -285,11 +285,19 @@ def _gpu_flops(work: Work, gpu: GpuRates, t: Traffic, tokens: int) -> float:
     return seconds
 
 
-def _gpu_row(k: Constants, gpu: GpuRates, t: Traffic) -> float:
-    """Seconds of arithmetic that one more token adds to a decode step, whose weights are read anyway."""
+def _gpu_rows(k: Constants, gpu: GpuRates, t: Traffic, tokens: int) -> float:
+    """Seconds of arithmetic that the tokens of a decode step beside the first add; its weights are read anyway.
+
+    Up to some columns the backends multiply vectors (ggml-cuda/mmvq.cu, b11434: eight), then tiles of a matrix that
+    stay half empty: the faster of both.
+    """
+    if tokens < 2:
+        return 0.0
     peak = gpu.flops * gpu.family.prefill
-    dense = t.dense_flops * _mixed(k, t.dense_bytes)
-    return (dense + t.expert_flops * _mixed(k, t.expert_bytes) / k.experts_prefill) / peak
+    dense = t.dense_flops * _mixed(k, t.dense_bytes) / peak
+    experts = t.expert_flops * _mixed(k, t.expert_bytes) / (peak * k.experts_prefill)
+    columns = min((tokens - 1) * gpu.family.vector_columns, tokens + k.few_columns)
+    return columns * dense + (tokens - 1) * experts
 
 
 def _mixed(k: Constants, sizes: Mapping[str, int]) -> float:

@@ -1,4 +1,4 @@
-"""The shipped constants against an H200's runs: which setting is faster, and by how much two whole choices differ."""
+"""The shipped constants against an H200, to which some are fitted, and against an H100, which no constant has seen."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import json
 from collections import defaultdict
 from dataclasses import replace
 from itertools import combinations
+from math import log
+from statistics import median
 from typing import Any
 
 import pytest
 from scripts import speed_cuda, speed_report
 from scripts.speed_cases import Case
+from scripts.speed_cuda import H100, H200, Measured
 from tests.slow import slow_but
 
+from plan_llama.speed import passes
 from plan_llama.speed.constants import shipped
 
 CLEAR = 1.2  # predictions that differ by more are held to their order
 TIE = 1.07  # two runs of one command differ by as much
 
 
-def cases() -> list[tuple[Case, float, float]]:
-    """Every run of tests/data/cuda that can be compared: (case, predicted, measured), tokens per second."""
+def cases(on: Measured = H200) -> list[tuple[Case, float, float]]:
+    """Every run of a card that can be compared: (case, predicted, measured), tokens per second."""
     found = []
-    for case in speed_cuda.read():
+    for case in speed_cuda.read(on):
         decode, prefill = speed_report.predict(case, shipped())
         found.append(
             (case, decode, case.decode_tok_s)
@@ -78,3 +82,48 @@ def test_pinned_experts_make_the_printed_choice_ten_times_as_fast_as_fit_at_prom
     fitted = replace(on_host, settings=replace(on_host.settings, ubatch=512, load_mode="mmap"))
     said, said_fit = (speed_report.predict(case, shipped())[1] for case in (on_host, fitted))
     assert said / said_fit == pytest.approx(ratio, rel=0.35)
+
+
+def test_a_card_that_no_constant_has_seen() -> None:
+    decode = [log(said / real) for case, said, real in cases(H100) if case.decode_tok_s]
+    prompts = [log(said / real) for case, said, real in cases(H100) if case.prefill_tok_s]
+    assert (len(decode), len(prompts)) == (24, 20)
+    assert median(map(abs, decode)) <= log(1.15)
+    assert median(map(abs, prompts)) <= log(1.25)
+    assert max(map(abs, prompts)) <= log(1.5)
+
+
+def streams(model: str, flags: str) -> list[tuple[int, float, float]]:
+    """llama-batched-bench on the H100: how many streams, tokens per second of all predicted, and measured."""
+    found = []
+    for line in (H100.folder / "batched.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["model"] == model and flags in row["flags"]:
+            case = speed_cuda.case_of(model, {**row, "prompt": 0, "depth": 0, "tok_s": 1.0}, H100)
+            work, _ = speed_report.resolve(case, shipped())
+            step = passes.decode(work, row["prompt"] + row["output"] / 2, row["streams"])
+            found.append((row["streams"], row["streams"] / sum(step.values()), row["decode_tok_s"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "most"),
+    [
+        ("gpt-oss-20b-mxfp4", "-ncmoe 24", 1.25),
+        ("llama-3.1-8b-q4_k_m", "-ngl 99", 1.3),
+        ("llama-3.1-8b-q4_k_m", "-ngl 16", 1.6),  # weights of the host with 4 streams
+        ("qwen3-30b-a3b-q4_k_m", "-ngl 99", 1.8),  # 64 streams over 128 experts
+    ],
+)
+def test_several_streams_on_an_h100(model: str, flags: str, most: float) -> None:
+    runs = streams(model, flags)
+    assert runs[0][0] == 1
+    assert len(runs) >= 3
+    for count, said, real in runs:
+        assert abs(log(said / real)) <= log(most), count
+
+
+def test_from_32_streams_on_the_hosts_experts_are_copied_to_the_card() -> None:
+    runs = {count: (said, real) for count, said, real in streams("gpt-oss-20b-mxfp4", "-ncmoe 24")}
+    for which in (0, 1):  # as predicted, as measured
+        assert runs[32][which] > 2.5 * runs[16][which]
