@@ -26,7 +26,7 @@ like it.
 3. What a line names outside of the engine (the driver, a right, a missing library, memory of the machine, a kill, a
    full disk, a file, the network) comes before the engine's complaint about it.
 4. A failure that names the thing comes before one that names its kind; *general* ones are last. Among them the order
-   is: a failed check of the engine, an error of the GPU's library, a refused model, context or batch, a refused
+   is: an error of the GPU's library, a failed check of the engine, a refused model, context or batch, a refused
    option, a Python exception, a crash, and then what only says that a process ended (`vllm-engine-core-failed`,
    `ollama-server-terminated`).
 5. Words count, not guesses. Where two would do and no line tells which, it is the general one; where no line tells
