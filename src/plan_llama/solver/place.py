@@ -313,7 +313,8 @@ class Filler:
             if polisher is not None:
                 polisher.learn(polisher.state(split), Look(not over, tuple(seen)))
             if not over:
-                if every_card or settings not in found:  # its price is that of cards at once
+                # a price of cards at once is that of a split without overrides alone
+                if (not settings.overrides) if every_card else (settings not in found):
                     found[settings] = filled
                 if all(seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n):
                     break

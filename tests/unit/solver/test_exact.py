@@ -147,6 +147,8 @@ CASES = [
     for cards, sizes in (("one", 40), ("two", 12), ("fast and slow", 12))
     for name in MODELS
 ]
+# sizes (MiB) that a search at random has found to be missed once
+MISSED = {("dense", "fast and slow"): ((1731, 1803),)}
 
 
 @pytest.mark.parametrize(("name", "cards", "sizes"), slow_but(CASES, CASES[2]))
@@ -159,8 +161,8 @@ def test_no_placement_is_faster(name: str, cards: str, sizes: int) -> None:
     least = task_of(MODELS[name], machine_of(cards, (32768,) * count))
     beside = 32768 - least.filler.budgets(base_settings(least, CONTEXT, 512, "f16"))[0] // MIB
     top = max(max(placed.peaks) for placed in every) // MIB
-    for _ in range(deep or sizes):
-        sizes_mib = tuple(beside + draw.randint(60, top + 10) for _ in range(count))
+    drawn = [tuple(beside + draw.randint(60, top + 10) for _ in range(count)) for _ in range(deep or sizes)]
+    for sizes_mib in (*MISSED.get((name, cards), ()), *drawn):
         task = task_of(MODELS[name], machine_of(cards, sizes_mib))
         limits = task.filler.budgets(base_settings(task, CONTEXT, 512, "f16"))
         fitting = (
