@@ -9,6 +9,7 @@ from itertools import combinations, permutations
 from plan_llama.hardware.types import Machine
 
 FEW_CARDS = 4  # up to which cards are put in another order for their room alone, and any of them left out
+_FEW_RUNS = 40_000  # orders times cards times squares of blocks, up to which every order is tried
 _ALIKE = 0.9  # of the largest room, which the smallest one has in cards that need no other order for it
 
 
@@ -28,24 +29,13 @@ def firsts(machine: Machine) -> list[int]:
 
 
 def orders(
-    machine: Machine,
-    rooms: Sequence[int],
-    host_s: Callable[[tuple[int, ...]], float] | None,
-    *,
-    all_of_them: bool = False,
+    machine: Machine, rooms: Sequence[int], host_s: Callable[[tuple[int, ...]], float] | None, blocks: int
 ) -> Iterator[tuple[int, ...]]:
     """The cards as they are; with another one first where host weights are faster to work with there (`host_s`, by the
     order; None: the CPU alone works with them); the roomiest one first and last, because the first holds copies of host
-    weights and the last the output; and, where they are unequal, without one of a kind. `all_of_them`: every order."""
+    weights and the last the output; of few cards and blocks every other order; and, where they are unequal, without one
+    of a kind."""
     every = tuple(range(len(machine.gpus)))
-    if all_of_them:
-        known = set()
-        for order in permutations(every):
-            alike = tuple((kind_of_card(machine, i), rooms[i]) for i in order)
-            if alike not in known:
-                known.add(alike)
-                yield order
-        return
     found = [every]
     if len(firsts(machine)) > 1 and host_s is not None:
         prices = {}
@@ -58,6 +48,10 @@ def orders(
     if len(every) <= FEW_CARDS and min(rooms) < max(rooms) * _ALIKE:
         by_room = sorted(every, key=lambda i: rooms[i])
         found += [tuple(by_room[::-1]), tuple(by_room)]
+    if len(every) <= FEW_CARDS:
+        others = _others(machine, rooms, found)
+        if len(others) * len(every) * blocks**2 <= _FEW_RUNS:
+            found += others
     found = list(dict.fromkeys(found))
     yield from found
     if len(firsts(machine)) < 2 or host_s is None:
@@ -68,6 +62,23 @@ def orders(
     for kind, index in last.items():
         if len(every) > 2 or counts[kind] > 1:
             yield from dict.fromkeys(tuple(i for i in order if i != index) for order in found)
+
+
+def _others(
+    machine: Machine, rooms: Sequence[int], known: Sequence[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """The orders that differ from these in speed or room."""
+
+    def alike(order: Sequence[int]) -> tuple[object, ...]:
+        return tuple((kind_of_card(machine, i), rooms[i]) for i in order)
+
+    seen = set(map(alike, known))
+    found = []
+    for order in permutations(range(len(rooms))):
+        if alike(order) not in seen:
+            seen.add(alike(order))
+            found.append(order)
+    return found
 
 
 def shares(machine: Machine, order: Sequence[int], rooms: Sequence[int]) -> Iterator[tuple[int, ...]]:

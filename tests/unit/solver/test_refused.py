@@ -42,7 +42,7 @@ def machine() -> Machine:
 
 def evaluated(task: Task, *overrides: Override) -> Candidate:
     base = replace(base_settings(task, CONTEXT, 512, "f16"), gpu_layers=99, overrides=overrides)
-    return evaluate(task, Filled(base, task.filler._made(base).made))
+    return evaluate(task, Filled(base, task.filler.made(base).made))
 
 
 def down_bytes() -> int:
