@@ -90,3 +90,9 @@ def test_words_that_a_pattern_does_not_keep() -> None:
     said = report.findings(evidence, diagnose(evidence, load()))[0]
     assert said.id == "vllm-option-refused"
     assert "Its own words: ValueError: --data-parallel-size and" in said.cause
+
+
+def test_no_two_rules_give_way_to_each_other() -> None:
+    """Both would be left out."""
+    ways = {(rule.id, other) for rule in load() for other in rule.yields_to}
+    assert not {(one, other) for one, other in ways if (other, one) in ways}
