@@ -288,22 +288,49 @@ def _traffic(
         homes = [(HOST, 1.0, 1.0)]
     elif on_host:
         homes.insert(0, (HOST, 0.0, on_host))
-    return tuple(
-        Traffic(
-            device=device,
-            dense_bytes={dense_type: round(file_dense * share)} if share else {},
-            expert_bytes={quant["type"]: round(expert_bytes * expert_share)} if expert_share * moe else {},
-            expert_used_ratio=ratio,
-            layers=round(shape["layers"] * share),
-            expert_layers=round(moe * expert_share),
-            crossings=round(moe * expert_share) if device == HOST and cards else 0,
-            dense_flops=2 * dense * share,
-            head_flops=2e9 * shape.get("head", shape["embedding"]) * share,
-            expert_flops=2 * experts_total * ratio * expert_share,
-            cache=_cache(shape, share, settings),
-        )
-        for device, share, expert_share in homes
-    )
+    # of the last layer, what only the last token of a prompt goes through
+    at_end = HOST if not cards or on_host == 1.0 else cards - 1
+    late_experts = 1 / moe if moe else 0.0
+    late_dense = 0.0 if moe else _late_share(shape, dense)
+    found = []
+    for device, share, expert_share in homes:
+        expert_layers = round(moe * expert_share)
+        away = device == HOST and cards > 0
+        parts = [(share, expert_share, expert_layers, False)]
+        if device == at_end:
+            parts = [
+                (share - late_dense, expert_share - late_experts, expert_layers - bool(moe), False),
+                (late_dense, late_experts, int(bool(moe)), True),
+            ]
+        for of_dense, of_experts, layers, is_late in parts:
+            found.append(
+                Traffic(
+                    device=device,
+                    dense_bytes={dense_type: round(file_dense * of_dense)} if of_dense else {},
+                    expert_bytes={quant["type"]: round(expert_bytes * of_experts)}
+                    if of_experts * moe
+                    else {},
+                    expert_used_ratio=ratio,
+                    layers=0 if is_late else round(shape["layers"] * share),
+                    expert_layers=layers,
+                    crossings=layers if away else 0,
+                    late=is_late,
+                    dense_flops=2 * dense * of_dense,
+                    head_flops=0.0 if is_late else 2e9 * shape.get("head", shape["embedding"]) * share,
+                    expert_flops=2 * experts_total * ratio * of_experts,
+                    cache=() if is_late else _cache(shape, share, settings),
+                )
+            )
+    return tuple(found)
+
+
+def _late_share(shape: dict[str, Any], dense: float) -> float:
+    """The feed-forward part of a dense model's last layer, of all weights that a token reads: a layer without its
+    attention, which has a matrix of queries and one behind it, as wide as the layer, and those of keys and values."""
+    queries = shape["score"] / 2
+    attention = queries * (2 * queries + shape["k_row"] + shape["v_row"])
+    layer = (dense - 1e9 * shape.get("head", shape["embedding"])) / shape["layers"]
+    return float(max(0.0, layer - attention) / dense)
 
 
 def _cache(shape: dict[str, Any], share: float, settings: Settings) -> tuple[CacheReads, ...]:

@@ -74,7 +74,9 @@ def predict(case: Case, constants: Constants) -> tuple[float, float]:
 def roofline(case: Case, constants: Constants) -> float:
     """Tokens per second if all active weights came at the peak bandwidth of the memory that holds most of
     them."""
-    weights = {t.device: sum(t.dense_bytes.values()) + sum(t.expert_bytes.values()) for t in case.traffic}
+    weights: Counter[int] = Counter()
+    for t in case.traffic:
+        weights[t.device] += sum(t.dense_bytes.values()) + sum(t.expert_bytes.values())
     home = max(weights, key=lambda device: weights[device])
     return _bandwidth(case.machine, home, constants) / case.active_bytes
 
@@ -308,7 +310,12 @@ share of host weights that does not stay in RAM.
 Prompts, per micro-batch: arithmetic on the GPUs; for weights on the host, from 32 tokens on, a copy of the
 experts that the micro-batch touches over PCIe and the arithmetic on the GPU, else the CPU computes;
 attention over the cells before. On cores only the last token of a prompt is
-charged for the output head.
+charged for the output head. Behind the last layer's attention llama.cpp goes on with the tokens whose output is
+asked for: with one of a prompt that llama-server gets, and with one of each batch that llama-bench reads. So
+that layer's feed-forward, or its experts, are charged once for a prompt, and the host's are not copied for it,
+but with a model's own block for drafting, and for the architectures that pick these tokens behind the last
+layer (gpt-oss, Qwen3-Next, Qwen3.5, Gemma 4, Step-3.5 and others). With experts on the host and five layers that
+have some, `tests/data/cuda` shows it.
 
 On cores, reading and computing overlap in part, and one thread reads no more than `plan-llama calibrate`
 measured for one. llama.cpp interleaves the rows of some types (Q4_0, Q4_K, IQ4_NL and MXFP4 with AVX2), which

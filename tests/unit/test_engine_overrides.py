@@ -8,7 +8,14 @@ import re
 import pytest
 
 from plan_llama.engines.overrides import device_names
-from plan_llama.memory.patterns import cpu_moe, expert_layers, n_cpu_ffn, n_cpu_moe, regex_for_layers
+from plan_llama.memory.patterns import (
+    cpu_moe,
+    expert_layers,
+    movable_layers,
+    n_cpu_ffn,
+    n_cpu_moe,
+    regex_for_layers,
+)
 from plan_llama.memory.types import HOST
 
 from .engine_fixtures import machine, tensor_names
@@ -48,6 +55,19 @@ def test_experts_of_real_models() -> None:
     assert {name.split(".")[1] for name in matched(some, model)} == {"3", "10", "11", "40", "78"}
     assert len(matched(some, model)) == 15
     assert [len(matched(item.pattern, model)) for item in n_cpu_moe(5)] == [0, 0, 0, 3, 3]
+
+
+def test_the_first_layers_and_the_last_one() -> None:
+    every = range(3, 79)
+    # the flag counts the dense layers in front, as llama.cpp does
+    assert movable_layers("experts", [3, 4], [3, 4], every) == n_cpu_moe(5)
+    assert movable_layers("experts", [3, 4, 78], [3, 4, 78], every) == (
+        expert_layers([78], HOST),
+        *n_cpu_moe(5),
+    )
+    assert movable_layers("experts", every, every, every) == (cpu_moe(),)
+    for away in ([78], [4, 78], [3, 5]):
+        assert movable_layers("experts", away, away, every) == (expert_layers(away, HOST),)
 
 
 def test_dense_ffn_of_a_real_model() -> None:

@@ -42,12 +42,16 @@ def movable_layers(
     kind: MovableKind, named: Sequence[int], away: Sequence[int], every: Sequence[int]
 ) -> tuple[Override, ...]:
     """What keeps the experts, or the dense feed-forward weights, of the layers `away` on the host, as short as it can
-    be said: with a flag where `named`, which may hold more, are the first of `every` layer that has some."""
+    be said: with a flag where `named`, which may hold more, are the first of `every` layer that has some; the last one
+    may be named beside it."""
     if kind == "experts" and list(named) == list(every):
         return (cpu_moe(),)
-    if list(named) == list(every[: len(named)]):
-        return n_cpu_moe(named[-1] + 1) if kind == "experts" else n_cpu_ffn(named[-1] + 1)
     pattern = EXPERTS if kind == "experts" else DENSE_FFN
+    firsts = [il for il in named if il != every[-1]]
+    if firsts and firsts == list(every[: len(firsts)]):
+        flag = n_cpu_moe if kind == "experts" else n_cpu_ffn
+        last = [Override(pattern=rf"blk\.{il}{pattern}", device=HOST) for il in named[len(firsts) :]]
+        return (*last, *flag(firsts[-1] + 1))
     return (Override(pattern=rf"blk\.{regex_for_layers(away)}{pattern}", device=HOST),)
 
 

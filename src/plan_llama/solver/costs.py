@@ -85,17 +85,20 @@ def _parts(table: ModelTable, tensors: Sequence[int]) -> tuple[Part, ...]:
 @dataclass(frozen=True)
 class Prices:
     """Seconds of a request by block: what attention over its cache costs, each part of its movable weights, and its
-    other weights; and what a block with some movable weights here costs beside them (`once`)."""
+    other weights; and what a block with some movable weights here costs beside them (`once`). Of a prompt only the last
+    token goes through what is late of the last layer, so that this one has prices of its own."""
 
     cache: tuple[float, ...]
     rest: tuple[float, ...]
     parts: tuple[tuple[float, ...], ...]
-    once: float
+    once: tuple[float, ...]
 
     @cached_property
     def movable(self) -> tuple[float, ...]:
         """All movable weights of a block."""
-        return tuple(sum(parts) + self.once if parts else 0.0 for parts in self.parts)
+        return tuple(
+            sum(parts) + once if parts else 0.0 for parts, once in zip(self.parts, self.once, strict=True)
+        )
 
     @property
     def whole(self) -> list[float]:
@@ -120,6 +123,8 @@ class Costs:
         """`at_once`: cards that work on successive micro-batches of a prompt."""
         self.table, self.layers, self.movable = table, layers, movable
         self.settings, self.goal, self.at_once = settings, goal, at_once
+        # the block that drafts wants the hidden state of every token
+        self.late = frozenset[int]() if settings.draft_layers else layers.late
         cpu_only = bool(layers.refused)
         everywhere = tuple(Traffic(device=i, layers=1, refused=cpu_only) for i in range(len(machine.gpus)))
         host = Traffic(device=HOST, dense_bytes={"f16": 1}, refused=cpu_only)
@@ -135,9 +140,9 @@ class Costs:
         )
         self._made: dict[tuple[int, bool], Prices] = {}
 
-    def seconds(self, traffic: Traffic) -> float:
-        """What one device's share costs the request."""
-        work, request = replace(self.work, traffic=(traffic,)), self.goal.request
+    def seconds(self, *traffic: Traffic) -> float:
+        """What shares of devices cost the request."""
+        work, request = replace(self.work, traffic=traffic), self.goal.request
         depth = request.depth + request.prompt_tokens + request.output_tokens / 2
         token_s = sum(passes.decode(work, depth, request.streams).values())
         if self.goal.decode_only:
@@ -166,23 +171,23 @@ class Costs:
         here, away = self.on(device), self.away()
         known: dict[object, tuple[Option, ...]] = {}
         found = []
-        for parts, theirs, mine in zip(self.movable.parts, away.parts, here.parts, strict=True):
+        rows = zip(self.movable.parts, away.parts, here.parts, away.once, here.once, strict=True)
+        for parts, theirs, mine, away_once, here_once in rows:
             sizes = tuple(sum(bytes_of[i] for i in part.tensors) for part in parts)
-            key = sizes, theirs, mine, tuple(part.names for part in parts)
+            key = sizes, theirs, mine, away_once, here_once, tuple(part.names for part in parts)
             if key not in known:
-                known[key] = worthwhile(_options(parts, sizes, theirs, mine, away.once, here.once))
+                known[key] = worthwhile(_options(parts, sizes, theirs, mine, away_once, here_once))
             found.append(known[key])
         return found
 
     def _priced(self, device: int, *, apart: bool) -> Prices:
         key = device, apart
         if key not in self._made:
-            experts = int(self.movable.experts)
             self._made[key] = Prices(
                 cache=self._by_make(lambda il: self._cache(il, device), 0.0),
                 rest=self._by_make(lambda il: self._rest(il, device, apart), 0.0),
                 parts=self._by_make(lambda il: self._parts(il, device), ()),
-                once=self.seconds(Traffic(device=device, expert_layers=experts, crossings=int(apart))),
+                once=self._by_make(lambda il: self._once(il, device, apart), 0.0),
             )
         return self._made[key]
 
@@ -193,7 +198,8 @@ class Costs:
             if il >= self.table.layers:
                 found.append(nothing)  # a block for drafting: nothing of it runs
                 continue
-            key = self.table.makes[il], self.layers.attention[il]
+            has_late = bool(self.late) and il == self.table.layers - 1
+            key = self.table.makes[il], self.layers.attention[il], has_late
             if key not in known:
                 known[key] = price(il)
             found.append(known[key])
@@ -205,11 +211,27 @@ class Costs:
     def _rest(self, il: int, device: int, apart: bool) -> float:
         own = set(self.movable.tensors[il])
         rest = [i for i in self.table.block_tensors[il] if i not in own]
-        return self.seconds(self.layers.of_part(rest, device, crossings=int(apart)))
+        return self.seconds(*self._shares(rest, device, crossings=int(apart)))
 
     def _parts(self, il: int, device: int) -> tuple[float, ...]:
-        made = (self.layers.of_part(part.tensors, device) for part in self.movable.parts[il])
-        return tuple(self.seconds(replace(traffic, expert_layers=0)) for traffic in made)
+        return tuple(
+            self.seconds(*(replace(share, expert_layers=0) for share in self._shares(part.tensors, device)))
+            for part in self.movable.parts[il]
+        )
+
+    def _once(self, il: int, device: int, apart: bool) -> float:
+        late = not self.late.isdisjoint(self.movable.tensors[il])
+        experts = int(self.movable.experts)
+        return self.seconds(Traffic(device=device, expert_layers=experts, crossings=int(apart), late=late))
+
+    def _shares(self, tensors: Sequence[int], device: int, *, crossings: int = 0) -> Iterator[Traffic]:
+        """What of these tensors of a layer every token of a prompt goes through, and what is late."""
+        late = [i for i in tensors if i in self.late]
+        every = [i for i in tensors if i not in self.late] if late else tensors
+        if every or crossings:
+            yield self.layers.of_part(every, device, crossings=crossings)
+        if late:
+            yield self.layers.of_part(late, device, late=True)
 
 
 def _options(

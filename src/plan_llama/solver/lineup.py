@@ -59,7 +59,9 @@ class Lineup:
     def polisher(self) -> Polisher:
         """Changes of these splits, with all that was measured of them."""
         away = self.costs.away()
-        return Polisher(self.cards, self.costs.on(HOST).whole, away.movable, away.rest, self._look)
+        small = len(self.order) * self.blocks <= _FEW_STATES
+        own = self.costs.on(HOST).whole
+        return Polisher(self.cards, own, away.movable, away.rest, self._look, unseen=small)
 
     @property
     def seconds(self) -> float:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from plan_llama.memory.caches import kv_type as table_kv_type
 from plan_llama.memory.flash_attention import NEVER
-from plan_llama.memory.types import Settings
+from plan_llama.memory.types import HOST, Settings
+from plan_llama.memory.weights import place
 from plan_llama.solver.search import Task, candidates, judged, score
 from plan_llama.solver.types import Candidate
 from plan_llama.speed.passes import OFFLOAD_MIN_BATCH
@@ -26,9 +27,18 @@ _MEASURED_ISA = frozenset({"avx2", "avx512", "avx512_vnni", "amx"})
 
 def streams(task: Task, candidate: Candidate) -> bool:
     """Whether large batches copy weights to a card that has memory of its own."""
-    on_host = candidate.footprint.host.weights_bytes > task.table.lookup_bytes
+    on_host = candidate.footprint.host.weights_bytes - late_bytes(task, candidate) > task.table.lookup_bytes
     offloads = candidate.settings.op_offload and bool(task.machine.gpus)
     return offloads and on_host and not task.machine.unified
+
+
+def late_bytes(task: Task, candidate: Candidate) -> int:
+    """What of the last layer is on the host and copied for no prompt, whose last token alone goes through it."""
+    if candidate.settings.draft_layers:
+        return 0
+    placed = place(task.table, candidate.settings, [gpu.free_bytes for gpu in task.machine.gpus])
+    tensors = task.table.spec.tensors
+    return sum(tensors[i].nbytes for i in task.layers.late if placed.device_of[i] == HOST)
 
 
 def left_to_cpu(task: Task, found: list[Candidate], context: int, kv_type: str) -> list[Candidate]:

@@ -53,6 +53,7 @@ _Priced = tuple[State, float, tuple[int, ...]]
 _BARE, _AWAY = ("*",), ("+",)
 _Kind = tuple[object, ...]
 _MOST_WAYS = 600  # changes of one state that are tried
+_UNSEEN_BYTES = 4 << 20  # by which a graph of a kind that was not measured may be smaller than all that were
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,11 @@ class Polisher:
         away_s: Sequence[float],
         bare_s: Sequence[float],
         look: Callable[[Split], Look],
+        *,
+        unseen: bool = False,
     ) -> None:
+        """`unseen`: graphs of kinds that were not measured are tried where they may be a little smaller than others."""
+        self.unseen = unseen
         self.cards, self.host_s, self.blocks = cards, host_s, len(host_s)
         self.look_at, self.away_s, self.bare_s = look, away_s, bare_s
         self.levels = [_levels(card, away_s, bare_s) for card in cards]
@@ -104,7 +109,11 @@ class Polisher:
                 option = parts.get(il)
                 levels.append(
                     next(
-                        (k for k, level in enumerate(own) if option is not None and level.option == option),
+                        (
+                            k
+                            for k, level in enumerate(own)
+                            if option and level.option and level.left == option.left
+                        ),
                         len(own) - 1,
                     )
                 )
@@ -172,8 +181,8 @@ class Polisher:
             self.look(State(0, per_card, tuple(levels)))
 
     def least(self) -> list[int]:
-        """The least that each card was seen to hold beside its share."""
-        return [size or 0 for size in self.floor]
+        """The least that each card may hold beside its share: what was seen."""
+        return [max(0, (size or 0) - self.unseen * _UNSEEN_BYTES) for size in self.floor]
 
     def boldest(self, host: int) -> Split | None:
         """The cheapest split with so many blocks on the host, beside the smallest graph seen: it may not fit."""

@@ -13,6 +13,7 @@ from plan_llama.memory.types import HOST
 from plan_llama.memory.weights import place
 from plan_llama.solver import said_host, serving
 from plan_llama.solver.choice import DRAFT_GAIN, DRAFT_STREAMS, gains, resident
+from plan_llama.solver.offload import late_bytes, streams
 from plan_llama.solver.search import Task, cache_ram_bytes, judged, repack_crash
 from plan_llama.solver.types import Candidate, Rung
 from plan_llama.solver.whatif import smaller_context
@@ -217,15 +218,16 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
     if streamed and settings.load_mode == "mmap" and not task.machine.unified:
         yield said_host.mapped(task, chosen, what)
     yield from said_host.findings(task, chosen, streamed=streamed)
-    streams = streamed and settings.op_offload and not task.machine.unified
-    if streams and chosen.speed.follow_up_ttft_s >= 1:
+    if streams(task, chosen) and chosen.speed.follow_up_ttft_s >= 1:
+        late = late_bytes(task, chosen)
+        layers = chosen.cpu_moe_layers - bool(late)
         yield Finding(
             id="op-offload-pcie-bound",
             severity="note",
             text=f"a prompt of {settings.offload_min_batch or OFFLOAD_MIN_BATCH} tokens or more streams "
-            + (f"the experts of {chosen.cpu_moe_layers} layers" if offloaded else "the weights on the CPU")
-            + f" ({gib(host.weights_bytes)}) over PCIe once per {settings.ubatch} tokens: even a short follow-up "
-            f"takes about {seconds(chosen.speed.follow_up_ttft_s)} to its first token",
+            + (f"the experts of {layers} layers" if offloaded else "the weights on the CPU")
+            + f" ({gib(host.weights_bytes - late)}) over PCIe once per {settings.ubatch} tokens: even a short "
+            f"follow-up takes about {seconds(chosen.speed.follow_up_ttft_s)} to its first token",
         )
     growing: dict[tuple[str, str], list[str]] = {}
     for device in chosen.footprint.devices:

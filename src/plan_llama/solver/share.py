@@ -292,8 +292,8 @@ class Line:
         return best
 
     def placed(self, start: int, end: int, *, last: bool, slack_s: float) -> Placed:
-        """What of the run stays on the host: of each make the first blocks, or the first of all, without parts, where
-        that loses no more than `slack_s`."""
+        """What of the run stays on the host: of each make the first blocks; or the first of all, with the last where
+        that is faster, without parts or with one, where that loses no more than `slack_s`."""
         room = self._room(start, end, last=last)
         rest = self.rest_sum[end] - self.rest_sum[start]
         run = range(start, end)
@@ -318,14 +318,16 @@ class Line:
             for state, level in zip(changes.states, changes.made[at], strict=True):
                 blocks[state] -= 1
                 blocks[state[0], level] = blocks.get((state[0], level), 0) + 1
-        first = self._first(run, room - rest)
+        firsts = [self._first(run, room - rest, with_end=end) for end in (False, True)]
+        first = max(firsts, key=self._saved)
         for simple in (first, self._with_part(first, room - rest), _levels(self.movable, plain, run)):
             if saved - self._saved(simple) <= slack_s:
                 return self._named(run, simple)
         return self._named(run, _levels(self.movable, blocks, run))
 
-    def _first(self, run: range, room: int) -> dict[int, _State]:
-        """Without parts, the first blocks of the run left on the host so that the others' weights fit."""
+    def _first(self, run: range, room: int, *, with_end: bool) -> dict[int, _State]:
+        """Without parts, the first blocks of the run left on the host so that the others' weights fit; `with_end`:
+        before these the last one of all."""
         states = {
             il: (number, len(make.levels) - 1)
             for number, make in enumerate(self.movable)
@@ -333,7 +335,10 @@ class Line:
             if il in run
         }
         size = sum(self.movable[number].levels[level].size for number, level in states.values())
-        for il in sorted(states):
+        order = sorted(states)
+        if with_end and order and order[-1] == max(il for make in self.movable for il in make.members):
+            order.insert(0, order.pop())
+        for il in order:
             if size <= room:
                 break
             number, level = states[il]
@@ -345,8 +350,9 @@ class Line:
         """With a part of the last block that is left on the host, if there is room for one."""
         made = dict(states)
         room -= sum(self.movable[number].levels[level].size for number, level in states.values())
-        last = max((il for il, (_, level) in states.items() if not level), default=None)
-        if last is not None:
+        away = [il for il, (_, level) in states.items() if not level]
+        if away:
+            last = max(away[:-1] if len(away) > 1 and max(away) == max(states) else away)
             number = states[last][0]
             sizes = [option.size for option in self.movable[number].levels]
             made[last] = number, bisect_right(sizes, room) - 1

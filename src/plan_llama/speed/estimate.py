@@ -169,8 +169,8 @@ def _with_bytes(label: str, traffic: Iterable[Traffic]) -> str:
     """The resource, with the bytes behind it where the host's memory is meant."""
     if label != "RAM bandwidth":
         return label
-    host = next(t for t in traffic if t.device == HOST)
-    experts = sum(host.expert_bytes.values()) * host.expert_used_ratio
-    dense = sum(host.dense_bytes.values())
+    host = [t for t in traffic if t.device == HOST]
+    experts = sum(sum(t.expert_bytes.values()) * t.expert_used_ratio for t in host)
+    dense = sum(sum(t.dense_bytes.values()) for t in host)
     what, size = ("experts", experts) if experts > dense else ("dense weights", dense)
     return f"{label}: {size / 1e9:.1f} GB of {what} per token"

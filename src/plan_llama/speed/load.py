@@ -12,6 +12,7 @@ steps that are left to write: R = C P + (O - (C - 1) chunks) step(C). Little's l
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 
 from plan_llama.speed import passes
@@ -64,12 +65,15 @@ def kept_ratio(work: Work, request: Request, users: int) -> float:
 
 
 def _prompt(work: Work, request: Request, tokens: int, busy: int, depth: float) -> float:
-    """Seconds of a prompt while the other slots write: their caches are read once per batch of it."""
+    """Seconds of a prompt while the other slots write: their caches are read once per batch of it, and their tokens go
+    through what the prompt's do not."""
     own = passes.prompt(work, tokens, request.depth + request.prompt_tokens - tokens)
     others = 0.0
     if busy > 1:
         step = passes.decode(work, depth, busy - 1)
+        late = passes.decode(replace(work, traffic=passes.late_part(work)), 0.0, busy - 1)
         others = sum(seconds for name, seconds in step.items() if name.endswith(" cache"))
+        others += sum(late.values())
     return max(sum(own.values()) + _chunks(work, tokens) * others, 1e-9)
 
 

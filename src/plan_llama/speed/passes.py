@@ -58,6 +58,8 @@ def resolve(
     """Look up what every device of a placement delivers; each gap is added to `said`."""
     gpus = {t.device: gpu_rates(machine, t.device, constants, said) for t in traffic if t.device != HOST}
     main = tuple(t for t in traffic if not t.draft)
+    if engine == "vllm" or settings.draft_layers:  # the hidden state of every token is wanted
+        main = tuple(replace(t, late=False) for t in main)
     on_host = next((t for t in main if t.device == HOST), None)
     refusing = _refusing(machine, main, settings, constants, said)
     host = None
@@ -166,10 +168,13 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
 
 
 def prefill(work: Work, tokens: int, depth: float) -> Parts:
-    """Named seconds of one micro-batch of `tokens`, with `depth` tokens cached before it on average."""
+    """Named seconds of one micro-batch of `tokens`, with `depth` tokens cached before it on average. No output is asked
+    for, so that nothing goes through what is late."""
     k, parts = work.constants, Parts()
     offload = work.offload_gpu if tokens >= work.offload_from else None
     for t in work.traffic:
+        if t.late:
+            continue
         share = touched(t.expert_used_ratio, tokens)
         if t.refused and t.device in work.refusing:
             host = cores.refused(parts, work, t, share)
@@ -223,7 +228,8 @@ def _scores(work: Work, gpu: GpuRates, cache: CacheReads, cells: float, tokens: 
 
 
 def prompt(work: Work, tokens: int, depth: float) -> Parts:
-    """Named seconds for a prompt of `tokens` new tokens after `depth` cached ones, in micro-batches."""
+    """Named seconds for a prompt of `tokens` new tokens after `depth` cached ones, in micro-batches; its last token
+    alone goes through what is late."""
     size = max(1, min(work.settings.ubatch, work.settings.batch, tokens))
     full, rest = divmod(tokens, size)
     middle = depth + tokens / 2
@@ -232,8 +238,16 @@ def prompt(work: Work, tokens: int, depth: float) -> Parts:
         if count and batch:
             for name, seconds in prefill(work, batch, middle).items():
                 total[name] = total.get(name, 0.0) + count * seconds
+    if late := late_part(work):
+        for name, seconds in decode(replace(work, traffic=late), 0.0).items():
+            add(total, name, seconds)
     ratio = _pipelined(work, full + bool(rest))
     return {name: seconds * ratio for name, seconds in total.items()} if ratio < 1 else total
+
+
+def late_part(work: Work) -> tuple[Traffic, ...]:
+    """What only tokens go through whose output is asked for."""
+    return tuple(t for t in work.traffic if t.late)
 
 
 def _pipelined(work: Work, batches: int) -> float:

@@ -15,6 +15,7 @@ from functools import cached_property
 
 from plan_llama.errors import ModelError, UsageError
 from plan_llama.memory.experts import refused
+from plan_llama.memory.last_layer import for_outputs
 from plan_llama.memory.types import HOST, Settings
 from plan_llama.models.ggml_types import by_name
 from plan_llama.models.types import ModelSpec
@@ -113,10 +114,13 @@ class _Tally:
             row.heads += heads
             row.layers += heads > 0
 
-    def traffic(self, device: int, used_ratio: float, *, refused: bool = False) -> Traffic:
+    def traffic(
+        self, device: int, used_ratio: float, *, refused: bool = False, late: bool = False
+    ) -> Traffic:
         return Traffic(
             device=device,
             refused=refused,
+            late=late,
             dense_bytes=self.dense,
             expert_bytes=self.experts,
             expert_used_ratio=used_ratio,
@@ -145,8 +149,10 @@ class LayerTable:
     """A model's tensors summed by layer, and each tensor's own share for placements that split a layer."""
 
     used_ratio: float
-    dense: tuple[_Part, ...]  # by layer
-    experts: tuple[_Part, ...]  # by layer, over all experts; flops of the used ones
+    dense: tuple[_Part, ...]  # by layer, but what is late
+    experts: tuple[_Part, ...]  # by layer, over all experts; flops of the used ones; but what is late
+    late_dense: _Part  # of the last layer, what a prompt goes through with its last token only
+    late_experts: _Part
     output: _Part  # the output projection and everything outside the blocks
     attention: tuple[Attention, ...]  # by layer
     tensors: tuple[
@@ -154,6 +160,7 @@ class LayerTable:
     ]  # (index, layer or -1, type, bytes, flops) of what is read
     routed: frozenset[int]  # indices of routed-expert tensors
     refused: frozenset[int]  # and of these, what CUDA and HIP refuse to multiply with
+    late: frozenset[int]  # indices of what is late
     of_attention: frozenset[int]  # indices of what stands before and after attention
     tied: _Part | None  # the embedding where it is the output projection as well
     head: int | None  # index of the output projection where it is a tensor of its own
@@ -169,16 +176,13 @@ class LayerTable:
         holds its cache and dense weights, `expert_device[il]` holds its routed experts. Costs microseconds
         per candidate."""
         tallies: dict[int, _Tally] = {}
+        lates: dict[int, _Tally] = {}
         for il, part in enumerate(self.dense):
-            home = dense_device[il]
-            _at(tallies, home).add_dense(part)
-            if self.experts[il].bytes_by_type:
-                there = _at(tallies, expert_device[il])
-                there.add_experts(self.experts[il])
-                there.expert_layers += 1
-                there.crossings += expert_device[il] != home
+            _add_layer(tallies, part, self.experts[il], dense_device[il], expert_device[il])
+        if self.late:
+            _add_layer(lates, self.late_dense, self.late_experts, dense_device[-1], expert_device[-1])
         self._finish(tallies, dense_device, output_device, settings, with_output=True)
-        return self._result(tallies)
+        return self._result(tallies) + self._result(lates, late=True)
 
     def of_tensors(
         self,
@@ -190,10 +194,12 @@ class LayerTable:
     ) -> tuple[Traffic, ...]:
         """The traffic of any placement: `device_of[i]` holds tensor i (None is not loaded)."""
         tallies: dict[int, _Tally] = {}
+        lates: dict[int, _Tally] = {}
         drafts: dict[int, _Tally] = {}
         by_cpu: dict[int, _Tally] = {}
-        expert_homes: set[tuple[int, int]] = set()
-        apart: set[tuple[int, int, bool]] = set()  # layers with weights elsewhere; of their attention?
+        expert_homes: set[tuple[int, int, bool]] = set()  # the last: is it late?
+        # layers with weights elsewhere: of their attention, late?
+        apart: set[tuple[int, int, bool, bool]] = set()
         for index, layer, name, size, flops in self.tensors:
             device = device_of[index]
             if device is None:
@@ -205,26 +211,29 @@ class LayerTable:
                 _at(by_cpu, device).add(name, size, flops, routed=True)
                 by_cpu[device].expert_layers += 1
                 if layer_device[layer] != device:
-                    apart.add((layer, device, False))
+                    apart.add((layer, device, False, False))
                 continue
-            tally = tallies.get(device) or _at(tallies, device)
+            late = index in self.late
+            own = lates if late else tallies
+            tally = own.get(device) or _at(own, device)
             if index in self.routed:
                 tally.experts[name] = tally.experts.get(name, 0) + size
                 tally.expert_flops += flops
-                expert_homes.add((layer, device))
+                expert_homes.add((layer, device, late))
             else:
                 tally.dense[name] = tally.dense.get(name, 0) + size
                 tally.dense_flops += flops
                 if index == self.head:
                     tally.head_flops += flops
                 if 0 <= layer < len(layer_device) and layer_device[layer] != device:
-                    apart.add((layer, device, index in self.of_attention))
-        for layer, device in expert_homes:
-            tallies[device].expert_layers += 1
+                    apart.add((layer, device, index in self.of_attention, late))
+        for layer, device, late in expert_homes:
+            (lates if late else tallies)[device].expert_layers += 1
             if layer < len(layer_device) and layer_device[layer] != device:
-                apart.add((layer, device, False))
-        for _, device, _ in apart:  # to the feed-forward part and back; to what is before and after attention
-            _at(tallies, device).crossings += 1
+                apart.add((layer, device, False, late))
+        # to the feed-forward part and back; to what is before and after attention
+        for _, device, _, late in apart:
+            _at(lates if late else tallies, device).crossings += 1
         last = layer_device[-1] if layer_device else HOST
         self._finish(
             tallies,
@@ -237,9 +246,10 @@ class LayerTable:
             head = last if output_device is None else output_device
             _at(drafts, head).add_dense(self.tied or self.output)
         return (
-            self._result(tallies)
-            + tuple(replace(item, refused=True) for item in self._result(by_cpu))
-            + tuple(replace(item, draft=True) for item in self._result(drafts))
+            *self._result(tallies),
+            *self._result(lates, late=True),
+            *self._result(by_cpu, refused=True),
+            *(replace(item, draft=True) for item in self._result(drafts)),
         )
 
     def of_part(
@@ -250,8 +260,10 @@ class LayerTable:
         layer: int | None = None,
         settings: Settings | None = None,
         crossings: int = 0,
+        late: bool = False,
     ) -> Traffic:
-        """Some tensors of one layer on one device; with the layer's number its attention and cache, too."""
+        """Some tensors of one layer on one device, all of them late or none; with the layer's number its attention and
+        cache, too."""
         tally, routed, by_cpu = _Tally(), False, False
         for index in indices:
             if (row := self.rows.get(index)) is None:
@@ -265,7 +277,7 @@ class LayerTable:
             k_bytes, v_bytes = cache_bytes(settings.kv_type_k), cache_bytes(settings.kv_type_v)
             if settings.kv_offload or device == HOST:
                 tally.add_attention(self.attention[layer], k_bytes, v_bytes)
-        return tally.traffic(device, self.used_ratio, refused=by_cpu)
+        return tally.traffic(device, self.used_ratio, refused=by_cpu, late=late)
 
     def of_output(self, device: int) -> Traffic:
         """The output projection and everything outside the blocks, on one device."""
@@ -298,8 +310,23 @@ class LayerTable:
             home = layer_device[il] if settings.kv_offload else HOST
             _at(tallies, home).add_attention(self.attention[il], k_bytes, v_bytes)
 
-    def _result(self, tallies: dict[int, _Tally]) -> tuple[Traffic, ...]:
-        return tuple(tallies[device].traffic(device, self.used_ratio) for device in sorted(tallies))
+    def _result(
+        self, tallies: dict[int, _Tally], *, refused: bool = False, late: bool = False
+    ) -> tuple[Traffic, ...]:
+        return tuple(
+            tallies[device].traffic(device, self.used_ratio, refused=refused, late=late)
+            for device in sorted(tallies)
+        )
+
+
+def _add_layer(tallies: dict[int, _Tally], dense: _Part, experts: _Part, home: int, expert_home: int) -> None:
+    """One layer: its dense weights, and on the same device or another its routed experts."""
+    _at(tallies, home).add_dense(dense)
+    if experts.bytes_by_type:
+        there = _at(tallies, expert_home)
+        there.add_experts(experts)
+        there.expert_layers += 1
+        there.crossings += expert_home != home
 
 
 def _at(tallies: dict[int, _Tally], device: int) -> _Tally:
@@ -327,13 +354,18 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
     layers = spec.layers
     used, total = spec.int_param("expert_used_count", 0), spec.int_param("expert_count", 0)
     ratio = used / total if used and total else 1.0
-    dense: list[dict[str, int]] = [{} for _ in range(layers)]
-    experts: list[dict[str, int]] = [{} for _ in range(layers)]
-    dense_flops, expert_flops = [0.0] * layers, [0.0] * layers
+    # of each layer, and at the end what of the last one is late
+    dense: list[dict[str, int]] = [{} for _ in range(layers + 1)]
+    experts: list[dict[str, int]] = [{} for _ in range(layers + 1)]
+    dense_flops, expert_flops = [0.0] * (layers + 1), [0.0] * (layers + 1)
     output: dict[str, int] = {}
     output_flops = 0.0
     rows: list[tuple[int, int, str, int, float]] = []
     routed: set[int] = set()
+    by_cpu = refused(spec)
+    late = (
+        for_outputs(spec) - by_cpu
+    )  # these are copied for every micro-batch, whether a row wants them or not
     kinds: list[set[str]] = [set() for _ in range(layers)]
     head, head_flops, embedding = None, 0.0, None
     for index, tensor in enumerate(spec.tensors):
@@ -356,20 +388,25 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
                 output_flops += flops
             continue  # a draft block: only placements by tensor can load it
         kinds[layer].add(name[match.end() :] if match else name)
+        place = layers if index in late else layer
         if index in routed:
-            experts[layer][kind] = experts[layer].get(kind, 0) + size
-            expert_flops[layer] += flops
+            experts[place][kind] = experts[place].get(kind, 0) + size
+            expert_flops[place] += flops
         else:
-            dense[layer][kind] = dense[layer].get(kind, 0) + size
-            dense_flops[layer] += flops
+            dense[place][kind] = dense[place].get(kind, 0) + size
+            dense_flops[place] += flops
     tied = None
     if head is None and embedding is not None:
         flops = 2.0 * embedding.elements
         tied = _Part({embedding.type.name: embedding.nbytes}, flops, flops)
+    *dense_parts, late_dense = (_Part(a, b) for a, b in zip(dense, dense_flops, strict=True))
+    *expert_parts, late_experts = (_Part(a, b) for a, b in zip(experts, expert_flops, strict=True))
     return LayerTable(
         used_ratio=ratio,
-        dense=tuple(_Part(a, b) for a, b in zip(dense, dense_flops, strict=True)),
-        experts=tuple(_Part(a, b) for a, b in zip(experts, expert_flops, strict=True)),
+        dense=tuple(dense_parts),
+        experts=tuple(expert_parts),
+        late_dense=late_dense,
+        late_experts=late_experts,
         output=_Part(output, output_flops, head_flops),
         attention=tuple(
             attention_of(
@@ -382,7 +419,8 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
         ),
         tensors=tuple(rows),
         routed=frozenset(routed),
-        refused=refused(spec),
+        refused=by_cpu,
+        late=late,
         of_attention=frozenset(row[0] for row in rows if ".attn_" in spec.tensors[row[0]].name),
         tied=tied,
         head=head,

@@ -50,7 +50,8 @@ class Traffic:
     there, of which a token reads `expert_used_ratio`. The flops are per token (2 per weight touched; of the
     experts, the used ones). `head_flops` of the dense ones are the output head's, which of a prompt only the last
     token goes through. `crossings` counts layers whose experts live there while the rest of the layer
-    runs elsewhere.
+    runs elsewhere. All of a share that is `late` is of the last layer, and of a prompt only the last token goes
+    through it.
     """
 
     device: int
@@ -63,6 +64,7 @@ class Traffic:
     draft: bool = (
         False  # the block that drafts, with the output head that it shares: no part of a plain token
     )
+    late: bool = False
     refused: bool = False  # experts whose products CUDA and HIP refuse: the CPU makes them wherever they are
     dense_flops: float = 0.0
     head_flops: float = 0.0

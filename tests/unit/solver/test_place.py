@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from plan_llama.memory.context import reserved_batch
 from plan_llama.memory.footprint import footprint
+from plan_llama.memory.patterns import expert_layers, n_cpu_moe
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Settings
 from plan_llama.memory.weights import place
+from plan_llama.solver.costs import Goal
 from plan_llama.solver.place import Filled, Filler
 from plan_llama.solver.profiles import beyond
+from plan_llama.speed.types import Request
 from plan_llama.units import GIB
 from tests.oracle_cases import machine_with, table
 from tests.small_models import qwen3moe_like
@@ -102,6 +105,21 @@ def test_without_a_card_everything_is_on_the_host() -> None:
     assert filled is not None
     assert filled.made.devices == ()
     assert filled.made.host.weights_bytes == 230_825_875_456
+
+
+def test_the_last_layers_experts_stay_on_the_host_first() -> None:
+    """A prompt needs them for one token only: no other layer's cost as little there."""
+    filler = filler_of(SMALL, 2900)
+    filled = filler.best(BASE, Goal(Request(prompt_tokens=4000, output_tokens=100)))
+    assert filled is not None
+    assert filled.settings.overrides == (expert_layers([7], HOST), *n_cpu_moe(4))
+    assert host_experts(filler, filled) == 5
+    # with the block that drafts every token of a prompt goes through all of the last layer
+    drafting = filler.best(
+        replace(BASE, draft_layers=True), Goal(Request(prompt_tokens=4000, output_tokens=100))
+    )
+    assert drafting is not None
+    assert expert_layers([7], HOST) not in drafting.settings.overrides
 
 
 def test_one_pool_leaves_nothing_to_the_cpu() -> None:

@@ -255,3 +255,25 @@ def test_cheap_enough_for_a_search() -> None:
         run(parts=parts)
         spent.append(time.perf_counter() - start)
     assert min(spent) < 0.001  # measured 0.06 ms
+
+
+def test_of_a_prompt_one_token_goes_through_the_last_layers_experts() -> None:
+    """llama.cpp picks the rows of the outputs behind the last layer's attention: experts on the host are not copied."""
+    resident = TABLE.of_layers([0] * 78, [0] * 78, 0, SETTINGS)
+    before_last = TABLE.of_layers([0] * 78, [0] * 76 + [HOST, 0], 0, SETTINGS)
+    last = TABLE.of_layers([0] * 78, [0] * 77 + [HOST], 0, SETTINGS)
+    request = Request(prompt_tokens=4096, output_tokens=1)
+    small = replace(SETTINGS, ubatch=512)
+    plain, streamed, apart = (
+        run(parts=parts, settings=small, request=request) for parts in (resident, before_last, last)
+    )
+    assert streamed.prefill_parts["PCIe copy of host weights"] > 0.5
+    assert not any("PCIe" in name or "disk" in name for name in apart.prefill_parts)
+    assert apart.ttft_s - plain.ttft_s < 2.2 * (
+        1 / apart.decode_tok_s.expected - 1 / plain.decode_tok_s.expected
+    )
+    # decode is what it is for any layer
+    assert apart.decode_tok_s.expected == pytest.approx(streamed.decode_tok_s.expected, rel=0.01)
+    # with the model's own block every token's hidden state is wanted, and all of them go through
+    drafting = run(parts=last, settings=replace(small, draft_layers=True), request=request)
+    assert drafting.prefill_parts["PCIe copy of host weights"] > 0.5

@@ -42,17 +42,19 @@ def cpu_moe(spec: ModelSpec) -> list[int | None]:
     ]
 
 
-def on(device: int, parts: tuple[Traffic, ...]) -> Traffic:
-    return next(t for t in parts if t.device == device)
+def on(device: int, parts: tuple[Traffic, ...], *, late: bool = False) -> Traffic:
+    return next(t for t in parts if t.device == device and t.late == late)
 
 
 def test_seven_gb_of_experts_are_read_per_token(table: LayerTable) -> None:
     # https://unsloth.ai/docs: UD-IQ2_M is 236 GB; its routed experts are about 223 GB, 8 of 256 are used.
-    host = on(HOST, table.of_layers([0] * 78, [HOST] * 78, 0, settings()))
-    read = sum(host.expert_bytes.values()) * host.expert_used_ratio
-    assert host.expert_used_ratio == 8 / 256
+    parts = table.of_layers([0] * 78, [HOST] * 78, 0, settings())
+    host, last = on(HOST, parts), on(HOST, parts, late=True)
+    read = sum(sum(t.expert_bytes.values()) * t.expert_used_ratio for t in (host, last))
+    assert host.expert_used_ratio == last.expert_used_ratio == 8 / 256
     assert read == pytest.approx(7e9, rel=0.05)
-    assert (host.expert_layers, host.crossings, host.layers) == (75, 75, 0)
+    assert (host.expert_layers, host.crossings, host.layers) == (74, 74, 0)
+    assert (last.expert_layers, last.crossings, last.layers) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(("kv_type", "mib"), [("f16", 3432), ("q8_0", 1823)])
@@ -72,7 +74,8 @@ def test_both_ways_agree(glm: ModelSpec, table: LayerTable) -> None:
         assert dict(a.expert_bytes) == dict(b.expert_bytes)
         assert a.dense_flops == pytest.approx(b.dense_flops)
         assert a.expert_flops == pytest.approx(b.expert_flops)
-        assert (a.cache, a.expert_layers, a.crossings) == (b.cache, b.expert_layers, b.crossings)
+        assert (a.device, a.late, a.cache) == (b.device, b.late, b.cache)
+        assert (a.expert_layers, a.crossings) == (b.expert_layers, b.crossings)
     assert traffic(glm, cpu_moe(glm), [0] * 79, settings()) == by_tensor
 
 

@@ -16,6 +16,7 @@ from plan_llama.memory.graphs.latent import GlmDsa, Latent
 class HyV4(GlmDsa):
     """The residual is several streams; each branch reads a mixture of them and is spread over all."""
 
+    late_rows = True
     default_normalise = False
     rotates_index = False
 
