@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 
-from plan_llama.cli import images, other_quants
+from plan_llama.cli import other_quants
 from plan_llama.cli.engine_choice import Writer
 from plan_llama.cli.options import ModelOptions
+from plan_llama.cli.tables import Tables
 from plan_llama.errors import ModelError, UsageError
 from plan_llama.findings import Finding
 from plan_llama.hardware.types import Machine
@@ -40,7 +41,12 @@ class _Rated:
 
 
 def choose(
-    options: ModelOptions, open_to: Sequence[Choice], machine: Machine, wanted: Wishes, own: Writer
+    options: ModelOptions,
+    tables: Tables,
+    open_to: Sequence[Choice],
+    machine: Machine,
+    wanted: Wishes,
+    own: Writer,
 ) -> tuple[ModelTable, Finding]:
     """The best of the quants that fit with every margin kept, and what the steps around it cost and bring.
 
@@ -57,7 +63,7 @@ def choose(
         if choice.size_bytes > other_quants.room(machine) or len(rated) == _MOST_LOOKED_AT:
             continue
         try:
-            table = ModelTable(images.with_projector(choice.load(), options))
+            table = tables.of(choice)
             asking = own.wishes(wanted, table.spec, machine)
         except ModelError:
             continue

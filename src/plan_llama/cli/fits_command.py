@@ -21,6 +21,7 @@ from plan_llama.cli.options import (
 from plan_llama.cli.other_quants import room
 from plan_llama.cli.plan_command import solved
 from plan_llama.cli.screen import Screen, print_json
+from plan_llama.cli.tables import Tables
 from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
 from plan_llama.errors import EXIT_NO_FIT, EXIT_OK, ModelError, RemoteError, UsageError
 from plan_llama.hardware import described
@@ -153,7 +154,7 @@ class Quants:
         assert model.model is not None  # noqa: S101 - the command checked it
         self._options = model
         self._open = choices(model.model) if model.quant is None else ()
-        self._read: dict[str, ModelTable | None] = {}
+        self._tables = Tables(model)
         self._named: ModelTable | None = None
         if not self._open:
             spec = resolve_model(model.model, model.quant)
@@ -176,15 +177,12 @@ class Quants:
             raise ModelError(f"{self._options.model}: has no quant for llama.cpp", hint="give a GGUF file")
 
     def _table(self, choice: Choice) -> ModelTable | None:
-        if choice.quant not in self._read:
-            try:
-                spec = images.with_projector(choice.load(), self._options)
-                self._read[choice.quant] = ModelTable(spec)
-            except RemoteError:
-                raise
-            except ModelError:  # a file for another engine, or one that is damaged
-                self._read[choice.quant] = None
-        return self._read[choice.quant]
+        try:
+            return self._tables.of(choice)
+        except RemoteError:
+            raise
+        except ModelError:  # a file for another engine, or one that is damaged
+            return None
 
 
 def _row(place: Place, quants: Quants, wanted: Wishes, own: Writer) -> Row:

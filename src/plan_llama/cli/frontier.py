@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plan_llama.cli import images
-from plan_llama.cli.options import ModelOptions
 from plan_llama.cli.other_quants import room
 from plan_llama.cli.plan_command import Made
 from plan_llama.cli.screen import Screen
@@ -52,7 +50,7 @@ class Point:
         return self.candidate.footprint.verdict if self.candidate else "does-not-fit"
 
 
-def points(made: Made, options: ModelOptions) -> list[Point]:
+def points(made: Made) -> list[Point]:
     """By quant, largest first, and context. All with the plan's micro-batch, cache type and slots, which another search
     for each would change little; only what needs no network is read."""
     own = made.plan.chosen
@@ -63,13 +61,13 @@ def points(made: Made, options: ModelOptions) -> list[Point]:
     steps = sorted({context, *(step for step in _CONTEXTS if asked <= step <= most)})
     found = [
         Point(quant=quant, context=step, candidate=_at(made, table, step))
-        for quant, table in _quants(made, options)
+        for quant, table in _quants(made)
         for step in steps
     ]
     return [replace(point, best=_best(point, found)) for point in found]
 
 
-def _quants(made: Made, options: ModelOptions) -> Iterator[tuple[Quant, ModelTable | None]]:
+def _quants(made: Made) -> Iterator[tuple[Quant, ModelTable | None]]:
     """The plan's quant and others of the catalog's, largest first; no table for those larger than all memory."""
     own = made.task.table.spec
     offered = choices(own.catalog_id) if own.catalog_id and not own.made_with else ()
@@ -81,7 +79,7 @@ def _quants(made: Made, options: ModelOptions) -> Iterator[tuple[Quant, ModelTab
             table = made.task.table
         elif choice.size_bytes <= room(made.machine):
             try:
-                table = ModelTable(images.with_projector(choice.load(), options))
+                table = made.tables.of(choice)
             except ModelError:  # a file for another engine, or one that is damaged
                 continue
         yield _quant(choice.quant, choice.size_bytes, own.parameters, choice.kl_divergence), table

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from plan_llama.cli import images
 from plan_llama.cli.options import ModelOptions
+from plan_llama.cli.tables import Tables
 from plan_llama.engines.refusals import unreadable
 from plan_llama.errors import ModelError
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.caches import bytes_per_token
-from plan_llama.memory.table import ModelTable
 from plan_llama.models.resolve import Choice, all_choices
 from plan_llama.models.types import ModelSpec
 from plan_llama.solver.choice import resident
@@ -30,7 +29,7 @@ def room(machine: Machine) -> int:
 
 
 def smaller_quants(
-    options: ModelOptions, spec: ModelSpec, machine: Machine, wanted: Wishes
+    options: ModelOptions, tables: Tables, spec: ModelSpec, machine: Machine, wanted: Wishes
 ) -> list[Alternative]:
     """The largest smaller quant that fits and gives what was wished, of the repository or the catalog."""
     try:
@@ -39,10 +38,9 @@ def smaller_quants(
         for choice in offered:
             if choice.size_bytes >= spec.file_bytes or choice.size_bytes > room(machine):
                 continue
-            other = images.with_projector(choice.load(), options)
-            if unreadable(other, wanted.engine):
+            table = tables.of(choice)
+            if unreadable(table.spec, wanted.engine):
                 continue
-            table = ModelTable(other)
             task = make_task(table, machine, wanted, beyond())
             plan = solve(task, ladder=False)
             usable = plan is not None and plan.chosen.footprint.verdict in ("fits", "tight")
@@ -58,7 +56,7 @@ def all_on_gpu(
     spec: ModelSpec,
     chosen: Candidate,
     offered: Sequence[Choice],
-    options: ModelOptions,
+    tables: Tables,
     machine: Machine,
     wanted: Wishes,
 ) -> tuple[str, str] | None:
@@ -84,7 +82,7 @@ def all_on_gpu(
             too_large = choice.size_bytes >= spec.file_bytes or choice.size_bytes + context * each > free
             if too_large or bits < _BITS_TO_KEEP:
                 continue
-            plan = _resident(choice, options, machine, replace(wanted, context=context))
+            plan = _resident(choice, tables, machine, replace(wanted, context=context))
             if plan is not None:
                 fast, slow = (rate(item.speed.decode_tok_s.expected) for item in (plan.chosen, chosen))
                 where = f" with {tokens(context)} tokens of context" if context != own else ""
@@ -94,12 +92,11 @@ def all_on_gpu(
     return None
 
 
-def _resident(choice: Choice, options: ModelOptions, machine: Machine, wanted: Wishes) -> Plan | None:
+def _resident(choice: Choice, tables: Tables, machine: Machine, wanted: Wishes) -> Plan | None:
     """The plan for a quant, where it fits and leaves nothing to the CPU."""
-    other = images.with_projector(choice.load(), options)
-    if unreadable(other, wanted.engine):
+    table = tables.of(choice)
+    if unreadable(table.spec, wanted.engine):
         return None
-    table = ModelTable(other)
     plan = solve(make_task(table, machine, wanted, beyond()), ladder=False)
     fits = plan is not None and plan.chosen.footprint.verdict == "fits" and resident(table, plan.chosen)
     return plan if fits else None

@@ -20,6 +20,7 @@ from plan_llama.cli.options import (
 )
 from plan_llama.cli.said import in_order, machine_notes
 from plan_llama.cli.screen import Screen, print_json
+from plan_llama.cli.tables import Tables
 from plan_llama.cli.wishes import check_against_model, hardware_choice, wishes
 from plan_llama.engines import llama_server, other_programs, refusals
 from plan_llama.engines.launch import LaunchCommand
@@ -91,7 +92,7 @@ def run(
 
         if usable:
             plan = replace(plan, alternatives=(*plan.alternatives, *_other_choices(made)))
-        worth = frontier.points(made, model)
+        worth = frontier.points(made)
     if output.json:
         from plan_llama.cli import plan_json
 
@@ -145,6 +146,7 @@ class Made:
     """A plan with its command and everything there is to say about it."""
 
     task: Task
+    tables: Tables
     plan: Plan
     machine: Machine
     launch: LaunchCommand
@@ -167,7 +169,8 @@ def make_plan(
     """
     assert model.model is not None  # noqa: S101 - the command checked it
     own = writer(engine, installed)
-    table, machine, said = choose_model(model, hardware, wanted, engine, own)
+    tables = Tables(model)
+    table, machine, said = choose_model(model, tables, hardware, wanted, engine, own)
     spec = table.spec
     check_against_model(wanted, spec)
     wanted = own.wishes(wanted, spec, machine)
@@ -179,7 +182,10 @@ def make_plan(
     ):
         plan = replace(
             plan,
-            relaxations=(*other_quants.smaller_quants(model, spec, machine, wanted), *plan.relaxations),
+            relaxations=(
+                *other_quants.smaller_quants(model, tables, spec, machine, wanted),
+                *plan.relaxations,
+            ),
         )
     if plan is None:
         raise InputError(
@@ -200,7 +206,9 @@ def make_plan(
         spec, plan.chosen.settings, plan.chosen.footprint, wanted=not model.no_mmproj
     )
     findings = in_order([*said, *plan.findings, *about_images, *machine_notes(machine), *about_build])
-    return Made(task=task, plan=plan, machine=machine, launch=launch, findings=findings, writer=own)
+    return Made(
+        task=task, tables=tables, plan=plan, machine=machine, launch=launch, findings=findings, writer=own
+    )
 
 
 def _machine(hardware: HardwareOptions, engine: EngineOptions, model_path: str | None) -> Machine:
@@ -228,6 +236,7 @@ def solved(task: Task, *, ladder: bool = True) -> tuple[Task, Plan | None, list[
 
 def choose_model(
     options: ModelOptions,
+    tables: Tables,
     hardware: HardwareOptions,
     wanted: Wishes,
     engine: EngineOptions,
@@ -253,7 +262,7 @@ def choose_model(
     if best:
         from plan_llama.cli.best_quant import choose
 
-        worth, why = choose(options, open_to, machine, wanted, own)
+        worth, why = choose(options, tables, open_to, machine, wanted, own)
         return worth, machine, [why, *about_file(worth.spec)]
     enough = ("fits", "tight") if wanted.objective == "quality" else ("fits",)
     table: ModelTable | None = None
@@ -268,7 +277,7 @@ def choose_model(
             tried.append(f"{choice.quant} ({publisher_gb(choice.size_bytes)})")
             continue
         try:
-            read = ModelTable(images.with_projector(choice.load(), options))
+            read = tables.of(choice)
             asking = own.wishes(wanted, read.spec, machine)
         except RemoteError:
             raise
@@ -305,7 +314,7 @@ def choose_model(
     on_hub = spelled(options.model).lower().startswith("hf:")  # each header would be asked for
     if plan is not None and plan.chosen.footprint.verdict == "fits" and not on_hub:
         faster = other_quants.all_on_gpu(
-            spec, plan.chosen, open_to, options, machine, own.wishes(wanted, spec, machine)
+            spec, plan.chosen, open_to, tables, machine, own.wishes(wanted, spec, machine)
         )
         if faster is not None:
             text, fix = f"{text}; {faster[0]}", f"{faster[1]}, or another"
