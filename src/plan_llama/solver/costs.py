@@ -139,6 +139,7 @@ class Costs:
             repacked=settings.repack and not machine.gpus,
         )
         self._made: dict[tuple[int, bool], Prices] = {}
+        self._options: dict[tuple[int, tuple[int, ...]], list[tuple[Option, ...]]] = {}
 
     def seconds(self, *traffic: Traffic) -> float:
         """What shares of devices cost the request."""
@@ -165,9 +166,14 @@ class Costs:
         """The output layer, and what else is outside the blocks."""
         return self.seconds(self.layers.of_output(device))
 
-    def options(self, device: int, bytes_of: Sequence[int]) -> list[tuple[Option, ...]]:
+    def options(self, device: int, bytes_of: tuple[int, ...]) -> list[tuple[Option, ...]]:
         """What of each block's movable weights may be on a card, where the rest of them stays on the host; `bytes_of`
         each tensor of the model."""
+        if (device, bytes_of) not in self._options:
+            self._options[device, bytes_of] = self._chosen(device, bytes_of)
+        return self._options[device, bytes_of]
+
+    def _chosen(self, device: int, bytes_of: tuple[int, ...]) -> list[tuple[Option, ...]]:
         here, away = self.on(device), self.away()
         known: dict[object, tuple[Option, ...]] = {}
         found = []
@@ -199,7 +205,7 @@ class Costs:
                 found.append(nothing)  # a block for drafting: nothing of it runs
                 continue
             has_late = bool(self.late) and il == self.table.layers - 1
-            key = self.table.makes[il], self.layers.attention[il], has_late
+            key = self.table.makes[il], self.layers.attention_kinds[il], has_late
             if key not in known:
                 known[key] = price(il)
             found.append(known[key])

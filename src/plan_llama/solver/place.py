@@ -69,6 +69,8 @@ class Filler:
         self.everything = table.blocks + 1
         self._moved: dict[BackendKind, list[int]] = {}
         self.around: dict[tuple[int, ...], Split] = {}  # by order: what was best for other settings
+        self._placed: dict[Settings, Filled] = {}  # orders of the cards come to the same placements
+        self._costs: dict[object, Costs] = {}
 
     def budgets(self, settings: Settings) -> list[int]:
         """Bytes of buffers and pool that each card may hold: free, less margin, driver and projector."""
@@ -124,7 +126,10 @@ class Filler:
 
     def made(self, settings: Settings) -> Filled:
         """A placement, measured."""
-        return Filled(settings, buffers(self.table, settings, self.devices, self.isa))
+        if settings not in self._placed:
+            made = buffers(self.table, settings, self.devices, self.isa)
+            self._placed[settings] = Filled(settings, made)
+        return self._placed[settings]
 
     def over(self, filled: Filled) -> list[int]:
         """The cards whose budget a placement exceeds."""
@@ -138,15 +143,14 @@ class Filler:
     def costs(self, base: Settings, order: tuple[int, ...], goal: Goal, *, at_once: int = 1) -> Costs:
         """What each piece costs on each device, with the cards in this order."""
         mode = base.load_mode if self.machine.unified else "none"
-        return Costs(
-            self.table,
-            self.layers,
-            self.movable,
-            self.machine,
-            self.ordered(replace(base, load_mode=mode), order),
-            goal,
-            at_once=at_once,
-        )
+        # the same for every context: the request says how deep it is
+        same = replace(base, load_mode=mode, context=0, slot_limit=None, cache_ram_bytes=0, ctx_checkpoints=0)
+        key = self.ordered(same, order), goal, at_once
+        if key not in self._costs:
+            self._costs[key] = Costs(
+                self.table, self.layers, self.movable, self.machine, key[0], goal, at_once=at_once
+            )
+        return self._costs[key]
 
     def ordered(self, settings: Settings, used: tuple[int, ...]) -> Settings:
         if used == tuple(range(len(self.machine.gpus))):

@@ -330,7 +330,10 @@ def candidates(task: Task, context: int, kv_type: str) -> list[Candidate]:
         base = replace(base, ctx_checkpoints=checkpoints(task.table, base))
         if any(base.ubatch == other.settings.ubatch for other in found):
             continue
-        options = [evaluate(task, filled) for filled in _options(task, base)]
+        placed: dict[Settings, Filled] = {}
+        for filled in _options(task, base):
+            placed.setdefault(filled.settings, filled)  # orders of the cards come to the same placements
+        options = [evaluate(task, filled) for filled in placed.values()]
         if not options:
             break
         found.append(min(options, key=lambda candidate: score(task, candidate)))

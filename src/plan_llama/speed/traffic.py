@@ -288,6 +288,12 @@ class LayerTable:
         return tally.traffic(device, self.used_ratio)
 
     @cached_property
+    def attention_kinds(self) -> tuple[int, ...]:
+        """A number per layer, equal where attention costs the same."""
+        known: dict[Attention, int] = {}
+        return tuple(known.setdefault(attention, len(known)) for attention in self.attention)
+
+    @cached_property
     def rows(self) -> dict[int, tuple[int, int, str, int, float]]:
         """The rows of `tensors` by index."""
         return {row[0]: row for row in self.tensors}
