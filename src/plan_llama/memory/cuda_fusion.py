@@ -39,19 +39,18 @@ def kept(nodes: Sequence[Node], counted: Uses) -> list[Node]:
     """The nodes that a card runs in a row, in the order that the backend gives them, each followed by one that holds
     what must not be given back before; the nodes themselves where nothing is to be held."""
     ordered = list(nodes)
-    ops = {node.op for node in nodes}
-    if ops.isdisjoint(_FIRST):
+    ops = [node.op for node in nodes]
+    if _FIRST.isdisjoint(ops):
         return ordered
     holds: dict[int, list[Node]] = {}
-    if "MUL_MAT_ID" in ops:
-        _shared_experts(ordered, counted, holds)
+    _shared_experts(ordered, ops, counted, holds)
     at, end = 0, len(ordered)
     while at < end:
-        op, count = ordered[at].op, 0
+        op, count = ops[at], 0
         if op == "MUL":
             count = _weighted_sum(ordered, at, counted, holds)
         elif op in _GATES:
-            count = _routing(ordered, at, counted, holds)
+            count = _routing(ordered, ops, at, counted, holds)
         at += count or 1
     if not holds:
         return ordered
@@ -83,25 +82,37 @@ def _fusible(nodes: Sequence[Node], outputs: Sequence[Node], counted: Uses) -> b
     return True
 
 
-def _shared_experts(nodes: list[Node], counted: Uses, holds: dict[int, list[Node]]) -> None:
+def _shared_experts(nodes: list[Node], ops: list[str], counted: Uses, holds: dict[int, list[Node]]) -> None:
     """Gate and up of the routed and of the shared experts as one kernel: the shared ones move up to the routed ones."""
-    routed = 0
-    while routed + 5 < len(nodes):
-        if nodes[routed].op == "MUL_MAT_ID" and [n.op for n in nodes[routed : routed + 3]] == _ROUTED:
-            for shared in range(routed + 3, len(nodes) - 2):
-                if nodes[shared].op == nodes[shared + 1].op == "MUL_MAT_ID":
-                    break
-                if nodes[shared].op != "MUL_MAT" or nodes[shared + 2].op != "GLU":
-                    continue
+    routed = _next(ops, "MUL_MAT_ID", 0)
+    while routed + 5 < len(ops):
+        after = routed + 1
+        if ops[routed : routed + 3] == _ROUTED:
+            following = _next(ops, "MUL_MAT_ID", routed + 3)  # the next layer's
+            while following + 1 < len(ops) and ops[following + 1] != "MUL_MAT_ID":
+                following = _next(ops, "MUL_MAT_ID", following + 1)
+            glu = _next(ops, "GLU", routed + 5)
+            while glu < len(ops) and glu - 2 < following:
+                shared = glu - 2
                 six = [*nodes[routed : routed + 3], *nodes[shared : shared + 3]]
-                if _are_shared_experts(six, counted):
-                    del nodes[shared : shared + 3]
+                if ops[shared] == "MUL_MAT" and _are_shared_experts(six, counted):
+                    del nodes[shared : shared + 3], ops[shared : shared + 3]
                     nodes[routed + 3 : routed + 3] = six[3:]
+                    ops[routed + 3 : routed + 3] = [node.op for node in six[3:]]
                     up = nodes[routed + 2].src[1]
                     holds.setdefault(id(nodes[routed + 5]), []).extend(up.src[1:3])
-                    routed += 5
+                    after = routed + 6
                     break
-        routed += 1
+                glu = _next(ops, "GLU", glu + 1)
+        routed = _next(ops, "MUL_MAT_ID", after)
+
+
+def _next(ops: Sequence[str], op: str, start: int) -> int:
+    """Where the operation comes next; the number of all where it does not."""
+    try:
+        return ops.index(op, start)
+    except ValueError:
+        return len(ops)
 
 
 def _are_shared_experts(six: Sequence[Node], counted: Uses) -> bool:
@@ -185,10 +196,12 @@ def _factors(product: Node) -> tuple[Node, Node] | None:
     return None
 
 
-def _routing(nodes: Sequence[Node], at: int, counted: Uses, holds: dict[int, list[Node]]) -> int:
+def _routing(
+    nodes: Sequence[Node], all_ops: Sequence[str], at: int, counted: Uses, holds: dict[int, list[Node]]
+) -> int:
     """The choice of the experts and their weights as one kernel (ggml_cuda_topk_moe_fusion): how many nodes that takes,
     0 where there is none. What it computes and reads is held until the node behind it."""
-    ops = [node.op for node in nodes[at : at + 14]]
+    ops = all_ops[at : at + 14]
     start = next((gate for gate in (_ROOT, _SIGMOID, _SOFTMAX) if tuple(ops[: len(gate)]) == gate), ())
     probs = nodes[at + len(start) - 1]
     if len(probs.src) > 1 or not probs.contiguous():  # with a mask

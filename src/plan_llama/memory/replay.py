@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from plan_llama.memory.quantity import Polynomial, Quantity, Size, evaluate, terms_of
 
@@ -69,16 +70,19 @@ class Tape:
         # steps that give back what all layers that are left out hold, and how much that is
         self.held: list[tuple[int, Quantity]] = []
         self._numbers: dict[object, int] = {}
-        self._known: dict[int, tuple[Size, int]] = {}  # the same by identity: many blocks share their size
+        # the same by the identity of sizes, which are kept: so none other comes to have it
+        self._known: dict[int, tuple[Size, int]] = {}
         self._blocks = 0
         self._sections: dict[int, int] = {}  # where the parts of the graph begin, by mark
         self._loops: list[_Loop] = []
 
     def take(self, size: Size) -> int:
         """A new block."""
-        self._blocks += 1
-        self.steps.append((self._blocks - 1, self._number(size)))
-        return self._blocks - 1
+        block = self._blocks
+        self._blocks = block + 1
+        known = self._known.get(id(size)) or self._numbered(size)
+        self.steps.append((block, known[1]))
+        return block
 
     def give_back(self, block: int, held: Size = 0) -> None:
         """The block is free again. `held` is its size where it stands for layers that are left out."""
@@ -88,23 +92,18 @@ class Tape:
 
     def shrink(self, block: int, size: Size) -> None:
         """Only the front of a block is kept."""
-        self.steps.append((block, -1 - self._number(size)))
+        known = self._known.get(id(size)) or self._numbered(size)
+        self.steps.append((block, -1 - known[1]))
 
-    def _number(self, size: Size) -> int:
-        if isinstance(size, int):
-            number = self._numbers.get(size)
-            return self._new(size) if number is None else number
-        known = self._known.get(id(size))
-        if known is None:
-            terms = terms_of(size)
-            number = self._numbers.get(terms)
-            known = self._known[id(size)] = size, self._new(terms) if number is None else number
-        return known[1]
-
-    def _new(self, size: Polynomial | int) -> int:
-        number = self._numbers[size] = len(self.sizes)
-        self.sizes.append(size)
-        return number
+    def _numbered(self, size: Size) -> tuple[Size, int]:
+        """A size that was not seen in this form, with its number."""
+        terms = size if isinstance(size, int) else terms_of(size)
+        number = self._numbers.get(terms)
+        if number is None:
+            number = self._numbers[terms] = len(self.sizes)
+            self.sizes.append(terms)
+        known = self._known[id(size)] = size, number
+        return known
 
     def section(self, mark: int) -> None:
         """From here on the steps are those of the part of the graph with this mark."""
@@ -113,17 +112,17 @@ class Tape:
     def repeat(self, mark: int, variable: int) -> None:
         """The part with this mark is gone through again, as often as the variable says, if it does what the part
         before it did. To be called when all steps are recorded."""
-        ranges = [self._range(m) for m in (mark - 2, mark - 1, mark)]
-        before = self._pattern(ranges[0], ranges[1])
-        if before is None or before != self._pattern(ranges[1], ranges[2]):
+        parts = [self._part(m) for m in (mark - 2, mark - 1, mark)]
+        taken_by = [self._taken(part) for part in parts]
+        before = self._pattern(taken_by[0], parts[1], taken_by[1])
+        if before is None or before != self._pattern(taken_by[1], parts[2], taken_by[2]):
             return
-        start, end = ranges[2]
-        earlier = self._taken(ranges[1])
-        own = {number: block for block, number in self._taken(ranges[2]).items()}
+        earlier = taken_by[1]
+        own = {number: block for block, number in taken_by[2].items()}
         taken = frozenset(own.values())
         steps: list[Step] = []
         carried: set[int] = set()
-        for block, number in self.steps[start:end]:
+        for block, number in parts[2]:
             named = -1 - block if block < 0 else block
             if named in earlier:
                 # what the round before took lies where this round's block of the same number did
@@ -133,26 +132,44 @@ class Tape:
                 continue  # a constant: those of layers that are left out are held as one
             steps.append((-1 - named if block < 0 else named, number))
         if steps:
+            end = self._range(mark)[1]
             loop = _Loop(end, variable, tuple(steps), tuple(own.values()), tuple(sorted(carried)))
             self._loops.append(loop)
 
     def _range(self, mark: int) -> tuple[int, int]:
-        start = self._sections.get(mark, len(self.steps))
-        return start, min((at for m, at in self._sections.items() if m > mark), default=len(self.steps))
+        marks, starts = self._parts
+        at = bisect_left(marks, mark)
+        if at == len(marks) or marks[at] != mark:
+            return len(self.steps), len(self.steps)
+        return starts[at], starts[at + 1] if at + 1 < len(starts) else len(self.steps)
 
-    def _taken(self, steps: tuple[int, int]) -> dict[int, int]:
+    @cached_property
+    def _parts(self) -> tuple[list[int], list[int]]:
+        """The marks of all parts, ascending, and where each begins."""
+        return list(self._sections), list(self._sections.values())
+
+    def _part(self, mark: int) -> list[Step]:
+        return self.steps[slice(*self._range(mark))]
+
+    def _taken(self, steps: Sequence[Step]) -> dict[int, int]:
         """The blocks that a part takes, numbered from the last one on: the first part may take more of them."""
-        taken = [block for block, number in self.steps[slice(*steps)] if block >= 0 and number >= 0]
+        taken = [block for block, number in steps if block >= 0 and number >= 0]
         return {block: number for number, block in enumerate(reversed(taken))}
 
-    def _pattern(self, before: tuple[int, int], steps: tuple[int, int]) -> list[object] | None:
+    @cached_property
+    def _constants(self) -> frozenset[int]:
+        """Blocks that are taken before the first part."""
+        first = min(self._sections.values(), default=0)
+        return frozenset(block for block, number in self.steps[:first] if number >= 0)
+
+    def _pattern(
+        self, earlier: dict[int, int], steps: Sequence[Step], own: dict[int, int]
+    ) -> list[object] | None:
         """What a part does, by the numbers of its own blocks and of those that the part before it took; None where it
         does more than that."""
-        own, earlier = self._taken(steps), self._taken(before)
-        first = min(self._sections.values(), default=0)
-        constants = {block for block, number in self.steps[:first] if number >= 0}
+        constants = self._constants
         found: list[object] = []
-        for block, number in self.steps[slice(*steps)]:
+        for block, number in steps:
             named = -1 - block if block < 0 else block
             if block >= 0 and number >= 0:
                 found.append(number)
@@ -160,7 +177,7 @@ class Tape:
                 found.append(("own", own[named], number))
             elif named in earlier:
                 found.append(("earlier", earlier[named], number))
-            elif named in constants:  # taken before the first part
+            elif named in constants:
                 found.append("constant")
             else:
                 return None

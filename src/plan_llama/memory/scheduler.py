@@ -327,14 +327,16 @@ class _Allocator:
     def run(self, nodes: list[Node], leafs: list[Node]) -> tuple[Tape, ...]:
         """The tapes of all backends. Inputs come first, as in the engine: all of them are leafs."""
         self.tapes = tapes = tuple(Tape(kind.alignment) for kind in self.kinds)
-        place, free = self._place, self._free
+        place = self._place
+        steps = [tape.steps for tape in tapes]
         # weights and caches (`buffer`) and views have their memory elsewhere and are never placed
         for leaf in leafs:
             if leaf.buffer is None and not leaf.allocated and leaf.view_src is None:
                 place(leaf)
         for node in nodes:
-            if node.view_src is not None and node.op != "NONE":
-                node.view_src.views += 1
+            root = node.view_src
+            if root is not None and node.op != "NONE":
+                root.views += 1
             for source in node.src:
                 source.children += 1
         mark = 0
@@ -348,24 +350,24 @@ class _Allocator:
             if node.view_src is None and not node.allocated and node.buffer is None and not held:
                 place(node)
             for source in node.src:
-                source.children -= 1
-                if source.children or source.views:
+                source.children = left = source.children - 1
+                if left or source.views:
                     continue
                 # nobody reads it any more: it gives its memory back; a view lets go of its root
                 root = source.view_src
                 if root is None:
-                    if source.allocated:
-                        free(source, held=held)
-                    continue
-                root.views -= 1
-                if not root.views and not root.children and root.allocated:
-                    free(root)
+                    root = source
+                else:
+                    root.views = left = root.views - 1
+                    if left or root.children:
+                        continue
+                if root.allocated and not root.is_output:
+                    root.allocated = False
+                    if held:
+                        tapes[root.home].give_back(root.block, root.size)
+                    else:
+                        steps[root.home].append((-1 - root.block, 0))
         return tapes
-
-    def _free(self, node: Node, *, held: bool = False) -> None:
-        if not node.is_output:
-            self.tapes[node.home].give_back(node.block, node.size if held else 0)
-            node.allocated = False
 
     def _place(self, node: Node) -> None:
         backend = node.backend
