@@ -6,6 +6,7 @@ import re
 
 _FRONT = 200  # characters of a line in which its prefixes stand
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_LEVEL = r"(?i:TRACE|DEBUG|INFO|SUCCESS|WARN|WARNING|ERROR|CRITICAL)"
 _PREFIXES = tuple(
     re.compile(text)
     for text in (
@@ -21,6 +22,10 @@ _PREFIXES = tuple(
         r"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? (?:\[[^\]]*\]|\S+:\d+\])\s*",  # vLLM
         r"\[rank\d+\]:\s*",
         r"time=\S+ level=(?=\w+ )",  # Ollama
+        rf"- [\w.:-]+ - {_LEVEL} - ",  # Python's logging, where a wrapper hands lines on at a level of its own
+        rf"{_LEVEL}:[\w.]+:",
+        rf"\| {_LEVEL} +\| \S+:\d+ - ",  # loguru
+        rf'\{{"(?:level|severity)": ?"{_LEVEL}", ?"(?:msg|message)": ?"',
     )
 )
 

@@ -31,6 +31,9 @@ OOM = (
         "[39225] 0.13.127.894 E ",
         "Mar 02 10:01:01 box docker[812]: llama-server-1  | 0.00.001.000 W ",
         "2025-03-02T10:01:01.123456789Z stderr F ",
+        "2026-03-04 10:11:12,123 - wrapper.runner - ERROR - ",
+        "ERROR:wrapper.runner:",
+        "2026-03-04 10:11:12.123 | ERROR    | wrapper.runner:run:42 - ",
     ],
 )
 def test_what_stands_in_front_does_not_matter(before: str) -> None:
