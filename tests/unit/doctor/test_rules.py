@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -96,3 +97,10 @@ def test_no_two_rules_give_way_to_each_other() -> None:
     """Both would be left out."""
     ways = {(rule.id, other) for rule in load() for other in rule.yields_to}
     assert not {(one, other) for one, other in ways if (other, one) in ways}
+
+
+def test_texts_name_failures_that_exist() -> None:
+    known = {rule.id for rule in load()} | {"cause-not-found"}
+    for rule in load():
+        named = set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)+)`", rule.apart))
+        assert named <= known - {rule.id}, (rule.id, named - known)
