@@ -329,6 +329,9 @@ through the rows of all heads, page by page of memory, and from about 2,048 page
 a model with 8 heads of 128 in K and V on two cores) none of them is found again: a fifth of the speed after
 16,384 tokens was measured (`tests/data/cpu`), where prompts lose a quarter.
 
+Experts of a layer whose attention is on another card cost a hand-over, and a row of 32-bit numbers there and back
+for every token, over the slower of the links. No published run was of that kind.
+
 Several cards with a layer split work in turn on a token, so they add memory and not speed; on long prompts
 they work on successive micro-batches unless a tensor is overridden. Two sockets count as one. What the
 machine does not tell (RAM speed, PCIe link, an unknown card) is assumed, said with the estimate, and widens

@@ -37,8 +37,15 @@ def reserving(settings: Settings, model: str, path: Path, endpoints: list[str]) 
         if word in _SERVER_ONLY:
             del words[: _SERVER_ONLY[word]]
         else:
-            argv.append(word)
+            argv.append(_buffers_named(word, endpoints))
     return argv
+
+
+def _buffers_named(word: str, endpoints: list[str]) -> str:
+    """With a stand-in's buffer called as llama.cpp does, which is not how it calls the device."""
+    for index, endpoint in enumerate(endpoints):
+        word = word.replace(f"=RPC{index}", f"=RPC0[{endpoint}]")
+    return word
 
 
 @pytest.mark.parametrize("model", fit_cases.MODELS)

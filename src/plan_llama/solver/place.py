@@ -23,6 +23,7 @@ from plan_llama.memory.patterns import MovableKind, movable_layers, movable_part
 from plan_llama.memory.scheduler import BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, Override, Settings
+from plan_llama.solver.apart import Overrides, lenders, lent
 from plan_llama.solver.costs import Costs, Goal, Movable
 from plan_llama.solver.lineup import Lineup, Seen
 from plan_llama.solver.orders import firsts, kind_of_card, orders
@@ -119,10 +120,34 @@ class Filler:
             for split in lineup.kept():
                 yield split
                 found = True
+        yield from self._lent(base, goal) if found else ()
         if not found:
             bare = self.made(replace(base, gpu_layers=0))
             if not self.over(bare) or self.machine.unified:
                 yield bare
+
+    def _lent(self, base: Settings, goal: Goal) -> Iterator[Filled]:
+        """The best split over the faster cards, with experts that it leaves on the host on the slowest ones."""
+        slow = lenders(self.machine)
+        if not slow or not self.movable.experts or self.layers.refused:
+            return
+        order = tuple(i for i in range(len(self.machine.gpus)) if i not in slow)
+        lineup, seen = Lineup(self, base, order, goal), Seen()
+        lineup.seek(seen)
+        lineup.better(seen)
+        for filled in lineup.kept()[:1]:
+            split = filled.split
+            if split is None or split.host_blocks or split.bare or not split.away:
+                continue
+
+            def left(layers: Sequence[int], parts: Sequence[tuple[int, Option]] = split.parts) -> Overrides:
+                return self.overrides(sorted(layers), (), 0, parts)
+
+            # the last layer costs least on the host
+            away = sorted(split.away, key=lambda il: (il != self.table.layers - 1, il))
+            settings = lent(filled.settings, slow, away, left, lambda tried: not self.over(self.made(tried)))
+            if settings is not None:
+                yield self.made(settings)
 
     def made(self, settings: Settings) -> Filled:
         """A placement, measured."""

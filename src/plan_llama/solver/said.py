@@ -210,6 +210,27 @@ def _refused_product(task: Task, chosen: Candidate) -> Iterator[Finding]:
         )
 
 
+def _lent(task: Task, chosen: Candidate) -> Iterator[Finding]:
+    """Cards that have experts of layers of another card."""
+    cards = {item.device for item in chosen.settings.overrides if item.device != HOST}
+    placed = place(task.table, chosen.settings, [gpu.free_bytes for gpu in task.machine.gpus])
+    for card in sorted(cards):
+        layers = [
+            il
+            for il in range(task.table.layers)
+            if placed.layer_device[il] != card
+            and any(placed.device_of[i] == card for i in task.table.expert_indices[il])
+        ]
+        if layers:
+            name = f"gpu{card} ({task.machine.gpus[card].name})"
+            yield Finding(
+                id="experts-on-another-card",
+                severity="note",
+                text=f"{name} has experts of {len(layers)} layers whose attention is on a faster card: its room holds "
+                "more of them than of whole layers, and each hands its tokens over twice",
+            )
+
+
 def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
     settings, host = chosen.settings, chosen.footprint.host
     offloaded = chosen.cpu_moe_layers > 0 and bool(task.machine.gpus)
@@ -218,6 +239,7 @@ def _engine(task: Task, chosen: Candidate) -> Iterator[Finding]:
     if streamed and settings.load_mode == "mmap" and not task.machine.unified:
         yield said_host.mapped(task, chosen, what)
     yield from said_host.findings(task, chosen, streamed=streamed)
+    yield from _lent(task, chosen)
     if streams(task, chosen) and chosen.speed.follow_up_ttft_s >= 1:
         late = late_bytes(task, chosen)
         layers = chosen.cpu_moe_layers - bool(late)

@@ -42,6 +42,9 @@ class Work:
     # bytes per second back to the host by GPU that refuses some experts' products; HOST: so does the one that computes
     # large batches
     refusing: Mapping[int, float] = field(default_factory=dict)
+    between: Mapping[int, float] = field(
+        default_factory=dict
+    )  # bytes per second from a card to the slowest other
 
 
 def resolve(
@@ -85,6 +88,7 @@ def resolve(
         host_experts_prefill=constants.experts_core_prefill.get(engine),
         draft=tuple(t for t in traffic if t.draft) if settings.draft_layers else (),
         refusing=refusing,
+        between=_between(machine, main, settings, constants, said),
     )
 
 
@@ -100,6 +104,17 @@ def _refusing(
     if HOST in devices and machine.gpus and settings.used_devices(len(machine.gpus))[0] in own:
         rates[HOST] = 0.0  # it stays where it is
     return rates
+
+
+def _between(
+    machine: Machine, traffic: Sequence[Traffic], settings: Settings, constants: Constants, said: Assumptions
+) -> dict[int, float]:
+    """For cards with experts of another card's layers: what is carried between them goes through pinned memory of the
+    host, and at most as fast as the slower link."""
+    apart = {t.device for t in traffic if t.crossings and t.device != HOST}
+    pinned, cards = replace(settings, load_mode="none"), {t.device for t in traffic} - {HOST}
+    links = {i: link_rate(machine, i, pinned, constants, said) for i in cards} if apart else {}
+    return dict.fromkeys(apart, min(links.values(), default=0.0))
 
 
 def token(work: Work, depth: float, streams: int = 1) -> Parts:
@@ -151,6 +166,7 @@ def decode(work: Work, depth: float, streams: int = 1, rows: int = 1) -> Parts:
         add(parts, f"{name} experts", share * _gpu_read(k, gpu, t.expert_bytes) / k.experts_decode)
         add(parts, f"{name} compute", _gpu_rows(k, gpu, t, tokens))
         add(parts, f"{name} launches", _launches(work, gpu, t))
+        _cross(parts, work, t, tokens)
         reading = gpu.bandwidth * k.cache_read
         if not work.settings.flash_attn:
             reading *= k.plain_read
@@ -199,6 +215,7 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
         )
         add(parts, f"{name} compute", _gpu_flops(work, gpu, t, tokens))
         add(parts, f"{name} launches", _launches(work, gpu, t))
+        _cross(parts, work, t, tokens)
         flops = sum(c.cells(depth) * c.flops_per_cell for c in t.cache)
         beside = sum(
             _selection(k, gpu, c, c.cells(depth), tokens) + _scores(work, gpu, c, c.cells(depth), tokens)
@@ -206,6 +223,14 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
         )
         add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill) + beside)
     return parts
+
+
+def _cross(parts: Parts, work: Work, t: Traffic, tokens: int) -> None:
+    """To another card and back: the hand-overs, and a state for every token."""
+    if t.crossings and t.device in work.between:
+        add(parts, "crossings", t.crossings * work.constants.crossing_s)
+        carried = tokens * t.crossings * t.carried_bytes
+        add(parts, "PCIe between cards", carried / work.between[t.device])
 
 
 def _launches(work: Work, gpu: GpuRates, t: Traffic) -> float:

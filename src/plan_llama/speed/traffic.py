@@ -115,10 +115,11 @@ class _Tally:
             row.layers += heads > 0
 
     def traffic(
-        self, device: int, used_ratio: float, *, refused: bool = False, late: bool = False
+        self, device: int, used_ratio: float, carried: int, *, refused: bool = False, late: bool = False
     ) -> Traffic:
         return Traffic(
             device=device,
+            carried_bytes=carried,
             refused=refused,
             late=late,
             dense_bytes=self.dense,
@@ -161,6 +162,7 @@ class LayerTable:
     routed: frozenset[int]  # indices of routed-expert tensors
     refused: frozenset[int]  # and of these, what CUDA and HIP refuse to multiply with
     late: frozenset[int]  # indices of what is late
+    carried_bytes: int  # a token's state, to weights on another device and back
     of_attention: frozenset[int]  # indices of what stands before and after attention
     tied: _Part | None  # the embedding where it is the output projection as well
     head: int | None  # index of the output projection where it is a tensor of its own
@@ -277,7 +279,7 @@ class LayerTable:
             k_bytes, v_bytes = cache_bytes(settings.kv_type_k), cache_bytes(settings.kv_type_v)
             if settings.kv_offload or device == HOST:
                 tally.add_attention(self.attention[layer], k_bytes, v_bytes)
-        return tally.traffic(device, self.used_ratio, refused=by_cpu, late=late)
+        return tally.traffic(device, self.used_ratio, self.carried_bytes, refused=by_cpu, late=late)
 
     def of_output(self, device: int) -> Traffic:
         """The output projection and everything outside the blocks, on one device."""
@@ -285,7 +287,7 @@ class LayerTable:
         tally.add_dense(self.output)
         if self.tied:
             tally.add_dense(self.tied)
-        return tally.traffic(device, self.used_ratio)
+        return tally.traffic(device, self.used_ratio, self.carried_bytes)
 
     @cached_property
     def attention_kinds(self) -> tuple[int, ...]:
@@ -320,7 +322,7 @@ class LayerTable:
         self, tallies: dict[int, _Tally], *, refused: bool = False, late: bool = False
     ) -> tuple[Traffic, ...]:
         return tuple(
-            tallies[device].traffic(device, self.used_ratio, refused=refused, late=late)
+            tallies[device].traffic(device, self.used_ratio, self.carried_bytes, refused=refused, late=late)
             for device in sorted(tallies)
         )
 
@@ -427,6 +429,7 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
         routed=frozenset(routed),
         refused=by_cpu,
         late=late,
+        carried_bytes=2 * 4 * spec.int_param("embedding_length", 0),  # f32
         of_attention=frozenset(row[0] for row in rows if ".attn_" in spec.tensors[row[0]].name),
         tied=tied,
         head=head,

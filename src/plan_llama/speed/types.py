@@ -50,8 +50,8 @@ class Traffic:
     there, of which a token reads `expert_used_ratio`. The flops are per token (2 per weight touched; of the
     experts, the used ones). `head_flops` of the dense ones are the output head's, which of a prompt only the last
     token goes through. `crossings` counts layers whose experts live there while the rest of the layer
-    runs elsewhere. All of a share that is `late` is of the last layer, and of a prompt only the last token goes
-    through it.
+    runs elsewhere; each carries `carried_bytes` there and back for every token. All of a share that is `late` is of
+    the last layer, and of a prompt only the last token goes through it.
     """
 
     device: int
@@ -61,6 +61,7 @@ class Traffic:
     layers: int = 0  # layers whose attention runs there
     expert_layers: int = 0  # layers with routed experts there
     crossings: int = 0
+    carried_bytes: int = 0
     draft: bool = (
         False  # the block that drafts, with the output head that it shares: no part of a plain token
     )
