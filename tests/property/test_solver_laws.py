@@ -1,8 +1,10 @@
 """More memory, bandwidth or cores never make a plan slower for the same request and context, on random machines and
 models, parts of one layer's experts included.
 
-By no more than 2 %, which is what the search may miss: how much room a graph leaves is known for the splits that were
-looked at, and one that leaves a few MiB more may not be among them. `PLAN_LLAMA_DEEP_EXAMPLES=200` looks for
+Compared is what the search minimises, to rounding, where a plan keeps every margin and memory has room to pin weights.
+Left out is what a plan gives up by intent: up to 2 % for a GiB of memory that stays free (that bound is held here), and
+what needs a clear gain before it is chosen (pinned weights that leave little memory, prompts left to the CPU, attention
+without flash attention, drafting), so that a faster machine may just miss it. `PLAN_LLAMA_DEEP_EXAMPLES=200` looks for
 counterexamples at random.
 """
 
@@ -26,16 +28,18 @@ from plan_llama.solver.search import WORTH_MEMORY, candidates
 from plan_llama.solver.types import Wishes
 from plan_llama.units import GIB, MIB
 from tests.oracle_cases import machine_with
+from tests.slow import slow_but
 from tests.small_models import llama_like, qwen3moe_like
 
 _DEEP = int(os.environ.get("PLAN_LLAMA_DEEP_EXAMPLES", "0"))
 LAW = settings(
-    max_examples=_DEEP or 10,
+    max_examples=_DEEP or 20,
     derandomize=not _DEEP,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-SEARCH = 1.02  # times the time that the search may miss
+ONE_MORE = settings(LAW, max_examples=_DEEP or 14)  # up to four cards: every order of them is tried
+ROUNDING = 1 + 1e-9
 _BESIDE_MIB = 1900  # margin, driver, and about what a graph takes
 
 
@@ -107,14 +111,13 @@ Case = tuple[ModelTable, Machine, int]
 
 
 def never_slower(case: Case, after: Machine) -> None:
-    """The search's best is not slower but for what it may miss; the plan gives up no more of that for a GiB of memory
-    than it may."""
+    """The search's best is not slower, and the plan gives up no more of that for a GiB of memory than it may."""
     model, before, prompt = case
     first, then = seconds(model, before, prompt), seconds(model, after, prompt)
     if first is None:
         return
     assert then is not None
-    assert then[0] <= first[0] * SEARCH
+    assert then[0] <= first[0] * ROUNDING
     assert then[1] <= then[0] * WORTH_MEMORY
 
 
@@ -142,10 +145,52 @@ def test_a_better_host(case: Case, what: str) -> None:
 
 
 @pytest.mark.slow
-@LAW
+@ONE_MORE
 @given(cases(), st.integers(0, 2))
 def test_one_more_card(case: Case, which: int) -> None:
     never_slower(case, _one_more(case[1], which))
+
+
+# What a search at random has found to be slower once: a model; MiB, GB/s, TFLOPS and lanes of each card; GB/s of the
+# memory; and the change: a card with more MiB, or another one of its kind
+FOUND = [
+    (
+        (True, 16, 1024, 512, True),
+        ((2085, 250, 165, 4), (1990, 1800, 70, 16), (1983, 900, 165, 4)),
+        200,
+        lambda machine: _card(machine, 2, lambda gpu: _larger(gpu, 46)),
+    ),
+    (
+        (False, 6, 2048, 512, False),
+        ((1938, 250, 25, 4), (1931, 900, 165, 4), (1930, 1800, 25, 4)),
+        90,
+        lambda machine: _one_more(machine, 0),
+    ),
+    (
+        (False, 6, 2048, 512, True),
+        ((1937, 1800, 25, 16), (1938, 250, 70, 16), (1967, 250, 70, 16)),
+        200,
+        lambda machine: _one_more(machine, 1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "cards", "ram", "change"), slow_but(FOUND, FOUND[0]))
+def test_what_was_slower_once(
+    model: tuple[bool, int, int, int, bool],
+    cards: tuple[tuple[int, int, int, int], ...],
+    ram: int,
+    change: Callable[[Machine], Machine],
+) -> None:
+    made = machine_with(tuple((mib, 0) for mib, *_ in cards), ram_bytes=64 * GIB)
+    rated = tuple(
+        replace(gpu, bandwidth_bytes_per_s=rate * 1e9, fp16_flops_per_s=flops * 1e12, pcie_width=lanes)
+        for gpu, (_, rate, flops, lanes) in zip(made.gpus, cards, strict=True)
+    )
+    machine = replace(made, gpus=rated, ram=replace(made.ram, bandwidth_bytes_per_s=ram * 1e9))
+    case = (model_of(*model), machine, 200)
+    assert seconds(*case) is not None
+    never_slower(case, change(machine))
 
 
 @pytest.mark.parametrize("experts", [True, False])

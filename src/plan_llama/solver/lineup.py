@@ -144,9 +144,8 @@ class Lineup:
             ):
                 seen.bettered.add(filled.settings)
                 self.polisher.best(self.polisher.state(filled.split), looks, known_only=size > _SOME_STATES)
-        for host in range(self.blocks + 1) if small else ():
-            split = self.polisher.boldest(host)
-            if split is not None and split.seconds < self.seconds:
+        for split in self.polisher.boldest() if small else ():
+            if split.seconds < self.seconds:
                 self.polisher.best(self.polisher.state(split), looks, below_s=self.seconds)
         seen.add(self.seconds, self.polisher.floor)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, permutations
+from itertools import accumulate, combinations_with_replacement, permutations
 from typing import TypeVar
 
 from plan_llama.solver.share import Card, Option
@@ -169,26 +169,48 @@ class Polisher:
         return self.seen[state]
 
     def sound(self) -> None:
-        """Measures the splits with the smallest graphs: shares by room, everything on the cards, and all but what can
-        be moved of the last block."""
+        """Measures the splits with the smallest graphs: shares by room, everything on the cards; all but what can be
+        moved of the last block; and all but a part of the first block of a card."""
         rooms = [max(1, card.room) for card in self.cards]
         bounds = [round(self.blocks * part / sum(rooms)) for part in accumulate(rooms)]
         per_card = tuple(end - start for start, end in zip((0, *bounds), bounds, strict=False))
-        for least in (False, True):
-            levels = [len(self.levels[card][il]) - 1 for card, il in self._placed(0, per_card)]
-            if least:
-                levels[-1] = 1
-            self.look(State(0, per_card, tuple(levels)))
+        whole = tuple(len(self.levels[card][il]) - 1 for card, il in self._placed(0, per_card))
+        firsts = {start for start, count in zip((0, *bounds), per_card, strict=False) if count}
+        lacking = ((n, max(1, whole[n] - 1)) for n in sorted(firsts))
+        for n, level in ((0, whole[0]), (self.blocks - 1, 1), *lacking):
+            self.look(State(0, per_card, _with(whole, n, level)))
 
     def least(self) -> list[int]:
         """The least that each card may hold beside its share: what was seen."""
         return [max(0, (size or 0) - self.unseen * _UNSEEN_BYTES) for size in self.floor]
 
-    def boldest(self, host: int) -> Split | None:
-        """The cheapest split with so many blocks on the host, beside the smallest graph seen: it may not fit."""
+    def boldest(self) -> list[Split]:
+        """For every number of blocks on the host and on each card what is cheapest beside the smallest graph seen, so
+        that it may not fit; the cheapest first."""
         least = self.least()
         roomy = [replace(card, room=card.room - least[i]) for i, card in enumerate(self.cards)]
-        return Splitter(roomy, self.host_s, self.away_s, self.bare_s).best(host=host)
+        lines = Splitter(roomy, self.host_s, self.away_s, self.bare_s).lines
+        found = []
+        for bounds in combinations_with_replacement(range(self.blocks + 1), len(self.cards)):
+            ends = (*bounds[1:], self.blocks)
+            per_card = tuple(end - start for start, end in zip(bounds, ends, strict=True))
+            last = _last(per_card)
+            held = [
+                line.placed(start, end, last=i == last, slack_s=0.0)
+                for i, (line, start, end) in enumerate(zip(lines, bounds, ends, strict=True))
+            ]
+            split = Split(
+                bounds[0],
+                per_card,
+                tuple(il for here in held for il in here.away),
+                tuple(part for here in held for part in here.parts),
+                tuple(il for here in held for il in here.bare),
+                0.0,
+            )
+            state = self.state(split)
+            if self._within(self._priced(state), [card.room for card in roomy]):
+                found.append(self.split(state))
+        return sorted(found, key=lambda split: split.seconds)
 
     def learn(self, state: State, look: Look) -> None:
         """Remembers what a split's graph takes."""

@@ -148,7 +148,10 @@ CASES = [
     for name in MODELS
 ]
 # sizes (MiB) that a search at random has found to be missed once
-MISSED = {("dense", "fast and slow"): ((1731, 1803),)}
+MISSED = {
+    ("dense", "fast and slow"): ((1731, 1803), (1746, 1722)),
+    ("experts", "fast and slow"): ((1950, 1889),),
+}
 
 
 @pytest.mark.parametrize(("name", "cards", "sizes"), slow_but(CASES, CASES[2]))
