@@ -6,8 +6,10 @@ Of unequal cards the slowest is worst at attention, and a run of layers on it ha
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.patterns import expert_layers
@@ -31,19 +33,29 @@ def lenders(machine: Machine) -> tuple[int, ...]:
     return tuple(i for i in range(len(cards)) if kind_of_card(machine, i) == kind)
 
 
+@dataclass(frozen=True, slots=True)
+class Lender:
+    """A card, and what each layer's experts take there."""
+
+    card: int
+    room: int
+    sizes: Sequence[int]
+
+
 def lent(
     settings: Settings,
-    lenders: Sequence[int],
+    lenders: Sequence[Lender],
     away: Sequence[int],
     left: Callable[[Sequence[int]], Overrides],
-    fits: Callable[[Settings], bool],
+    over: Callable[[Settings, int], int | None],
 ) -> Settings | None:
     """A placement over other cards with the experts of as many of the layers `away` as there is room for on the
     lenders: the last ones first. None where there is no room for any. `left` are the overrides for those that stay on
-    the host."""
+    the host; `over` is what a placement lacks on a card, less than 0 where it leaves room, and None where another card
+    lacks some."""
     taken: dict[int, list[int]] = {}
     best, rest = None, list(away)
-    every = (*settings.devices, *lenders)
+    every = (*settings.devices, *(lender.card for lender in lenders))
     shares = settings.tensor_split or tuple(float(i == settings.main_gpu) for i in range(max(every) + 1))
     base = replace(settings, devices=every, tensor_split=shares)
     if every == tuple(range(len(every))):
@@ -51,16 +63,21 @@ def lent(
 
     def with_more(card: int, count: int) -> Settings:
         lending = {**taken, card: rest[len(rest) - count :]}
-        apart = tuple(expert_layers(layers, device) for device, layers in lending.items() if layers)
+        apart = tuple(expert_layers(layers, device) for device, layers in lending.items())
         return replace(base, overrides=(*apart, *left(rest[: len(rest) - count])))
 
-    for card in lenders:
-        low, high = 0, len(rest)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(with_more(card, middle)) else (low, middle - 1)
-        if low:
-            best = with_more(card, low)
-            taken[card] = rest[len(rest) - low :]
-            rest = rest[: len(rest) - low]
+    for lender in lenders:
+        held = list(accumulate(lender.sizes[il] for il in reversed(rest)))  # by the number of layers
+        count, most = 0, min(1, len(rest))
+        while count < most:  # its graph grows little with more layers: what one takes beside tells of all
+            lacks = over(with_more(lender.card, most), lender.card)
+            if lacks is None or lacks > 0:
+                most = min(most - 1, bisect_right(held, held[most - 1] - (lacks or 0)))
+                continue
+            count, more = most, bisect_right(held, held[most - 1] - lacks)
+            most = more if count == 1 else count
+        if count:
+            best = with_more(lender.card, count)
+            taken[lender.card] = rest[len(rest) - count :]
+            rest = rest[: len(rest) - count]
     return best

@@ -97,8 +97,8 @@ class Lineup:
         split = Splitter(roomy, costs.on(HOST).whole, costs.away().movable, costs.away().rest).best()
         return split.seconds if split is not None else inf
 
-    def seek(self, seen: Seen) -> None:
-        """The cheapest splits that the exact model agrees with.
+    def seek(self, seen: Seen, *, briefly: bool = False) -> None:
+        """The cheapest splits that the exact model agrees with; `briefly`: of those that leave experts to the host.
 
         What lies beside the weights depends on what is split how: it is sought from two sides, with all that can be
         moved on the host and with none of it; and with that of the last layer alone, whose products a prompt needs for
@@ -114,7 +114,7 @@ class Lineup:
             last = filler.overrides(every[-1:], (), 0)
             starts.append((replace(base, gpu_layers=filler.everything, overrides=last), every[-1:]))
         plain = False
-        for start, free in starts:
+        for start, free in starts[: 1 if briefly else len(starts)]:
             made = filler.made(filler.ordered(start, order)).made
             beside = [made.devices[i].working_bytes for i in order]
             plain |= self._settle(order, self.costs, cards, beside, free=free)

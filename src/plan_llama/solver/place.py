@@ -23,7 +23,7 @@ from plan_llama.memory.patterns import MovableKind, movable_layers, movable_part
 from plan_llama.memory.scheduler import BackendKind
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Buffers, Override, Settings
-from plan_llama.solver.apart import Overrides, lenders, lent
+from plan_llama.solver.apart import Lender, Overrides, lenders, lent
 from plan_llama.solver.costs import Costs, Goal, Movable
 from plan_llama.solver.lineup import Lineup, Seen
 from plan_llama.solver.orders import firsts, kind_of_card, orders
@@ -132,9 +132,8 @@ class Filler:
         if not slow or not self.movable.experts or self.layers.refused:
             return
         order = tuple(i for i in range(len(self.machine.gpus)) if i not in slow)
-        lineup, seen = Lineup(self, base, order, goal), Seen()
-        lineup.seek(seen)
-        lineup.better(seen)
+        lineup = Lineup(self, base, order, goal)
+        lineup.seek(Seen(), briefly=True)
         for filled in lineup.kept()[:1]:
             split = filled.split
             if split is None or split.host_blocks or split.bare or not split.away:
@@ -143,11 +142,19 @@ class Filler:
             def left(layers: Sequence[int], parts: Sequence[tuple[int, Option]] = split.parts) -> Overrides:
                 return self.overrides(sorted(layers), (), 0, parts)
 
+            budgets = self.budgets(filled.settings)
+            cards = [Lender(card, budgets[card], self.movable_bytes(card)) for card in slow]
             # the last layer costs least on the host
             away = sorted(split.away, key=lambda il: (il != self.table.layers - 1, il))
-            settings = lent(filled.settings, slow, away, left, lambda tried: not self.over(self.made(tried)))
+            settings = lent(filled.settings, cards, away, left, self._lacks)
             if settings is not None:
                 yield self.made(settings)
+
+    def _lacks(self, settings: Settings, card: int) -> int | None:
+        """What a placement lacks on a card, less than 0 where it leaves room; None where another card lacks some."""
+        made = self.made(settings)
+        others = set(self.over(made)) - {card}
+        return None if others else made.made.devices[card].peak_bytes - self.budgets(settings)[card]
 
     def made(self, settings: Settings) -> Filled:
         """A placement, measured."""
