@@ -17,6 +17,7 @@ from plan_llama.models import quality
 from plan_llama.models.resolve import Choice, choices
 from plan_llama.solver.choice import best_at
 from plan_llama.solver.plan import make_task
+from plan_llama.solver.search import Task
 from plan_llama.solver.types import Candidate
 from plan_llama.units import GB, rate, tokens
 
@@ -60,15 +61,15 @@ def points(made: Made) -> list[Point]:
     most = trained or max(_CONTEXTS)
     steps = sorted({context, *(step for step in _CONTEXTS if asked <= step <= most)})
     found = [
-        Point(quant=quant, context=step, candidate=_at(made, table, step))
-        for quant, table in _quants(made)
+        Point(quant=quant, context=step, candidate=_at(made, task, step))
+        for quant, task in _quants(made)
         for step in steps
     ]
     return [replace(point, best=_best(point, found)) for point in found]
 
 
-def _quants(made: Made) -> Iterator[tuple[Quant, ModelTable | None]]:
-    """The plan's quant and others of the catalog's, largest first; no table for those larger than all memory."""
+def _quants(made: Made) -> Iterator[tuple[Quant, Task | None]]:
+    """The plan's quant and others of the catalog's, largest first; no task for those larger than all memory."""
     own = made.task.table.spec
     offered = choices(own.catalog_id) if own.catalog_id and not own.made_with else ()
     if own.quant not in {choice.quant for choice in offered}:
@@ -82,9 +83,10 @@ def _quants(made: Made) -> Iterator[tuple[Quant, ModelTable | None]]:
                 table = made.tables.of(choice)
             except ModelError:  # a file for another engine, or one that is damaged
                 continue
-        yield _quant(choice.quant, choice.size_bytes, own.parameters, choice.kl_divergence), table
+        quant = _quant(choice.quant, choice.size_bytes, own.parameters, choice.kl_divergence)
+        yield quant, None if table is None else _task(made, table)
     if not offered:
-        yield _quant(own.quant, own.file_bytes, own.parameters, None), made.task.table
+        yield _quant(own.quant, own.file_bytes, own.parameters, None), _task(made, made.task.table)
 
 
 def _quant(name: str, size_bytes: int, parameters: int, kl_divergence: float | None) -> Quant:
@@ -108,16 +110,21 @@ def _some(offered: Sequence[Choice], own: str, machine: Machine) -> list[Choice]
     return [choice for choice in offered if choice.quant in kept]
 
 
-def _at(made: Made, table: ModelTable | None, context: int) -> Candidate | None:
-    if table is None:
-        return None
-    settings = made.plan.chosen.settings
-    wishes = made.task.wishes
+def _task(made: Made, table: ModelTable) -> Task:
+    settings, wishes = made.plan.chosen.settings, made.task.wishes
     pins = {"ubatch": str(settings.ubatch), **wishes.pins}
     wishes = replace(wishes, parallel=settings.parallel, users=made.task.users, pins=pins)
-    if table is made.task.table and context == (settings.slot_limit or settings.context_per_slot):
+    return make_task(table, made.machine, wishes, made.task.beyond)
+
+
+def _at(made: Made, task: Task | None, context: int) -> Candidate | None:
+    if task is None:
+        return None
+    settings = made.plan.chosen.settings
+    if task.table is made.task.table and context == (settings.slot_limit or settings.context_per_slot):
         return made.plan.chosen
-    return best_at(make_task(table, made.machine, wishes, made.task.beyond), context, settings.kv_type_k)
+    task.filler.around.clear()  # each context is sought by itself
+    return best_at(task, context, settings.kv_type_k)
 
 
 def _best(point: Point, others: Sequence[Point]) -> bool:

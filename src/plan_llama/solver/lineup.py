@@ -32,12 +32,13 @@ _LOOKS = 600  # placements that are measured to better a split, over cards times
 
 @dataclass(slots=True)
 class Seen:
-    """What was found over orders of the cards: the seconds of the cheapest split, and the least that a card holds
-    beside its share."""
+    """What was found over orders of the cards: the seconds of the cheapest split, the least that a card holds beside
+    its share, what was bettered, and the splits over cards at once by what they were sought from."""
 
     seconds: float = inf
     floor: int | None = None
     bettered: set[Settings] = field(default_factory=set)
+    at_once: dict[object, dict[Settings, Filled]] = field(default_factory=dict)
 
     def add(self, seconds: float, floors: Iterable[int | None]) -> None:
         """Notes what another order has shown."""
@@ -117,12 +118,12 @@ class Lineup:
         for start, free in starts[: 1 if briefly else len(starts)]:
             made = filler.made(filler.ordered(start, order)).made
             beside = [made.devices[i].working_bytes for i in order]
-            plain |= self._settle(order, self.costs, cards, beside, free=free)
+            plain |= self._settle(order, self.costs, cards, beside, self.found, free=free)
             self._note()
         if len(order) > FEW_CARDS:
             plain = any(made.split and not made.settings.overrides for made in self.found.values())
         if plain and len(order) > 1:
-            self._spread(beside)
+            self._spread(beside, seen)
         self._note()
         seen.add(self.seconds, self.polisher.floor)
 
@@ -165,16 +166,22 @@ class Lineup:
         if best is not None and best.split is not None:
             self.filler.around[self.order] = best.split
 
-    def _spread(self, beside: Sequence[int]) -> None:
+    def _spread(self, beside: Sequence[int], seen: Seen) -> None:
         """With nothing left to the host the cards work on successive micro-batches: splits over as many cards as have
         room for a share. Of a few cards any may be the best to leave out, of many the one with the least room."""
         filler, order = self.filler, self.order
         for used in shares(filler.machine, order, [card.room for card in self.cards]):
             before = len(self.found)
-            some = tuple(order[i] for i in used)
-            costs = filler.costs(self.base, some, self.goal, at_once=len(some))
-            cards = filler.cards(self.base, some, costs)
-            self._settle(some, costs, cards, [beside[i] for i in used], every_card=True)
+            some, theirs = tuple(order[i] for i in used), [beside[i] for i in used]
+            near = filler.around.get(some) if many(len(some), self.blocks) else None
+            key = some, tuple(theirs), near
+            if key not in seen.at_once:  # the same cards are part of several orders
+                made: dict[Settings, Filled] = {}
+                seen.at_once[key] = made
+                costs = filler.costs(self.base, some, self.goal, at_once=len(some))
+                cards = filler.cards(self.base, some, costs)
+                self._settle(some, costs, cards, theirs, made, every_card=True)
+            self.found.update(seen.at_once[key])
             if len(self.found) > before and len(order) > FEW_CARDS:
                 return
 
@@ -184,12 +191,13 @@ class Lineup:
         costs: Costs,
         cards: Sequence[Card],
         beside: list[int],
+        found: dict[Settings, Filled],
         *,
         free: Collection[int] | None = None,
         every_card: bool = False,
     ) -> bool:
         """Splits with what a graph leaves room for, measures the split's own graph, and again until both agree. Adds
-        to what was found each that keeps every margin. Says whether one of them, fitting or not, left nothing to the
+        to `found` each that keeps every margin. Says whether one of them, fitting or not, left nothing to the
         host. Only the movable weights of the layers `free` (None: all) are moved. `every_card`: cards at once, each
         with a share."""
         filler = self.filler
@@ -204,9 +212,9 @@ class Lineup:
         tried: set[Settings] = set()
         plain = False
         around = filler.around.get(order) if many(len(order), self.blocks) else None
+        cards_split = Splitter(own, host_s, away_s, bare_s)
         for _ in range(_MOST_STEPS):
-            roomy = [replace(card, room=card.room - beside[i]) for i, card in enumerate(own)]
-            splitter = Splitter(roomy, host_s, away_s, bare_s)
+            splitter = cards_split.with_rooms([card.room - beside[i] for i, card in enumerate(own)])
             split = splitter.best(around, _WITHIN, every_card=every_card) if around is not None else None
             split = split or splitter.best(every_card=every_card)
             if split is None:
@@ -226,13 +234,14 @@ class Lineup:
                 self.polisher.learn(self.polisher.state(split), Look(not over, tuple(seen)))
             if not over:
                 # the price of cards at once holds for a split that leaves nothing to the host
-                if on_cards if every_card else settings not in self.found:
-                    self.found[settings] = filled
+                if on_cards if every_card else settings not in found:
+                    found[settings] = filled
                 if all(seen[i] + _SLACK_BYTES >= beside[i] for i, n in enumerate(split.per_card) if n):
                     break
             elif not every_card and on_cards and len(order) > 1:
                 # the copies of a pipeline are for such a split alone
                 own = [with_some_away(card) for card in own]
+                cards_split = Splitter(own, host_s, away_s, bare_s)
                 continue
             for i, device in enumerate(order):
                 if split.per_card[i]:

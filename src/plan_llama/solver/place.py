@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from plan_llama.hardware.types import Machine
 from plan_llama.memory.context import layer_bytes, reserved_batch
@@ -176,18 +177,18 @@ class Filler:
         """What each piece costs on each device, with the cards in this order."""
         mode = base.load_mode if self.machine.unified else "none"
         # the same for every context: the request says how deep it is
-        same = replace(base, load_mode=mode, context=0, slot_limit=None, cache_ram_bytes=0, ctx_checkpoints=0)
-        key = self.ordered(same, order), goal, at_once
+        open_ = {"context": 0, "slot_limit": None, "cache_ram_bytes": 0, "ctx_checkpoints": 0}
+        key = self.ordered(base, order, load_mode=mode, **open_), goal, at_once
         if key not in self._costs:
             self._costs[key] = Costs(
                 self.table, self.layers, self.movable, self.machine, key[0], goal, at_once=at_once
             )
         return self._costs[key]
 
-    def ordered(self, settings: Settings, used: tuple[int, ...]) -> Settings:
-        if used == tuple(range(len(self.machine.gpus))):
-            return replace(settings, devices=(), main_gpu=0)
-        return replace(settings, devices=used, main_gpu=used[0])
+    def ordered(self, settings: Settings, used: tuple[int, ...], **more: Any) -> Settings:
+        """The settings with these cards in this order, and with what else is to be different."""
+        every = used == tuple(range(len(self.machine.gpus)))
+        return replace(settings, devices=() if every else used, main_gpu=0 if every else used[0], **more)
 
     def cards(self, base: Settings, order: Sequence[int], costs: Costs) -> list[Card]:
         batch = reserved_batch(base, self.table.windows)
@@ -245,13 +246,11 @@ class Filler:
             shares[device] = float(count)
         shares[used[-1]] += 1  # the output layer
         return self.ordered(
-            replace(
-                base,
-                gpu_layers=self.everything - split.host_blocks,
-                tensor_split=tuple(shares) if len(used) > 1 else (),
-                overrides=self.overrides(split.away, split.bare, split.host_blocks, split.parts),
-            ),
+            base,
             used,
+            gpu_layers=self.everything - split.host_blocks,
+            tensor_split=tuple(shares) if len(used) > 1 else (),
+            overrides=self.overrides(split.away, split.bare, split.host_blocks, split.parts),
         )
 
     # -- what stays on the host --------------------------------------------------------------------------------------

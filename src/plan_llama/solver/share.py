@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate, combinations_with_replacement
 from math import inf
@@ -221,7 +222,17 @@ class Line:
                 )
                 for step in whole
             ]
+        tops = [choice[-1].saved if choice else 0.0 for choice in card.options]
+        self.floor_s = [
+            all_away - max(0.0, gain) - top for all_away, gain, top in zip(least, gains, tops, strict=True)
+        ]
         self.known: dict[tuple[int, int, int], list[float]] = {}
+
+    def with_room(self, card: Card) -> Line:
+        """The same for a card that differs from this one in its room."""
+        made = copy(self)
+        made.card, made.known = card, {}
+        return made
 
     def _room(self, start: int, end: int, *, last: bool) -> int:
         room = self.card.room - (self.bytes[end] - self.bytes[start])
@@ -244,6 +255,7 @@ class Line:
         free = self.card.room + self.bytes[start] - taken
         least, rest_bytes, gain = self.least_sum[start], self.rest_sum[start], self.rest_gain[start]
         quick = [(*row, row[2][start]) for row in self.quick] if self.quick is not None else None
+        single = quick[0] if quick is not None and len(quick) == 1 else None
         found = []
         for last in range(first, end):
             room = free - self.bytes[last]
@@ -261,7 +273,16 @@ class Line:
             else:
                 room -= rest
                 total -= self.rest_gain[last] - gain
-                if quick is None:
+                if single is not None:  # as _quickly
+                    size, saved, counts, parts, before = single
+                    count = counts[last] - before
+                    if room >= count * size:
+                        total -= count * saved
+                    else:
+                        count = room // size
+                        at = bisect_right(parts.sizes, room - count * size)
+                        total -= count * saved + (parts.saved[at - 1] if at else 0.0)
+                elif quick is None:
                     total -= self._gained(start, last, room)
                 else:
                     total -= _quickly(quick, last, room)

@@ -9,7 +9,8 @@ where layers are of one make and next to it elsewhere: at worst it misses what o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import inf
 
@@ -17,6 +18,7 @@ from plan_llama.solver.share import Card, Line, Option
 
 _FEW_STATES = 200  # splits (cards times layers) up to which every length of a card's share is tried
 _FEW_RUNS = 800  # runs of layers up to which two layers are changed at once
+_ROUNDED = 1 - 1e-9  # sums in another order may differ by as much
 _PLAINER = 0.003  # share of the time that may pass, per card, for a command that names the first layers only
 
 
@@ -58,6 +60,16 @@ class Splitter:
             known = next((line for line in self.lines if line.card == card), None)
             self.lines.append(known or Line(card, away_s, bare_s, twos=runs <= _FEW_RUNS))
 
+    def with_rooms(self, rooms: Sequence[int]) -> Splitter:
+        """The same over cards with these rooms."""
+        made = copy(self)
+        made.cards = [replace(card, room=room) for card, room in zip(self.cards, rooms, strict=True)]
+        known: dict[tuple[int, int], Line] = {}
+        for line, card in zip(self.lines, made.cards, strict=True):
+            known.setdefault((id(line), card.room), line.with_room(card))
+        made.lines = [known[id(line), room] for line, room in zip(self.lines, rooms, strict=True)]
+        return made
+
     def best(
         self,
         around: Split | None = None,
@@ -76,6 +88,7 @@ class Splitter:
         began: list[list[int]] = []
         best, best_at = inf, (-1, 0)
         longest = self._longest()
+        ahead = self._ahead()
         for index, line in enumerate(self.lines):
             starts = ends = range(blocks + 1)
             if near is not None:
@@ -91,7 +104,7 @@ class Splitter:
             following = [inf] * (blocks + 1) if every_card else list(cost)
             begin = list(range(blocks + 1))  # an empty card
             for a in starts:
-                if cost[a] == inf:
+                if cost[a] == inf or (cost[a] + ahead[a]) * _ROUNDED >= best:
                     continue
                 first, end = max(ends.start, a + 1), min(ends.stop, a + longest[index] + 1)
                 for b, seconds in enumerate(line.run_seconds(a, first, end), first):
@@ -103,6 +116,11 @@ class Splitter:
         if best == inf:
             return None
         return self._read(best, best_at, began)
+
+    def _ahead(self) -> list[float]:
+        """What the blocks from the n-th on cost at the least on any card, with all of their weights there."""
+        least = [min(seconds) for seconds in zip(*(line.floor_s for line in self.lines), strict=True)]
+        return list(accumulate(reversed(least), initial=0.0))[::-1]
 
     def _longest(self) -> list[int]:
         """The most blocks that are tried on each card: of many cards about twice a fair share."""

@@ -13,13 +13,25 @@ from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import Buffers, Settings
 from plan_llama.solver import place
 from plan_llama.solver.costs import Costs
+from plan_llama.solver.lineup import Lineup
 from plan_llama.solver.plan import make_task, solve
 from plan_llama.solver.profiles import beyond, workload
+from plan_llama.solver.search import Task
 from plan_llama.solver.types import Wishes
 from tests.oracle_cases import machine_with
 from tests.small_models import llama_like
 
-CARDS = ((2560, 0), (2304, 0), (2176, 0))
+
+def three_cards(*sizes_mib: int) -> Task:
+    """A model on three cards of these sizes and several speeds, at one context."""
+    wishes = Wishes(workload=workload("chat"), context=4096, pins={"ubatch": "512"})
+    model = ModelTable(llama_like(layers=8, width=4096, heads=32))
+    machine = machine_with(tuple((size, 0) for size in sizes_mib))
+    gpus = tuple(
+        replace(gpu, name=f"card {n}", bandwidth_bytes_per_s=(936e9, 448e9, 360e9)[n])
+        for n, gpu in enumerate(machine.gpus)
+    )
+    return make_task(model, replace(machine, gpus=gpus), wishes, beyond())
 
 
 def test_orders_of_the_cards_share_what_they_have_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,11 +60,31 @@ def test_orders_of_the_cards_share_what_they_have_in_common(monkeypatch: pytest.
     begin: Any = Costs.__init__
     monkeypatch.setattr(place, "buffers", counting)
     monkeypatch.setattr(Costs, "__init__", noting)
-    wishes = Wishes(workload=workload("chat"), context=4096, pins={"ubatch": "512"})
-    task = make_task(
-        ModelTable(llama_like(layers=8, width=4096, heads=32)), machine_with(CARDS), wishes, beyond()
-    )
-    plan = solve(task)
+    plan = solve(three_cards(2560, 2304, 2176))
     assert plan is not None
     assert set(measured.values()) == {1}
     assert set(priced.values()) == {1}
+
+
+def test_cards_at_once_are_sought_once_though_several_orders_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sought: Counter[object] = Counter()
+    settle: Any = Lineup._settle
+
+    def counting(
+        self: Lineup,
+        order: tuple[int, ...],
+        costs: Any,
+        cards: Any,
+        beside: list[int],
+        *rest: Any,
+        **more: Any,
+    ) -> bool:
+        if more.get("every_card"):
+            sought[self.base, order, tuple(beside)] += 1
+        return bool(settle(self, order, costs, cards, beside, *rest, **more))
+
+    monkeypatch.setattr(Lineup, "_settle", counting)
+    assert solve(three_cards(2560, 2560, 2560), ladder=False) is not None
+    assert set(sought.values()) == {1}
