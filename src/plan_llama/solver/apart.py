@@ -1,4 +1,4 @@
-"""Cards of the slowest kind with nothing but experts of layers that other cards have.
+"""Cards of the slowest kinds with nothing but experts of layers that other cards have.
 
 Of unequal cards the slowest is worst at attention, and a run of layers on it has both. With its room for experts alone
 (`-ot ...=CUDA1`) fewer stay on the host. Each such layer hands its tokens over twice, which the speed model counts.
@@ -19,18 +19,19 @@ from plan_llama.solver.orders import firsts, kind_of_card
 Overrides = tuple[Override, ...]
 
 
-def lenders(machine: Machine) -> tuple[int, ...]:
-    """The cards of the kind with the least bandwidth, of unequal ones with memory of their own; none where it is not
-    known."""
+def lenders(machine: Machine) -> list[tuple[int, ...]]:
+    """The cards of the slowest kind, of the two slowest and so on, of unequal ones with memory of their own; none where
+    a bandwidth is not known. All of them, because a faster card must not end what was tried with the slower one."""
     cards = machine.gpus
-    if machine.unified or any(gpu.integrated for gpu in cards) or len(firsts(machine)) < 2:
-        return ()
-    rates = {i: cards[i].bandwidth_bytes_per_s or 0.0 for i in firsts(machine)}
-    slowest = min(rates, key=lambda i: rates[i])
-    if not rates[slowest]:
-        return ()
-    kind = kind_of_card(machine, slowest)
-    return tuple(i for i in range(len(cards)) if kind_of_card(machine, i) == kind)
+    if machine.unified or any(gpu.integrated or not gpu.bandwidth_bytes_per_s for gpu in cards):
+        return []
+    by_speed = sorted(
+        firsts(machine),
+        key=lambda i: (cards[i].bandwidth_bytes_per_s or 0.0, cards[i].fp16_flops_per_s or 0.0),
+    )
+    kinds = [kind_of_card(machine, i) for i in by_speed]
+    every = range(len(cards))
+    return [tuple(i for i in every if kind_of_card(machine, i) in kinds[:n]) for n in range(1, len(kinds))]
 
 
 @dataclass(frozen=True, slots=True)

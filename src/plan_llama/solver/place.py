@@ -128,10 +128,12 @@ class Filler:
                 yield bare
 
     def _lent(self, base: Settings, goal: Goal) -> Iterator[Filled]:
-        """The best split over the faster cards, with experts that it leaves on the host on the slowest ones."""
-        slow = lenders(self.machine)
-        if not slow or not self.movable.experts or self.layers.refused:
-            return
+        """The best split over the faster cards, with experts that it leaves on the host on the slower ones."""
+        if self.movable.experts and not self.layers.refused:
+            for slow in lenders(self.machine):
+                yield from self._lent_by(slow, base, goal)
+
+    def _lent_by(self, slow: tuple[int, ...], base: Settings, goal: Goal) -> Iterator[Filled]:
         order = tuple(i for i in range(len(self.machine.gpus)) if i not in slow)
         lineup = Lineup(self, base, order, goal)
         lineup.seek(Seen(), briefly=True)

@@ -61,7 +61,7 @@ def test_a_slow_card_holds_experts_of_a_fast_one() -> None:
 def test_equal_cards_lend_nothing() -> None:
     for cards in ([(2700, FAST)], [(2700, FAST), (2600, FAST)], [(2700, SLOW)] * 3):
         assert not lenders(machine_of(*cards))
-    assert lenders(machine_of((2700, SLOW), (2600, FAST), (2700, SLOW))) == (0, 2)
+    assert lenders(machine_of((2700, SLOW), (2600, FAST), (2700, SLOW))) == [(0, 2)]
 
 
 def experts_of(layers: list[int], device: int) -> list[Override]:
