@@ -197,6 +197,13 @@ def test_where_cuda_lies_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GGML_CUDA_NO_PINNED" in environment
 
 
+def test_nor_for_a_process_that_runs(process: Path) -> None:
+    kept = running(
+        process, CUDA_VERSION="13.0.2", CUDA_HOME="/usr/local/cuda", CUDA_VISIBLE_DEVICES="1"
+    ).environment
+    assert kept == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
 def test_what_is_no_model_and_what_is_no_llama_server(process: Path) -> None:
     unknown = running(process, "-m", "/home/alice/nothing.gguf")
     planned = doctor_running.plan_of_running(unknown, BOX, [TROUBLE], build=None, model=None, quant=None)

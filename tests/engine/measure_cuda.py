@@ -140,11 +140,7 @@ def speed(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
         )
         for row in map(json.loads, done.stdout.splitlines()):
             yield {
-                "model": model,
-                "flags": flags,
-                "ubatch": row["n_ubatch"],
-                "batch": row["n_batch"],
-                "threads": row["n_threads"],
+                **_asked(model, flags, row),
                 "prompt": row["n_prompt"],
                 "output": row["n_gen"],
                 "depth": row["n_depth"],
@@ -152,6 +148,17 @@ def speed(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
                 "deviation": round(row["stddev_ts"], 2),
                 "tokens_spread": True,
             }
+
+
+def _asked(model: str, flags: str, row: dict[str, Any]) -> dict[str, Any]:
+    """What both benches were asked, as they print it."""
+    return {
+        "model": model,
+        "flags": flags,
+        "ubatch": row["n_ubatch"],
+        "batch": row["n_batch"],
+        "threads": row["n_threads"],
+    }
 
 
 def batched(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
@@ -163,11 +170,7 @@ def batched(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
         for row in (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")):
             yield {
-                "model": model,
-                "flags": flags,
-                "ubatch": row["n_ubatch"],
-                "batch": row["n_batch"],
-                "threads": row["n_threads"],
+                **_asked(model, flags, row),
                 "prompt": row["pp"],
                 "output": row["tg"],
                 "streams": row["pl"],

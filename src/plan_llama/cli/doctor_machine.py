@@ -29,9 +29,8 @@ def gathered(reader: LogReader, *, alone: bool) -> None:
         reader.feed([line.encode() for line in lines], KERNEL)
     machine = probe()
     notes = [*machine.notes, *notes]
-    if (
-        alone
-    ):  # a driver's refusal is a line that rules know; that no engine is on PATH is no line of an engine
+    # a driver's refusal is a line that rules know; that no engine is on PATH is no line of an engine
+    if alone:
         said = [f"{item.probe}: {item.reason}".encode() for item in notes if item.probe != "engine"]
         reader.feed(said, MACHINE)
     observe(reader, machine, memory=alone)

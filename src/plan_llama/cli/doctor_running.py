@@ -37,8 +37,8 @@ _PROJECTOR = ("-mm", "--mmproj")
 _REPOSITORY = ("-hf", "-hfr", "--hf-repo")
 _VARIABLES = {"LLAMA_ARG_MODEL": _MODEL, "LLAMA_ARG_HF_REPO": _REPOSITORY}
 _WEIGHTS = re.compile(r"\.gguf$|/blobs/sha256-[0-9a-f]{64}$")
-# What changes how the engine runs: not where CUDA lies, and which one an image was made with (CUDA_HOME, CUDA_VERSION).
-_STEERS = re.compile(r"(?:LLAMA|GGML|CUDA|HIP|ROCR)_(?!HOME$|PATH$|ROOT$|VERSION$)")
+# Where a runtime lies and which one an image was made with is no part of a command (CUDA_HOME, CUDA_VERSION).
+_PLACES = re.compile(r"(?:CUDA|HIP|ROCM|NVIDIA)_(?:HOME|PATH|ROOT|VERSION)$")
 _PROGRAM_BYTES = 768 << 20  # what the program's own libraries and tables may take beside what is predicted
 
 
@@ -57,7 +57,8 @@ class Running:
 
 def watched(argv: Sequence[str], watch: Watch) -> Running:
     """A command that was run and watched from this process's folder."""
-    environment = {name: value for name, value in os.environ.items() if _STEERS.match(name)}
+    names = ("LLAMA_", "GGML_", "CUDA_", "HIP_", "ROCR_")
+    environment = {name: value for name, value in os.environ.items() if name.startswith(names)}
     return replace(running(os.getpid(), argv, environment, watch), pid=watch.pid, ended=True)
 
 
@@ -79,7 +80,7 @@ def running(
     return Running(
         pid=pid,
         words=tuple(words),
-        environment=environment,
+        environment={name: value for name, value in environment.items() if not _PLACES.match(name)},
         watch=watch,
         file=file or seen.opened() or (_cached(repository) if repository else None),
         projector=seen.file(projector) if projector else None,

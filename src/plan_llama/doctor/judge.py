@@ -55,9 +55,8 @@ def _order(item: Diagnosis) -> tuple[int, int, int, float, int]:
     weight = {"fatal": 0, "degraded": 1, "slow": 2, "note": 3}[item.severity]
     group = 2 if item.severity == "note" else int(item.severity != "fatal" or bool(item.remark))
     place = item.evidence[0].number if item.evidence else 0
-    if (
-        group == 0 and item.confidence >= _SURE and not item.rule.last_resort
-    ):  # the first error: the rest follows from it
+    # the first error: the rest follows from it
+    if group == 0 and item.confidence >= _SURE and not item.rule.last_resort:
         return group, 0, place, -item.confidence, weight
     return group, 1, 0, -item.confidence, weight
 

@@ -66,7 +66,6 @@ _TYPESET = {
     "\u200b": "",
     "\ufeff": "",
 }
-_CHARACTERS = str.maketrans(_TYPESET)
 
 
 def undressed(data: bytes) -> bytes:
@@ -80,11 +79,11 @@ def undressed(data: bytes) -> bytes:
 
 
 def plain(text: str) -> str:
-    """A line with the quotes and spaces that the engine wrote."""
+    """A line with the quotes that the engine wrote."""
     if "&" in text or "\\" in text:
         for spelled, character in _SPELLED:
             text = text.replace(spelled, character)
-    return text if text.isascii() else text.translate(_CHARACTERS)
+    return text
 
 
 def strip(text: str) -> str:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from plan_llama.memory.caches import kv_type as table_kv_type
 from plan_llama.memory.flash_attention import NEVER
 from plan_llama.memory.types import HOST, Settings
-from plan_llama.memory.weights import place
 from plan_llama.solver.search import Task, candidates, judged, score
 from plan_llama.solver.types import Candidate
 from plan_llama.speed.passes import OFFLOAD_MIN_BATCH
@@ -36,7 +35,7 @@ def late_bytes(task: Task, candidate: Candidate) -> int:
     """What of the last layer is on the host and copied for no prompt, whose last token alone goes through it."""
     if candidate.settings.draft_layers:
         return 0
-    placed = place(task.table, candidate.settings, [gpu.free_bytes for gpu in task.machine.gpus])
+    placed = task.placed(candidate.settings)
     tensors = task.table.spec.tensors
     return sum(tensors[i].nbytes for i in task.layers.late if placed.device_of[i] == HOST)
 

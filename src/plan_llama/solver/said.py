@@ -10,7 +10,6 @@ from plan_llama.memory.caches import kv_type
 from plan_llama.memory.compute import is_described
 from plan_llama.memory.footprint import DeviceUse, footprint
 from plan_llama.memory.types import HOST
-from plan_llama.memory.weights import place
 from plan_llama.solver import said_host, serving
 from plan_llama.solver.choice import DRAFT_GAIN, DRAFT_STREAMS, gains, resident
 from plan_llama.solver.offload import late_bytes, streams
@@ -190,7 +189,7 @@ def _refused_product(task: Task, chosen: Candidate) -> Iterator[Finding]:
     table, gpus = task.table, task.machine.gpus
     if not any(gpu.backend in ("cuda", "rocm") for gpu in gpus) or not chosen.gpu_block_layers:
         return
-    placed = place(table, chosen.settings, [gpu.free_bytes for gpu in gpus])
+    placed = task.placed(chosen.settings)
     weights = [i for i in task.layers.refused if table.suffixes[i].endswith(".weight")]
     resident = sum(placed.device_of[i] not in (HOST, None) for i in weights)
     what = f"llama.cpp's CUDA backend cannot multiply the experts' down matrices of {table.spec.architecture} as the "
@@ -213,7 +212,7 @@ def _refused_product(task: Task, chosen: Candidate) -> Iterator[Finding]:
 def _lent(task: Task, chosen: Candidate) -> Iterator[Finding]:
     """Cards that have experts of layers of another card."""
     cards = {item.device for item in chosen.settings.overrides if item.device != HOST}
-    placed = place(task.table, chosen.settings, [gpu.free_bytes for gpu in task.machine.gpus])
+    placed = task.placed(chosen.settings)
     for card in sorted(cards):
         layers = [
             il

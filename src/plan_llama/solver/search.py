@@ -50,6 +50,10 @@ class Task:
     filler: Filler
     breakages: tuple[Breakage, ...] = ()
 
+    def placed(self, settings: Settings) -> Placement:
+        """Where every tensor goes."""
+        return place(self.table, settings, [gpu.free_bytes for gpu in self.machine.gpus])
+
     def pinned(self, **pins: str) -> Task:
         """The task with these pins as well."""
         return replace(self, wishes=self.wishes.pinned(**pins))
@@ -263,8 +267,7 @@ def _evaluated_as(task: Task, filled: Filled, mode: LoadMode) -> Candidate:
 
 def judged(task: Task, settings: Settings, used: Footprint) -> Candidate:
     """Adds the speed to a footprint, and counts what is where."""
-    table = task.table
-    placed = place(table, settings, [gpu.free_bytes for gpu in task.machine.gpus])
+    table, placed = task.table, task.placed(settings)
     speed = estimate(
         task.machine,
         _traffic(task.layers, placed, settings),

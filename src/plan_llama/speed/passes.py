@@ -42,9 +42,8 @@ class Work:
     # bytes per second back to the host by GPU that refuses some experts' products; HOST: so does the one that computes
     # large batches
     refusing: Mapping[int, float] = field(default_factory=dict)
-    between: Mapping[int, float] = field(
-        default_factory=dict
-    )  # bytes per second from a card to the slowest other
+    # bytes per second from a card to the slowest other
+    between: Mapping[int, float] = field(default_factory=dict)
 
 
 def resolve(

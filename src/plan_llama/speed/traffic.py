@@ -371,9 +371,8 @@ def prepare(spec: ModelSpec, *, windows: Sequence[int | None] | None = None) -> 
     rows: list[tuple[int, int, str, int, float]] = []
     routed: set[int] = set()
     by_cpu = refused(spec)
-    late = (
-        for_outputs(spec) - by_cpu
-    )  # these are copied for every micro-batch, whether a row wants them or not
+    # what the CPU multiplies is copied for every micro-batch, whether a row wants it or not
+    late = for_outputs(spec) - by_cpu
     kinds: list[set[str]] = [set() for _ in range(layers)]
     head, head_flops, embedding = None, 0.0, None
     for index, tensor in enumerate(spec.tensors):
