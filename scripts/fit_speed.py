@@ -1,7 +1,8 @@
 """Fit the speed model's constants to published runs, and say how well it predicts runs it has not seen.
 
     python scripts/fit_speed.py            writes profiles/speed/constants.toml and docs/reference/speed.md
-    python scripts/fit_speed.py --report   prints the table for the shipped constants, writes nothing
+    python scripts/fit_speed.py --report   prints the table for the shipped constants, and writes the page's section
+                                           on runs that no constant has seen
 
 Needs numpy. The constants are found in log space by iteratively reweighted least squares: a robust loss (a
 run that contradicts the others does not pull), each group of dependent runs counted once, and a pull
@@ -27,7 +28,7 @@ import tomli_w
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts import speed_cpu, speed_cuda, speed_report  # noqa: E402  (the repository root is put on the path above)
+from scripts import speed_cpu, speed_cuda, speed_fresh, speed_report  # noqa: E402  (the repository root is put on the path above)
 from scripts.speed_cases import Case, read  # noqa: E402
 
 from plan_llama.speed.constants import Constants, parse, shipped  # noqa: E402
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--report", action="store_true", help="only print the table for the shipped constants"
+        "--report", action="store_true", help="no fit: the table and the fresh runs for the shipped constants"
     )
     options = parser.parse_args(arguments)
     published, left_out = read()
@@ -225,6 +226,9 @@ def main(arguments: Sequence[str]) -> int:
     unseen = tuple(speed_cuda.read(speed_cuda.H100))
     if options.report:
         sys.stdout.write(speed_report.table((*cases, *unseen), shipped()))
+        write(
+            REPORT, speed_fresh.replaced(REPORT.read_text(encoding="utf-8"), speed_fresh.section(shipped()))
+        )
         return 0
     priors = tomllib.loads((Path(__file__).parent / "speed_priors.toml").read_text(encoding="utf-8"))
     paths = fitted_paths(priors)
@@ -267,7 +271,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     write(CONSTANTS, head + tomli_w.dumps(profile))
     held |= {case.id: speed_report.predict(case, parse(profile)) for case in unseen}
-    write(REPORT, speed_report.page((*cases, *unseen), left_out, parse(profile), held, profile["fitted"]))
+    section = speed_fresh.section(parse(profile))
+    write(
+        REPORT,
+        speed_report.page((*cases, *unseen), left_out, parse(profile), held, profile["fitted"], section),
+    )
     sys.stdout.write(speed_report.table(cases, parse(profile)))
     sys.stdout.write(f"held out: {profile['fitted']}\n")
     return 0

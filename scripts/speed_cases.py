@@ -71,13 +71,13 @@ class _LeftOutError(Exception):
     """A row that cannot be compared; the reason is the message."""
 
 
-def read(data: Path = DATA) -> Cases:
-    """Every row of calibration.jsonl as a case, or with the reason why it is none."""
+def read(data: Path = DATA, name: str = "calibration.jsonl") -> Cases:
+    """Every row of a file of published runs as a case, or with the reason why it is none."""
     shapes = tomllib.loads((data / "shapes.toml").read_text(encoding="utf-8"))
     models = {name: model for model in shapes["model"] for name in model["match"]}
     quants = {name: quant for quant in shapes["quant"] for name in quant["match"]}
     cases, left_out = [], []
-    for line in (data / "calibration.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (data / name).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         try:
             cases.append(_case(row, models, quants, shapes["host"]))
@@ -106,7 +106,7 @@ def _case(
     quant = quants.get(name)
     if quant is None:
         raise _LeftOutError(f"quantisation not known: {name}")
-    if row["model"].startswith("gpt-oss"):
+    if row["model"].startswith("gpt-oss") and not quant.get("dense_as_stated"):
         quant = quants["MXFP4"]  # its experts are MXFP4 in every file
     size = row.get("file_size_gib", 0) * GIB or row.get("file_size_gb", 0) * 1e9
     size = size or shape["parameters"] * 1e9 * quant["bits"] / 8
@@ -269,7 +269,10 @@ def _traffic(
     experts_total = shape.get("experts_total", 0.0) * 1e9
     dense = (shape["parameters"] - shape["embedding"]) * 1e9 - experts_total
     if experts_total:
-        file_dense = dense * min(quant["dense_bits"], 1.6 * size * 8 / (shape["parameters"] * 1e9) + 3) / 8
+        bits = quant["dense_bits"]
+        if not quant.get("dense_as_stated"):
+            bits = min(bits, 1.6 * size * 8 / (shape["parameters"] * 1e9) + 3)
+        file_dense = dense * bits / 8
         expert_bytes = size - file_dense - shape["embedding"] * 1e9 * quant["dense_bits"] / 8 * 0.8
     else:
         file_dense, expert_bytes = size * dense / (shape["parameters"] * 1e9), 0.0

@@ -196,8 +196,9 @@ def page(
     constants: Constants,
     held: Mapping[str, tuple[float, float]],
     fitted: Mapping[str, object],
+    fresh: str,
 ) -> str:
-    """The whole of docs/reference/speed.md."""
+    """The whole of docs/reference/speed.md; `fresh` is its section on runs that no constant has seen."""
     held_out = [
         f"- {kind}: {_fitted_percent(fitted, kind, 'median_abs_error', 1)} median error over "
         f"{fitted[f'{kind}_rows']} runs, {_fitted_percent(fitted, kind, 'in_range', 0)} in range"
@@ -235,6 +236,7 @@ def page(
             "",
             *_RANGE_NOTE,
             "",
+            fresh,
             "## Ranked on a CPU",
             "",
             *_ranking(cases, constants, held),
