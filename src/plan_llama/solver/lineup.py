@@ -83,20 +83,20 @@ class Lineup:
                 kept.append(filled)
         return kept
 
-    def least_s(self, seen: Seen) -> float:
-        """What the cheapest split takes if every card holds no more beside it than one was seen to; nothing where that
-        is not known, or long to find."""
+    def may_beat(self, seen: Seen) -> bool:
+        """Whether a split is cheaper than all seen if every card holds no more beside it than one was seen to; also
+        where that is not known, or long to find."""
         states = len(self.order) * self.blocks
         if seen.floor is None or states <= _FEW_STATES or many(len(self.order), self.blocks):
-            return 0.0
+            return seen.seconds > 0.0
         floor = seen.floor // 2
         costs, cards = self.costs, self.cards
         if self.filler.table.loaded_bytes <= sum(max(0, card.room - floor) for card in cards):
             costs = self.filler.costs(self.base, self.order, self.goal, at_once=len(self.order))
             cards = self.filler.cards(self.base, self.order, costs)
         roomy = [replace(card, room=card.room - floor) for card in cards]
-        split = Splitter(roomy, costs.on(HOST).whole, costs.away().movable, costs.away().rest).best()
-        return split.seconds if split is not None else inf
+        splitter = Splitter(roomy, costs.on(HOST).whole, costs.away().movable, costs.away().rest)
+        return splitter.has_cheaper(seen.seconds)
 
     def seek(self, seen: Seen, *, briefly: bool = False) -> None:
         """The cheapest splits that the exact model agrees with; `briefly`: of those that leave experts to the host.
@@ -133,7 +133,7 @@ class Lineup:
         size = len(self.order) * self.blocks
         looks = _LOOKS // size
         small = size <= _FEW_STATES
-        if looks < _FEW_LOOKS:
+        if looks < _FEW_LOOKS or not self.may_beat(seen):
             return
         if small:
             self.polisher.sound()

@@ -111,12 +111,11 @@ class Filler:
         lineups = []
         for order in orders(self.machine, self.budgets(base), offloads, self.table.blocks):
             lineup = Lineup(self, base, order, goal)
-            if lineup.least_s(seen) < seen.seconds:
+            if lineup.may_beat(seen):
                 lineup.seek(seen)
                 lineups.append(lineup)
         for lineup in sorted(lineups, key=lambda lineup: lineup.seconds):
-            if lineup.least_s(seen) < seen.seconds:
-                lineup.better(seen)
+            lineup.better(seen)
         for lineup in lineups:
             for split in lineup.kept():
                 yield split

@@ -41,6 +41,10 @@ class Split:
     seconds: float
 
 
+# seconds, the last card that is used with where it begins, and by card where it begins for each end of its blocks
+_Cheapest = tuple[float, tuple[int, int], list[list[int]]]
+
+
 class Splitter:
     """The recurrence over one list of cards. `host_s` is a whole block on the host; `away_s` its movable weights there
     and `bare_s` its others, while its cache is on a card."""
@@ -81,12 +85,29 @@ class Splitter:
         """The cheapest split with at least the output on the last card that is used; None where no card has room for
         the output. `around`: only splits with boundaries `within` so many blocks of that one's; `every_card`: only
         those that leave no card without a block; `host`: only those with so many blocks on the host."""
+        found = self._cheapest(inf, around, within, every_card=every_card, host=host)
+        return found and self._read(*found)
+
+    def has_cheaper(self, seconds: float) -> bool:
+        """Whether a split takes less than that."""
+        return self._cheapest(seconds) is not None
+
+    def _cheapest(
+        self,
+        below: float,
+        around: Split | None = None,
+        within: int = 0,
+        *,
+        every_card: bool = False,
+        host: int | None = None,
+    ) -> _Cheapest | None:
+        """Of the splits that take less than `below`."""
         blocks, cards = self.blocks, len(self.cards)
         near = _boundaries(around) if around is not None else None
         # cost of the first b blocks on the host and the first cards; where the last of these begins
         cost = [self.host_sum[b] if host in (None, b) else inf for b in range(blocks + 1)]
         began: list[list[int]] = []
-        best, best_at = inf, (-1, 0)
+        best, best_at = below, (-1, 0)
         longest = self._longest()
         ahead = self._ahead()
         for index, line in enumerate(self.lines):
@@ -113,9 +134,7 @@ class Splitter:
                         following[b], begin[b] = total, a
             cost = following
             began.append(begin)
-        if best == inf:
-            return None
-        return self._read(best, best_at, began)
+        return None if best_at[0] < 0 else (best, best_at, began)
 
     def _ahead(self) -> list[float]:
         """What the blocks from the n-th on cost at the least on any card, with all of their weights there."""
