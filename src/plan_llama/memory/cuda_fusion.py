@@ -24,7 +24,8 @@ _MOST_ROUTED, _OTHER_ROUTED = (
 )  # ggml_cuda_should_use_topk_moe: experts that it has kernels for
 _GATES = frozenset({"UNARY", "SOFT_MAX"})
 _ROUTED = ["MUL_MAT_ID", "MUL_MAT_ID", "GLU"]
-_FIRST = _GATES | {"MUL", "MUL_MAT_ID"}  # with which what is looked for begins
+_STARTS = _GATES | {"MUL"}  # with which two of the patterns begin
+_FIRST = _STARTS | {"MUL_MAT_ID"}  # and the third
 _SIGMOID, _ROOT, _SOFTMAX = ("UNARY",), ("UNARY", "SQRT"), ("SOFT_MAX",)
 _CHOICE = ("ARGSORT", "VIEW", "GET_ROWS")
 _NORM = ("RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE")
@@ -32,7 +33,7 @@ _NORM = ("RESHAPE", "SUM_ROWS", "CLAMP", "DIV", "RESHAPE")
 
 def uses(nodes: Sequence[Node]) -> Uses:
     """Counts the uses of every node of a graph (ggml_node_get_use_count)."""
-    return Counter(map(id, chain.from_iterable(node.src for node in nodes if node.op != "HOLD")))
+    return Counter(map(id, chain.from_iterable([node.src for node in nodes if node.op != "HOLD"])))
 
 
 def kept(nodes: Sequence[Node], counted: Uses) -> list[Node]:
@@ -44,20 +45,23 @@ def kept(nodes: Sequence[Node], counted: Uses) -> list[Node]:
         return ordered
     holds: dict[int, list[Node]] = {}
     _shared_experts(ordered, ops, counted, holds)
-    at, end = 0, len(ordered)
-    while at < end:
-        op, count = ops[at], 0
+    end = 0  # of what was found last
+    for at, op in enumerate(ops):
+        if at < end or op not in _STARTS:
+            continue
         if op == "MUL":
-            count = _weighted_sum(ordered, at, counted, holds)
-        elif op in _GATES:
-            count = _routing(ordered, ops, at, counted, holds)
-        at += count or 1
+            end = at + _weighted_sum(ordered, at, counted, holds)
+        else:
+            end = at + _routing(ordered, ops, at, counted, holds)
     if not holds:
         return ordered
     made = []
     for node in ordered:
         made.append(node)
-        sources = list({id(source): source for source in holds.get(id(node), ())}.values())
+        held = holds.get(id(node))
+        if held is None:
+            continue
+        sources = list({id(source): source for source in held}.values())
         for first in range(0, len(sources), _MOST_SOURCES):
             some = sources[first : first + _MOST_SOURCES]
             hold = Node("NONE", some[0].type, some[0].ne, some, nb=some[0].nb, view_of=some[0])

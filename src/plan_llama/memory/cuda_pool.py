@@ -133,7 +133,8 @@ class Operations:
             same: list[object] = [node.op, node.precise]
             for tensor in (node, *node.src):
                 same.append(tensor.type.id)
-                same += [size if isinstance(size, int) else -id(size) for size in tensor.ne]
+                for size in tensor.ne:
+                    same.append(size if type(size) is int else -id(size))  # noqa: PERF401 - many short ones
             key = tuple(same)
             if key not in known:
                 tensors = tuple((tensor.type, _terms(tensor.ne)) for tensor in (node, *node.src))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, combinations_with_replacement
 from math import inf
 from operator import sub
+from typing import NamedTuple
 
 _ALIKE = 0.99  # of what a byte saves: two that differ by less are taken together while the split is sought
 
@@ -87,13 +88,14 @@ class _Make:
     members: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+_State = tuple[int, int]  # a make, and a level that a block of it has
+
+
+class _Step(NamedTuple):
     """Blocks of a make from one level to a higher one."""
 
-    make: int
-    before: int
-    after: int
+    before: _State
+    after: _State
     size: int
     saved: float
 
@@ -124,9 +126,8 @@ def _steps(makes: Sequence[_Make]) -> list[_Step]:
                 return (levels[after].saved - here.saved) / (levels[after].size - here.size)
 
             after = max(range(level + 1, len(levels)), key=lambda n: (gain(n), n))
-            found.append(
-                _Step(number, level, after, levels[after].size - here.size, levels[after].saved - here.saved)
-            )
+            size, saved = levels[after].size - here.size, levels[after].saved - here.saved
+            found.append(_Step((number, level), (number, after), size, saved))
             level = after
     return sorted(found, key=lambda step: -step.saved / step.size)
 
@@ -134,16 +135,13 @@ def _steps(makes: Sequence[_Make]) -> list[_Step]:
 def _whole(makes: Sequence[_Make], steps: Sequence[_Step]) -> list[_Step] | None:
     """One step to all of its weights for every make, where those on the way save next to no more per byte."""
     found = [
-        _Step(number, 0, len(make.levels) - 1, make.levels[-1].size, make.levels[-1].saved)
+        _Step((number, 0), (number, len(make.levels) - 1), make.levels[-1].size, make.levels[-1].saved)
         for number, make in enumerate(makes)
     ]
-    best = {step.make: step.saved / step.size for step in steps if not step.before}
-    if any(step.saved / step.size < _ALIKE * best[step.make] for step in found):
+    best = {step.before[0]: step.saved / step.size for step in steps if not step.before[1]}
+    if any(step.saved / step.size < _ALIKE * best[step.before[0]] for step in found):
         return None
     return sorted(found, key=lambda step: -step.saved / step.size)
-
-
-_State = tuple[int, int]  # a make, and a level that a block of it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +212,8 @@ class Line:
         self.quick = None
         if not twos and (whole := _whole(self.movable, self.steps)) is not None:
             self.quick = [
-                (
-                    step.size,
-                    step.saved,
-                    self.movable[step.make].counts,
-                    _changes(self.movable, ((step.make, 0),)),
-                )
-                for step in whole
+                (size, saved, self.movable[before[0]].counts, _changes(self.movable, (before,)))
+                for before, _, size, saved in whole
             ]
         tops = [choice[-1].saved if choice else 0.0 for choice in card.options]
         self.floor_s = [
@@ -266,7 +259,7 @@ class Line:
             rest = self.rest_sum[last] - rest_bytes
             if rest > room:
                 for step in self.rest_steps:
-                    counts = self.rest[step.make].counts
+                    counts = self.rest[step.before[0]].counts
                     count = min(counts[last] - counts[start], room // step.size)
                     room -= count * step.size
                     total -= count * step.saved
@@ -292,8 +285,17 @@ class Line:
     def _gained(self, start: int, end: int, room: int) -> float:
         """What the movable weights that are here save, with the best use of the room that is left."""
         taken = _taken(self.movable, self.steps, start, end, room)
-        change = self._change(taken, twos=self.twos)
-        return taken.saved + (change[0] if change else 0.0)
+        if self.twos:
+            change = self._change(taken, twos=True)
+            return taken.saved + (change[0] if change else 0.0)
+        best, room = 0.0, taken.room  # as _change, of which this is the most frequent part
+        for state, count in taken.blocks.items():
+            if count:
+                changes = self.changes.get((state,)) or self._changed((state,))
+                at = bisect_right(changes.sizes, room)
+                if at and changes.saved[at - 1] > best:
+                    best = changes.saved[at - 1]
+        return taken.saved + best
 
     def _change(self, taken: _Taken, *, twos: bool) -> tuple[float, _Changes, int] | None:
         """The best use of the room that is left: a block, or two, that change their levels."""
@@ -304,13 +306,15 @@ class Line:
         for some in (*ones, *pairs):
             if len(some) == 2 and some[0] == some[1] and taken.blocks[some[0]] < 2:
                 continue
-            changes = self.changes.get(some)
-            if changes is None:
-                changes = self.changes[some] = _changes(self.movable, some)
+            changes = self.changes.get(some) or self._changed(some)
             at = bisect_right(changes.sizes, taken.room) - 1
             if at >= 0 and (best is None or changes.saved[at] > best[0]):
                 best = changes.saved[at], changes, at
         return best
+
+    def _changed(self, states: tuple[_State, ...]) -> _Changes:
+        made = self.changes[states] = _changes(self.movable, states)
+        return made
 
     def placed(self, start: int, end: int, *, last: bool, slack_s: float) -> Placed:
         """What of the run stays on the host: of each make the first blocks; or the first of all, with the last where
@@ -393,8 +397,7 @@ class Line:
         return placed
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
+class _Taken(NamedTuple):
     """Blocks by make and level, what that saves, and the room that is left."""
 
     blocks: dict[_State, int]
@@ -423,13 +426,15 @@ def _taken(makes: Sequence[_Make], steps: Sequence[_Step], start: int, end: int,
     """The blocks of a run raised step by step, as long as there is room."""
     blocks = {(number, 0): make.counts[end] - make.counts[start] for number, make in enumerate(makes)}
     saved, room = 0.0, max(0, room)  # a card that is left empty may have none
-    for step in steps:
-        count = min(blocks.get((step.make, step.before), 0), room // step.size)
+    for before, after, size, gain in steps:
+        count = blocks.get(before)
         if count:
-            room -= count * step.size
-            saved += count * step.saved
-            blocks[step.make, step.before] -= count
-            blocks[step.make, step.after] = count
+            if count * size > room and not (count := room // size):
+                continue
+            room -= count * size
+            saved += count * gain
+            blocks[before] -= count
+            blocks[after] = count
     return _Taken(blocks, saved, room)
 
 
