@@ -99,6 +99,7 @@ class Start:
     contexts: int = 0
     begun: Line | None = None  # the load has begun
     served: Line | None = None
+    up: Line | None = None  # the latest that says that a load is done: an excerpt may show two
     ended: Line | None = None
     errors: list[Line] = field(default_factory=list)  # lines that say error, whether a rule knows them or not
 

@@ -89,6 +89,11 @@ def _served(start: Start, hit: Hit) -> None:
     start.set("served", True, hit.line)
 
 
+def _up(start: Start, hit: Hit) -> None:
+    _served(start, hit)
+    start.up = hit.line
+
+
 def _ended(start: Start, hit: Hit) -> None:
     start.ended = hit.line
     start.set("ended", True, hit.line)
@@ -203,7 +208,7 @@ def _slots(start: Start, hit: Hit) -> None:
     start.set("slot_context", int(number(hit.values["b"])), hit.line)
     if found := re.search(r"kv_unified = '?(true|false)", hit.line.text):
         start.set("kv_unified", found[1] == "true", hit.line)
-    _served(start, hit)
+    _up(start, hit)
 
 
 def _cache_types(start: Start, hit: Hit) -> None:
@@ -321,6 +326,8 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("Welcome to KoboldCpp - Version <x>", _version("koboldcpp"), "start"),
     FactPattern("[LM Studio]", _engine("lm-studio")),
     FactPattern("Listening on <s>(version <x>)", _version("ollama"), "start"),
+    FactPattern("msg=offload library=<s> layers.requested=", _engine("ollama"), "start"),  # before its runner starts
+    FactPattern('msg="offload to <s>" layers.requested=', _engine("ollama"), "start"),
     FactPattern('msg="starting llama server" cmd=<x>', _ollama_command, "start"),
     FactPattern('msg="starting llama-server" cmd=<x>', _ollama_command, "start"),
     FactPattern('msg="starting llama-server" <s>cmd=<x>', _ollama_command, "start"),
@@ -364,17 +371,17 @@ FACTS: tuple[FactPattern, ...] = (
     FactPattern("constructing llama_context", _new_context),
     FactPattern("Starting to load model <s>", _begun, "begun"),
     FactPattern("Loading safetensors checkpoint shards: <s>", _begun, "begun"),
-    FactPattern("llama_server: model loaded", _served, "served"),
-    FactPattern("main: model loaded", _served, "served"),
-    FactPattern("server is listening on", _served, "served"),
-    FactPattern("llama_server: listening on http", _served, "served"),
+    FactPattern("llama_server: model loaded", _up, "served"),
+    FactPattern("main: model loaded", _up, "served"),
+    FactPattern("server is listening on", _up, "served"),
+    FactPattern("llama_server: listening on http", _up, "served"),
     FactPattern("HTTP server listening", _begun, "begun"),
     FactPattern("Please connect to custom endpoint at", _served, "served"),
-    FactPattern("llama runner started in", _served, "served"),
-    FactPattern("llama-server started in", _served, "served"),
+    FactPattern("llama runner started in", _up, "served"),
+    FactPattern("llama-server started in", _up, "served"),
     FactPattern("all slots are idle", _served, "served"),
     FactPattern("initializing, n_slots = <a>, n_ctx_slot = <b>", _slots, "served"),
-    FactPattern("Application startup complete", _served, "served"),
+    FactPattern("Application startup complete", _up, "served"),
     FactPattern("Avg prompt throughput: <n> tokens/s", _served, "served"),
     FactPattern("Successful requests: <n>", _served, "served"),
     FactPattern("failed to load model", _ended, "ended"),

@@ -102,6 +102,8 @@ def _judged(rule: Rule, start: Start, observed: Mapping[str, Fact]) -> Diagnosis
 
 def _seen(rule: Rule, sign: Sign, start: Start, observed: Mapping[str, Fact]) -> Diagnosis | None:
     """A sign, where it holds in this start."""
+    if sign.any and start.hits.keys().isdisjoint(sign.any):  # nearly all
+        return None
     if any(text in start.hits for text in sign.unless):
         return None
     if not all(any(text in start.hits for text in alternatives) for alternatives in sign.also):
@@ -120,6 +122,10 @@ def _seen(rule: Rule, sign: Sign, start: Start, observed: Mapping[str, Fact]) ->
         return None
     if sign.after:
         earliest = _first_line(start, sign.after)
+        if earliest is not None and start.served is not None and earliest == start.served.number:
+            earliest = (
+                start.up.number if start.up is not None else earliest
+            )  # between the two it loaded again
         fitting = [hit for hit in fitting if earliest is not None and hit.line.number > earliest]
         if not fitting:
             return None
@@ -131,10 +137,10 @@ def _seen(rule: Rule, sign: Sign, start: Start, observed: Mapping[str, Fact]) ->
     severity = sign.severity or rule.severity
     confidence, remark = sign.confidence, ""
     last = max((hit.line.number for hit in fitting), default=0)
-    survived = start.served is not None and last and start.served.number > last
-    if severity == "fatal" and rule.phase == "load" and survived and start.served is not None:
+    served = start.served if start.up is None else start.up
+    if severity == "fatal" and rule.phase == "load" and last and served is not None and served.number > last:
         severity, confidence = "note", 0.5
-        remark = f"the server came up afterwards (line {start.served.number}): this was survived"
+        remark = f"the server came up afterwards (line {served.number}): this was survived"
     return Diagnosis(
         rule=rule,
         severity=severity,

@@ -13,6 +13,7 @@ from plan_llama.doctor.evidence import Evidence, Fact, Hit, Hits, Line, Start
 from plan_llama.doctor.facts import FACTS, FactPattern
 from plan_llama.doctor.kept import FIRST, LAST, Open
 from plan_llama.doctor.patterns import DIGITS, TABLE, Index, Pattern, compiled, distinct
+from plan_llama.doctor.unpack import Unpacker, opened
 from plan_llama.errors import InputError
 
 _CHUNK = 1 << 20
@@ -79,26 +80,32 @@ class LogReader:
         """A whole file. Raises InputError where it is no text, OSError where it cannot be read."""
         first = stream.read(_CHUNK)
         encoding = next((name for bom, name in _TEXT_BOMS if first.startswith(bom)), None)
+        first = opened(first)
+        encoding = encoding or _wide(first)
         decoder = codecs.getincrementaldecoder(encoding)("replace") if encoding else None
         if decoder is None and b"\0" in first:
             raise InputError(f"{source}: not a text file", hint="give the text that the engine printed")
+        unpacker = Unpacker()
         chunk, carry = first, b""
         while chunk:
             data = carry + (decoder.decode(chunk).lstrip("\ufeff").encode() if decoder else chunk)
             end = data.rfind(b"\n")
             carry = data[end + 1 :]
-            if len(carry) > _CHUNK:  # a line without an end
-                carry = _cut(carry)
             if end >= 0:
-                self._scan(data[:end], source)
-            chunk = stream.read(_CHUNK)
+                self._scan(unpacker.lines(prefixes.undressed(data[:end])), source)
+            if len(carry) > _CHUNK:  # a line without an end
+                head, carry = unpacker.cut(carry)
+                if head:
+                    self._scan(unpacker.lines(prefixes.undressed(head)), source)
+                carry = _cut(carry) if len(carry) > _CHUNK else carry
+            chunk = opened(stream.read(_CHUNK))
         if carry:
-            self._scan(carry, source)
+            self._scan(unpacker.lines(prefixes.undressed(carry)), source)
 
     def feed(self, lines: Sequence[bytes], source: str) -> None:
         """Some whole lines, in order. Every source is a start of its own."""
         if lines:
-            self._scan(b"\n".join(lines), source)
+            self._scan(prefixes.undressed(b"\n".join(lines)), source)
         else:
             self._turn_to(source)
 
@@ -151,7 +158,6 @@ class LogReader:
     def _scan(self, data: bytes, source: str) -> None:
         """Whole lines. What cannot matter is told from what may by the shapes, of which there are few."""
         self._turn_to(source)
-        data = prefixes.undressed(data)
         spelled = data.replace(b"\\n", b"\\ ")  # a line break inside of JSON is no letter of the next word
         shapes = spelled.translate(TABLE, DIGITS).split(b"\n")
         telling = self._book.index.candidates(frozenset(shapes))
@@ -261,16 +267,19 @@ class LogReader:
     def _look(self, item: Open, start: Start) -> None:
         """The lines of a start, in order: facts, rules' patterns, errors."""
         for number, raw, found in item.all():
-            whole = raw.decode("utf-8", "replace")
-            text = prefixes.strip(whole)
+            whole, labelled, text = prefixes.split(raw.decode("utf-8", "replace"))
             line = Line(number, text, item.source)
-            if "engine" not in start.facts and (name := prefixes.engine(whole)):
+            front = whole[: len(whole) - len(text) + prefixes.FRONT]
+            if "engine" not in start.facts and (name := prefixes.engine(front)):
                 start.set("engine", name, line)
-            if prefixes.prompt(whole):
+            if prefixes.prompt(front):
                 continue
             for place in found:
                 pattern = self._book.patterns[place]
+                error = pattern.template in self._book.errors
                 match = pattern.search(text)
+                if match is None and not error and text != labelled:
+                    match = pattern.search(prefixes.known(labelled, pattern.template))
                 if match is None:
                     continue
                 hit = Hit(line, _values(match.groupdict()))
@@ -278,7 +287,7 @@ class LogReader:
                     fact.handler(start, hit)
                 if pattern.template in self._book.rules:
                     start.hits.setdefault(pattern.template, Hits()).add(hit)
-                if pattern.template in self._book.errors and not prefixes.calm(whole):
+                if error and not prefixes.calm(front):
                     _error(start, line)
         for kind in item.kinds.values():
             for place in kind.places if kind.dropped else ():
@@ -298,6 +307,14 @@ def _error(start: Start, line: Line) -> None:
     if len(start.errors) >= _ERRORS:
         del start.errors[_ERRORS // 2]  # the first ones and the last ones tell most
     start.errors.append(line)
+
+
+def _wide(first: bytes) -> str | None:
+    """UTF-16 without a mark: every other byte is empty."""
+    low, high = first[0:400:2], first[1:400:2]
+    if low and high.count(0) > 0.8 * len(high) and low.count(0) < 0.1 * len(low):
+        return "utf-16-le"
+    return "utf-16-be" if high and low.count(0) > 0.8 * len(low) and high.count(0) < 0.1 * len(high) else None
 
 
 def _cut(raw: bytes) -> bytes:
