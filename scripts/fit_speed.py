@@ -19,6 +19,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,24 @@ def fit(
     return [float(v) for v in np.exp(x)]
 
 
+_shared: tuple[Sequence[Case], Profile, Sequence[frozenset[str]], Sequence[float]]
+
+
+def _share(all_of: tuple[Sequence[Case], Profile, Sequence[frozenset[str]], Sequence[float]]) -> None:
+    """Runs in each process: what every group's fit starts from, too large to be sent with each."""
+    global _shared
+    _shared = all_of
+
+
+def _without(group: str) -> dict[str, tuple[float, float]]:
+    """What a fit predicts of a group that it has not seen, by case."""
+    cases, priors, reached, values = _shared
+    seen = [case for case in cases if case.group != group]
+    found = fit(seen, priors, reached, start=values, steps=4)
+    constants = parse(with_values(priors, fitted_paths(priors), found))
+    return {case.id: speed_report.predict(case, constants) for case in cases if case.group == group}
+
+
 def spreads(errors: dict[str, list[float]]) -> dict[str, float]:
     """The factor that holds COVERED of each class's unseen runs; small classes are pooled with all runs."""
     everything = sorted(abs(e) for values in errors.values() for e in values)
@@ -236,10 +255,9 @@ def main(arguments: Sequence[str]) -> int:
     values = fit(cases, priors, reached)
     groups = sorted({case.group for case in cases})
     held: dict[str, tuple[float, float]] = {}
-    for out in groups:
-        seen = [case for case in cases if case.group != out]
-        constants = parse(with_values(priors, paths, fit(seen, priors, reached, start=values, steps=4)))
-        held |= {case.id: speed_report.predict(case, constants) for case in cases if case.group == out}
+    with get_context("fork").Pool(initializer=_share, initargs=((cases, priors, reached, values),)) as pool:
+        for found in pool.imap_unordered(_without, groups):
+            held |= found
     profile = with_values(priors, paths, [float(f"{v:.4g}") for v in values])
     decode: dict[str, list[float]] = {name: [] for name in speed_report.CLASSES}
     prefill: dict[str, list[float]] = {name: [] for name in speed_report.CLASSES}

@@ -56,6 +56,7 @@ class Case:
     decode_tok_s: float | None
     prefill_tok_s: float | None
     active_bytes: float  # weights that a token reads, wherever they are
+    runs: tuple[float, ...] = ()  # what was measured each time, where that is known
     # the build multiplies many rows tile by tile on x86 (github.com/ggml-org/llama.cpp/pull/27851)
     tiles: bool = True
 

@@ -78,4 +78,5 @@ def _case(number: int, row: dict[str, Any], here: Machine) -> Case:
         decode_tok_s=row["tok_s"] if decode else None,
         prefill_tok_s=None if decode else row["tok_s"],
         active_bytes=sum(sum(t.dense_bytes.values()) + used * sum(t.expert_bytes.values()) for t in shares),
+        runs=tuple(row["runs"]),
     )

@@ -51,14 +51,22 @@ H100 = Measured("h100", "NVIDIA H100 80GB HBM3", 81079, DATA / "h100", "own_h100
 
 def read(on: Measured = H200) -> Iterator[Case]:
     """Every run that can be compared."""
-    for number, line in enumerate((on.folder / "speed.jsonl").read_text(encoding="utf-8").splitlines()):
-        row = json.loads(line)
+    for number, row in enumerate(_rows(on)):
         if on is H200 and row["model"].startswith("mistral-small-4"):
             continue
+        if row["grid"] and row["output"] and row["ubatch"] != 512:
+            continue  # the same again: a decoded token knows no micro-batch
         case = case_of(f"{on.name}-{number}-{row['model']}", row, on)
         experts = any(t.expert_bytes for t in case.traffic)
         if not (row["prompt"] and experts) or row.get("tokens_spread"):
             yield case
+
+
+def _rows(on: Measured) -> Iterator[dict[str, Any]]:
+    for path in (on.folder / "speed.jsonl", on.folder / "experts.jsonl"):
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                yield {**json.loads(line), "grid": path.name == "experts.jsonl"}
 
 
 def machine(on: Measured = H200) -> Machine:

@@ -267,20 +267,19 @@ def page(
 
 
 def ranked(cases: Iterable[Case], predicted: Mapping[str, tuple[float, float]]) -> tuple[int, int]:
-    """Pairs of own runs on a CPU, of one model and task, whose predictions differ by more than APART: how many, and how
-    many of them were measured in that order."""
-    tasks: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    """Pairs of own runs on a CPU, of one model and task, whose predictions differ by more than APART and whose
+    measurements do not overlap: how many, and how many of them were measured in that order."""
+    tasks: dict[tuple[object, ...], list[tuple[float, tuple[float, ...]]]] = {}
     for case in cases:
         if case.data_class != "own_cpu":
             continue
         task = (case.group, case.decode_tok_s is None, case.prompt_tokens, case.depth)
-        measured = case.decode_tok_s or case.prefill_tok_s or 0.0
-        tasks.setdefault(task, []).append((predicted[case.id][case.decode_tok_s is None], measured))
+        tasks.setdefault(task, []).append((predicted[case.id][case.decode_tok_s is None], case.runs))
     pairs = [
-        fast[1] > slow[1]
+        min(fast[1]) > max(slow[1])
         for runs in tasks.values()
         for fast, slow in permutations(runs, 2)
-        if fast[0] > APART * slow[0]
+        if fast[0] > APART * slow[0] and (min(fast[1]) > max(slow[1]) or max(fast[1]) < min(slow[1]))
     ]
     return len(pairs), sum(pairs)
 
@@ -293,9 +292,9 @@ def _ranking(
     return (
         "Four models of 0.6 to 1.3 B on two cores (`tests/data/cpu`), two of them with four layers as well: the",
         "plan's own settings, other quants, one thread, no repacking, other caches, with and without flash",
-        "attention. Of the pairs of one model and task whose predictions differ by more",
-        f"than {100 * (APART - 1):.0f} %, {right} of {pairs} were measured in the predicted order; of those predicted",
-        f"without the model's own runs, {unseen_right} of {unseen}.",
+        "attention. Of the pairs of one model and task whose three runs do not overlap and whose predictions",
+        f"differ by more than {100 * (APART - 1):.0f} %, {right} of {pairs} were measured in the predicted order;",
+        f"of those predicted without the model's own runs, {unseen_right} of {unseen}.",
     )
 
 
@@ -309,7 +308,8 @@ through RAM plus arithmetic on the cores, which is what binds table-based types 
 for every layer whose experts are on the host; the cache cells that attention reads; and the drive, for the
 share of host weights that does not stay in RAM.
 
-Prompts, per micro-batch: arithmetic on the GPUs; for weights on the host, from 32 tokens on, a copy of the
+Prompts, per micro-batch: arithmetic on the GPUs, with experts in whole tiles for each that some token chose; the
+mask of attention, which one core fills; for weights on the host, from 32 tokens on, a copy of the
 experts that the micro-batch touches over PCIe and the arithmetic on the GPU, else the CPU computes;
 attention over the cells before. On cores only the last token of a prompt is
 charged for the output head. Behind the last layer's attention llama.cpp goes on with the tokens whose output is

@@ -3,15 +3,16 @@
 usage: python -m tests.engine.measure_cuda models DIR NAME[:LAYERS]...
        python -m tests.engine.measure_cuda memory BIN OUT.jsonl
        python -m tests.engine.measure_cuda speed  BIN DIR OUT.jsonl
+       python -m tests.engine.measure_cuda experts BIN DIR OUT.jsonl
        python -m tests.engine.measure_cuda batched BIN DIR OUT.jsonl
        python -m tests.engine.measure_cuda server BIN MODEL.gguf OUT.jsonl [plan options]...
 
 `models` makes files of real size with random but valid weights of stored headers (numpy); what a block adds to its
 input is zero, so that each token keeps its own embedding and chooses its own experts. `memory` asks the recorded
 commands of `tests/data/conformance/real.jsonl` again, several equal cards as shares of the first one. `speed` runs
-llama-bench, `batched` llama-batched-bench (several streams). `server` runs the command that plan-llama prints, sends
-three requests of random tokens and notes the memory in use on the card (nvidia-ml-py). Nothing is sent anywhere but to
-that server on this machine.
+llama-bench, `experts` too (experts on the card by micro-batch, of models in DIR), `batched` llama-batched-bench
+(several streams). `server` runs the command that plan-llama prints, sends three requests of random tokens and notes the
+memory in use on the card (nvidia-ml-py). Nothing is sent anywhere but to that server on this machine.
 """
 
 from __future__ import annotations
@@ -72,6 +73,27 @@ _RUNS: tuple[tuple[str, str, str], ...] = (  # model, placement, what is measure
     ("gpt-oss-20b-mxfp4", "-ngl 99 -ncmoe 24", "-ub 512,2048 -p 2048 -n 32 -t 16"),
 )
 
+_BY_UBATCH = "-b 4096 -ub 64,128,256,512,1024,2048,4096 -p 4096 -n 64"
+_WHOLE = "-ub 512,2048 -p 2048 -n 64"
+_EXPERTS: tuple[tuple[str, str, str], ...] = (
+    ("qwen3-30b-a3b-q4_k_m", "-ngl 99", _BY_UBATCH),
+    ("gpt-oss-20b-mxfp4", "-ngl 99", _BY_UBATCH),
+    ("glm-4.5-air-q4_k_m-8L", "-ngl 99", _BY_UBATCH),
+    ("gpt-oss-120b-f16-8L", "-ngl 99", _BY_UBATCH),
+    ("deepseek-v3.1-iq2_xxs-7L", "-ngl 99", _BY_UBATCH),
+    ("ernie-4.5-21b-a3b-q4_k_m", "-ngl 99", _BY_UBATCH),
+    ("qwen3-next-80b-a3b-q4_k_m-8L", "-ngl 99", _BY_UBATCH),
+    ("deepseek-v3.1-iq2_xxs-7L", "-ngl 99 -ncmoe 99", "-ub 512,2048 -p 2048 -n 24 -t 16"),
+    ("glm-4.5-air-q4_k_m-8L", "-ngl 99 -ncmoe 99", "-ub 512,2048 -p 2048 -n 24 -t 16"),
+    ("mixtral-8x7b-q4_k_m-12L", "-ngl 99", _BY_UBATCH),
+    ("qwen3-30b-a3b-q4_k_m-24L", "-ngl 99", _WHOLE),
+    ("llama-3.1-8b-q4_k_m", "-ngl 99", _WHOLE),
+    ("phi-4-q4_k_m", "-ngl 99", _WHOLE),
+    ("hunyuan-7b-q8_0", "-ngl 99", _WHOLE),
+    ("gemma-3-27b-q4_0", "-ngl 99", _WHOLE),
+    ("llama-3.2-1b-q4_0", "-ngl 99", _WHOLE),
+)
+
 _MANY = "1,2,4,8,16,32,64"
 _STREAMS = (  # model, placement, tokens that each stream writes, how many streams
     ("qwen3-30b-a3b-q4_k_m", "-fa on -ngl 99 -lm none", 64, _MANY),
@@ -123,7 +145,16 @@ def memory(bin_folder: Path, scratch: Path) -> Iterator[dict[str, Any]]:
 
 def speed(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """llama-bench's rows."""
-    for model, placement, asked in _RUNS:
+    yield from _bench(_RUNS, bin_folder, folder)
+
+
+def experts(bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """llama-bench's rows by micro-batch; a model that is not in the folder is left out."""
+    yield from _bench([run for run in _EXPERTS if (folder / f"{run[0]}.gguf").exists()], bin_folder, folder)
+
+
+def _bench(runs: Sequence[tuple[str, str, str]], bin_folder: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    for model, placement, asked in runs:
         flags = placement if "-fa " in placement else f"-fa on {placement}"
         flags = flags if "-lm " in flags else f"{flags} -lm none"
         argv = [
@@ -243,7 +274,7 @@ def _ask(address: str, tokens: int, output: int) -> dict[str, Any]:
     return found
 
 
-_BENCHES = {"speed": speed, "batched": batched}
+_BENCHES = {"speed": speed, "experts": experts, "batched": batched}
 
 
 def main(words: Sequence[str]) -> int:

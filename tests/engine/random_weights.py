@@ -1,9 +1,10 @@
 """Random but valid weights behind a header: as fast or slow as a published file, at no download.
 
 A block's bits are random, its scales are set so that weights have the spread of trained ones and lie around zero:
-nothing overflows. Routers are random at a spread of 1, so that tokens go to different experts. Kernels take the same
-time for any bits. With `alone` what a block adds to its input is zero: each token keeps its own embedding through all
-layers, where else the layers of a deep model make all tokens choose alike. Needs numpy.
+nothing overflows. A router's scores have a spread of about 1: tokens go to different experts, and no score is so large
+that its sigmoid is exactly one (of equal scores llama.cpp takes the same experts for every token). Kernels take the
+same time for any bits. With `alone` what a block adds to its input is zero: each token keeps its own embedding through
+all layers, where else the layers of a deep model make all tokens choose alike. Needs numpy.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _data(tensor: Tensor, alone: bool) -> Iterator[bytes]:
         yield bytes(tensor.nbytes)
         return
     block = tensor.type.block_bytes
-    spread = 1.0 if "ffn_gate_inp" in tensor.name else _SPREAD
+    spread = float(tensor.shape[0] ** -0.5) if "ffn_gate_inp" in tensor.name else _SPREAD
     tile = _tile(kind, 0.0 if alone and _ADDS.search(tensor.name) else spread)
     chosen, left = random.Random(tensor.name), tensor.nbytes  # noqa: S311  # to be made again
     while left:

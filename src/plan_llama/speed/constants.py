@@ -26,7 +26,11 @@ class Family:
     decode: float  # share of memory bandwidth with 16-bit weights
     prefill: float  # share of FP16 peak with 16-bit weights
     layer_s: float  # launches of one layer, per pass
+    expert_layer_s: float  # and of its routed experts
     vector_columns: int  # what one more column takes in the kernels for vectors, against one of a matrix
+    vector_most: int  # up to so many tokens the products of experts are those kernels'
+    tile_columns: int  # columns of the largest tile in which the products of experts are made
+    tile_by_rows: bool  # a tile's size follows the rows per expert, else all tokens of the batch
 
     def matches(self, gpu: Gpu, unified: bool) -> bool:
         """Whether the family describes this card."""
@@ -67,8 +71,6 @@ class Constants:
     experts_prefill: float
     experts_core_prefill: Mapping[str, float]  # engines that multiply experts as matrices: against plain ones
     expert_rows: float  # of others, row by row: a core's rate against that with plain ones
-    experts_rows: float  # rows per expert at which half of the arithmetic rate is reached
-    expert_layer_s: float
     few_columns: int  # a matrix kernel takes as long as if it had so many columns more
     crossing_s: float
     cache_read: float
@@ -91,6 +93,7 @@ class Constants:
     core_quantised_decode: float  # of a quantised cache, against one of floats
     core_quantised_prefill: float
     ram_peak: float
+    ram_peak_two: float  # with two channels or one
     ram_measured: float
     overlap: float  # of reading and computing on the cores: 1 one after the other, more: the longer one counts most
     ram_experts: float  # routed experts, read here and there, against dense weights
@@ -101,6 +104,7 @@ class Constants:
     tensor_split: float
     split_layer_s: float
     mapped_read: float
+    mask_cell_s: float  # of one core: a cell of a micro-batch's own tokens in the mask of its attention
     link_bytes_per_s: Mapping[str, float]  # of one lane, by generation
     disk_bytes_per_s: Mapping[str, float]
     assumed: Mapping[str, float]
@@ -161,8 +165,6 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         experts_prefill=gpu.take("experts_prefill", float),
         experts_core_prefill=_floats(table.table("experts_core_prefill")),
         expert_rows=host.take("expert_rows", float),
-        experts_rows=gpu.take("experts_rows", float),
-        expert_layer_s=gpu.take("expert_layer_s", float),
         few_columns=gpu.take("few_columns", int),
         crossing_s=host.take("crossing_s", float),
         cache_read=gpu.take("cache_read", float),
@@ -185,6 +187,7 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         core_quantised_decode=host.take("core_quantised_decode", float),
         core_quantised_prefill=host.take("core_quantised_prefill", float),
         ram_peak=host.take("ram_peak", float),
+        ram_peak_two=host.take("ram_peak_two", float),
         ram_measured=host.take("ram_measured", float),
         overlap=max(1.0, host.take("overlap", float)),
         ram_experts=host.take("ram_experts", float),
@@ -195,6 +198,7 @@ def parse(data: dict[str, Any], where: str = "speed constants") -> Constants:
         tensor_split=gpu.take("tensor_split", float),
         split_layer_s=gpu.take("split_layer_s", float),
         mapped_read=host.take("mapped_read", float),
+        mask_cell_s=host.take("mask_cell_s", float),
         link_bytes_per_s=_floats(table.table("link_bytes_per_s")),
         disk_bytes_per_s=_floats(table.table("disk_bytes_per_s")),
         assumed=_floats(table.table("assumed")),
@@ -217,7 +221,11 @@ def _family(t: catalog.Table) -> Family:
         decode=t.take("decode", float),
         prefill=t.take("prefill", float),
         layer_s=t.take("layer_s", float),
+        expert_layer_s=t.take("expert_layer_s", float),
         vector_columns=t.take("vector_columns", int),
+        vector_most=t.take("vector_most", int),
+        tile_columns=t.take("tile_columns", int),
+        tile_by_rows=t.take("tile_by_rows", bool),
     )
     t.done()
     return family

@@ -26,6 +26,7 @@ _BOUNDS = (
         "CPU cores",
         "more or newer cores, or more of the weights on a card",
     ),
+    ("mask", "the mask of attention, which one core fills", "a smaller micro-batch"),
     ("crossings", "hand-overs between GPU and CPU", "a card that holds the experts"),
     ("launches", "GPU kernel launches", "nothing of the memory; several requests at once fill the gaps"),
     ("compute", "GPU compute", "a card with more FLOP/s"),

@@ -7,6 +7,7 @@ them, and the cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -44,6 +45,9 @@ class Work:
     refusing: Mapping[int, float] = field(default_factory=dict)
     # bytes per second from a card to the slowest other
     between: Mapping[int, float] = field(default_factory=dict)
+    windows: frozenset[int] = (
+        frozenset()
+    )  # of the attention masks that are filled for every micro-batch; 0: no window
 
 
 def resolve(
@@ -88,6 +92,14 @@ def resolve(
         draft=tuple(t for t in traffic if t.draft) if settings.draft_layers else (),
         refusing=refusing,
         between=_between(machine, main, settings, constants, said),
+        windows=frozenset() if engine == "vllm" else _windows(main),
+    )
+
+
+def _windows(traffic: Sequence[Traffic]) -> frozenset[int]:
+    """One mask serves the layers that see the same cells; that of a sparse attention, which chooses, has none."""
+    return frozenset(
+        0 if c.most_cells is None or c.selecting else c.most_cells for t in traffic for c in t.cache
     )
 
 
@@ -221,7 +233,14 @@ def prefill(work: Work, tokens: int, depth: float) -> Parts:
             for c in t.cache
         )
         add(parts, f"{name} cache", tokens * flops / (gpu.flops * k.attention_prefill) + beside)
+    add(parts, "attention mask", _masks(work, tokens))
     return parts
+
+
+def _masks(work: Work, tokens: int) -> float:
+    """Seconds in which one core fills the masks of a micro-batch, before the cards get to it. For each token it visits
+    the cells of the batch and of the window before it (set_input_kq_mask_impl, llama-kv-cache.cpp, b11434)."""
+    return tokens * sum(tokens + window for window in work.windows) * work.constants.mask_cell_s
 
 
 def _cross(parts: Parts, work: Work, t: Traffic, tokens: int) -> None:
@@ -235,7 +254,7 @@ def _cross(parts: Parts, work: Work, t: Traffic, tokens: int) -> None:
 def _launches(work: Work, gpu: GpuRates, t: Traffic) -> float:
     k = work.constants
     layer_s = gpu.family.layer_s + (0.0 if work.settings.flash_attn else k.plain_layer_s)
-    return t.layers * layer_s + t.expert_layers * k.expert_layer_s
+    return t.layers * layer_s + t.expert_layers * gpu.family.expert_layer_s
 
 
 def _selection(k: Constants, gpu: GpuRates, cache: CacheReads, cells: float, tokens: float) -> float:
@@ -308,33 +327,50 @@ def _gpu_read(k: Constants, gpu: GpuRates, sizes: Mapping[str, int]) -> float:
 
 
 def _gpu_flops(work: Work, gpu: GpuRates, t: Traffic, tokens: int) -> float:
-    """Seconds of arithmetic on a card. Few rows per expert leave the matrix units idle.
+    """Seconds of arithmetic on a card.
 
     The output head, which only one token goes through, is charged for all: prompts of small models are slower on cards
     than their arithmetic, and the published runs are met better with it.
     """
     k = work.constants
     peak = gpu.flops * gpu.family.prefill
-    seconds = tokens * t.dense_flops * _mixed(k, t.dense_bytes) / peak
-    if t.expert_flops:
-        rows = tokens * t.expert_used_ratio
-        rate = peak * k.experts_prefill * rows / (rows + k.experts_rows)
-        seconds += tokens * t.expert_flops * _mixed(k, t.expert_bytes) / rate
-    return seconds
+    return tokens * t.dense_flops * _mixed(k, t.dense_bytes) / peak + _tiles(k, gpu, t, tokens)
+
+
+def _tiles(k: Constants, gpu: GpuRates, t: Traffic, tokens: int) -> float:
+    """Seconds of arithmetic with the experts on a card for a batch. Every expert that some token chooses takes whole
+    tiles, however few of their columns are filled.
+
+    CUDA takes the largest tile that a batch of so many tokens fills, on RDNA3 and RDNA4 that which the mean rows of an
+    expert fill (ggml_cuda_mul_mat_q and mul_mat_q_case, ggml-cuda/mmq.cu and mmq.cuh, b11434). An expert's rows
+    scatter, so that half a tile is empty on average where there are several.
+    """
+    if not t.expert_flops:
+        return 0.0
+    rows = tokens * t.expert_used_ratio  # of an expert, on average
+    fills = math.ceil((rows if gpu.family.tile_by_rows else tokens) / 8) * 8
+    columns = min(gpu.family.tile_columns, fills)
+    tiles = touched(t.expert_used_ratio, tokens) * max(1.0, rows / columns + 0.5)
+    row_flops = t.expert_flops / t.expert_used_ratio  # of one row in each expert
+    peak = gpu.flops * gpu.family.prefill * k.experts_prefill
+    return tiles * columns * row_flops * _mixed(k, t.expert_bytes) / peak
 
 
 def _gpu_rows(k: Constants, gpu: GpuRates, t: Traffic, tokens: int) -> float:
     """Seconds of arithmetic that the tokens of a decode step beside the first add; its weights are read anyway.
 
-    Up to some columns the backends multiply vectors (ggml-cuda/mmvq.cu, b11434: eight), then tiles of a matrix that
-    stay half empty: the faster of both.
+    Up to some columns the backends multiply vectors (MMVQ_MAX_BATCH_SIZE, ggml-cuda/mmvq.cuh, b11434: eight; Metal's
+    experts up to 31 tokens, ne21_mm_id_min, ggml-metal-ops.cpp), then tiles of a matrix that stay half empty. Of dense
+    weights the faster of both counts.
     """
     if tokens < 2:
         return 0.0
     peak = gpu.flops * gpu.family.prefill
     dense = t.dense_flops * _mixed(k, t.dense_bytes) / peak
-    experts = t.expert_flops * _mixed(k, t.expert_bytes) / (peak * k.experts_prefill)
     columns = min((tokens - 1) * gpu.family.vector_columns, tokens + k.few_columns)
+    if tokens > gpu.family.vector_most:
+        return columns * dense + _tiles(k, gpu, t, tokens)
+    experts = t.expert_flops * _mixed(k, t.expert_bytes) / (peak * k.experts_prefill)
     return columns * dense + (tokens - 1) * experts
 
 

@@ -119,19 +119,33 @@ def ram_peak(machine: Machine, k: Constants, said: Assumptions) -> float:
         if ram.sources.get("bandwidth_bytes_per_s") == "assumed":
             said.add(f"RAM bandwidth assumed: {ram.bandwidth_bytes_per_s / 1e9:.0f} GB/s", k.widen["ram"])
         return ram.bandwidth_bytes_per_s / sockets
-    channels, speed = ram.channels, ram.speed_mt_s
-    missing = [name for name, value in (("channels", channels), ("speed", speed)) if value is None]
-    if channels is None:
-        server = _cores_per_socket(machine) > k.assumed["desktop_cores"]
-        channels = int(k.assumed["server_channels" if server else "desktop_channels"]) * sockets
+    speed = ram.speed_mt_s
+    missing = [name for name, value in (("channels", ram.channels), ("speed", speed)) if value is None]
     if speed is None:
         old = (ram.type or "").upper().endswith("DDR4")
         speed = int(k.assumed["ddr4_mt_s" if old else "ddr5_mt_s"])
-    peak = 8e6 * speed * channels / sockets
+    peak = 8e6 * speed * _channels(machine, k)
     if missing:
         factor = k.widen["ram" if len(missing) == 2 else "ram_partly"]
         said.add(f"RAM {' and '.join(missing)} unknown: {peak / 1e9:.0f} GB/s assumed", factor)
     return peak
+
+
+def _channels(machine: Machine, k: Constants) -> float:
+    """Channels of one socket's memory, where unknown as its cores suggest."""
+    if machine.ram.channels is not None:
+        return machine.ram.channels / max(1, machine.cpu.sockets)
+    server = _cores_per_socket(machine) > k.assumed["desktop_cores"]
+    return k.assumed["server_channels" if server else "desktop_channels"]
+
+
+def _ram_share(machine: Machine, k: Constants) -> float:
+    """What of the memory's peak the cores get: two channels are filled better than many. A peak that is stated without
+    its channels is taken for one of many."""
+    if machine.ram.sources.get("bandwidth_bytes_per_s") == "measured":
+        return k.ram_measured
+    known = machine.ram.channels is not None or machine.ram.bandwidth_bytes_per_s is None
+    return k.ram_peak_two if known and _channels(machine, k) <= 2 else k.ram_peak
 
 
 def _cores_per_socket(machine: Machine) -> int:
@@ -163,7 +177,7 @@ def host_rates(
     isa = machine.cpu.isa or _UNKNOWN_ISA
     interleaved = interleaved_types(isa) if repacked or own_kernels else frozenset()
     return HostRates(
-        ram=peak * (k.ram_measured if measured else k.ram_peak),
+        ram=peak * _ram_share(machine, k),
         cores_decode=max(1, decode_cores) ** k.cores_exponent
         * isa_decode
         * k.engine_core_decode.get(engine, 1.0)

@@ -1,4 +1,4 @@
-"""Published runs that no constant has seen: all are compared, none is in the fit, and the page says how well they are
+"""Published runs that are in no fit: all are compared, none is in the fit, and the page says how well they are
 predicted."""
 
 from __future__ import annotations
