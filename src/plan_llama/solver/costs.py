@@ -139,7 +139,14 @@ class Costs:
             repacked=settings.repack and not machine.gpus,
         )
         self._made: dict[tuple[int, bool], Prices] = {}
+        self._on_cards = self._made
         self._options: dict[tuple[int, tuple[int, ...]], list[tuple[Option, ...]]] = {}
+
+    def with_cards_of(self, other: Costs) -> None:
+        """Takes over what layers cost on cards from costs that differ in the order of the cards: what is on a card by
+        itself goes through no other device, unless the card refuses a part of it."""
+        if not self.layers.refused:
+            self._on_cards = other._on_cards
 
     def seconds(self, *traffic: Traffic) -> float:
         """What shares of devices cost the request."""
@@ -187,15 +194,15 @@ class Costs:
         return found
 
     def _priced(self, device: int, *, apart: bool) -> Prices:
-        key = device, apart
-        if key not in self._made:
-            self._made[key] = Prices(
+        key, made = (device, apart), self._made if device == HOST else self._on_cards
+        if key not in made:
+            made[key] = Prices(
                 cache=self._by_make(lambda il: self._cache(il, device), 0.0),
                 rest=self._by_make(lambda il: self._rest(il, device, apart), 0.0),
                 parts=self._by_make(lambda il: self._parts(il, device), ()),
                 once=self._by_make(lambda il: self._once(il, device, apart), 0.0),
             )
-        return self._made[key]
+        return made[key]
 
     def _by_make(self, price: Callable[[int], _T], nothing: _T) -> tuple[_T, ...]:
         known: dict[object, _T] = {}

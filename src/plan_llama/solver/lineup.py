@@ -57,6 +57,11 @@ class Lineup:
         self.found: dict[Settings, Filled] = {}
 
     @cached_property
+    def splitter(self) -> Splitter:
+        """All splits, whatever room a graph leaves on the cards."""
+        return _splitter(self.cards, self.costs)
+
+    @cached_property
     def polisher(self) -> Polisher:
         """Changes of these splits, with all that was measured of them."""
         away = self.costs.away()
@@ -90,13 +95,12 @@ class Lineup:
         if seen.floor is None or states <= _FEW_STATES or many(len(self.order), self.blocks):
             return seen.seconds > 0.0
         floor = seen.floor // 2
-        costs, cards = self.costs, self.cards
-        if self.filler.table.loaded_bytes <= sum(max(0, card.room - floor) for card in cards):
+        rooms = [card.room - floor for card in self.cards]
+        splitter = self.splitter
+        if self.filler.table.loaded_bytes <= sum(max(0, room) for room in rooms):
             costs = self.filler.costs(self.base, self.order, self.goal, at_once=len(self.order))
-            cards = self.filler.cards(self.base, self.order, costs)
-        roomy = [replace(card, room=card.room - floor) for card in cards]
-        splitter = Splitter(roomy, costs.on(HOST).whole, costs.away().movable, costs.away().rest)
-        return splitter.has_cheaper(seen.seconds)
+            splitter = _splitter(self.filler.cards(self.base, self.order, costs), costs)
+        return splitter.with_rooms(rooms).has_cheaper(seen.seconds)
 
     def seek(self, seen: Seen, *, briefly: bool = False) -> None:
         """The cheapest splits that the exact model agrees with; `briefly`: of those that leave experts to the host.
@@ -203,8 +207,7 @@ class Lineup:
         filler = self.filler
         host_s, away_s, bare_s = costs.on(HOST).whole, costs.away().movable, costs.away().rest
         own = cards
-        if free is not None:
-            fixed = [il for il in filler.all_movable() if il not in free]
+        if free is not None and (fixed := [il for il in filler.all_movable() if il not in free]):
             own = [holding(card, fixed, away_s) for card in cards]
             bare_s = tuple(bare_s[il] + (away_s[il] if il in fixed else 0.0) for il in range(len(bare_s)))
             away_s = tuple(0.0 if il in fixed else away_s[il] for il in range(len(away_s)))
@@ -212,9 +215,9 @@ class Lineup:
         tried: set[Settings] = set()
         plain = False
         around = filler.around.get(order) if many(len(order), self.blocks) else None
-        cards_split = Splitter(own, host_s, away_s, bare_s)
+        whole = self.splitter if own is self.cards else Splitter(own, host_s, away_s, bare_s)
         for _ in range(_MOST_STEPS):
-            splitter = cards_split.with_rooms([card.room - beside[i] for i, card in enumerate(own)])
+            splitter = whole.with_rooms([card.room - beside[i] for i, card in enumerate(own)])
             split = splitter.best(around, _WITHIN, every_card=every_card) if around is not None else None
             split = split or splitter.best(every_card=every_card)
             if split is None:
@@ -241,7 +244,7 @@ class Lineup:
             elif not every_card and on_cards and len(order) > 1:
                 # the copies of a pipeline are for such a split alone
                 own = [with_some_away(card) for card in own]
-                cards_split = Splitter(own, host_s, away_s, bare_s)
+                whole = Splitter(own, host_s, away_s, bare_s)
                 continue
             for i, device in enumerate(order):
                 if split.per_card[i]:
@@ -268,6 +271,10 @@ class Lineup:
             placed += cards[i].output_bytes if i == last else 0
             found.append(filled.made.devices[device].peak_bytes - placed)
         return found
+
+
+def _splitter(cards: Sequence[Card], costs: Costs) -> Splitter:
+    return Splitter(cards, costs.on(HOST).whole, costs.away().movable, costs.away().rest)
 
 
 def _seconds(filled: Filled) -> float:

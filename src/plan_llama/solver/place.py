@@ -181,9 +181,11 @@ class Filler:
         open_ = {"context": 0, "slot_limit": None, "cache_ram_bytes": 0, "ctx_checkpoints": 0}
         key = self.ordered(base, order, load_mode=mode, **open_), goal, at_once
         if key not in self._costs:
-            self._costs[key] = Costs(
+            made = self._costs[key] = Costs(
                 self.table, self.layers, self.movable, self.machine, key[0], goal, at_once=at_once
             )
+            any_order = replace(key[0], devices=(), main_gpu=0), goal, at_once
+            made.with_cards_of(self._costs.setdefault((any_order, "any order"), made))
         return self._costs[key]
 
     def ordered(self, settings: Settings, used: tuple[int, ...], **more: Any) -> Settings:

@@ -10,7 +10,7 @@ import pytest
 
 from plan_llama.memory import estimate
 from plan_llama.memory.table import ModelTable
-from plan_llama.memory.types import Buffers, Settings
+from plan_llama.memory.types import HOST, Buffers, Settings
 from plan_llama.solver import place
 from plan_llama.solver.costs import Costs
 from plan_llama.solver.lineup import Lineup
@@ -88,3 +88,19 @@ def test_cards_at_once_are_sought_once_though_several_orders_have_them(
     monkeypatch.setattr(Lineup, "_settle", counting)
     assert solve(three_cards(2560, 2560, 2560), ladder=False) is not None
     assert set(sought.values()) == {1}
+
+
+def test_what_layers_cost_on_a_card_is_worked_out_once_for_all_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    priced: Counter[object] = Counter()
+    rest: Any = Costs._rest
+
+    def counting(self: Costs, il: int, device: int, apart: bool) -> float:
+        if device != HOST:
+            priced[replace(self.settings, devices=(), main_gpu=0), self.at_once, device, il] += 1
+        return float(rest(self, il, device, apart))
+
+    monkeypatch.setattr(Costs, "_rest", counting)
+    assert solve(three_cards(2560, 2304, 2176), ladder=False) is not None
+    assert set(priced.values()) == {1}
