@@ -18,10 +18,17 @@ _SURE = 3  # rows that go on in the next: so many are no accident
 _SAMPLE = 200  # rows that tell a layout
 _NUMERAL = re.compile(r"\d")
 _BEGINS = re.compile(
-    r"\s*(?:[\w.~<>/-]+(?:::[\w~<>]+)*(?:\([^)]*\))?\s*(?:: |:$|\| )|[\[(|+#>*-]|\d+\.\d\d\.\d{3}|\d{4}[-/]|[A-Z]{4,}\b"
-    r"|(?:llama|ggml|slot|srv|clip|system|main|print)\w*\b|(?:time|level)=|Traceback|File \"|[DIWEF] |\^+|\s\s|$)"
+    r"\s*(?:[\w.~<>/-]+(?:::[\w~<>]+)*(?:\([^)]*\))?\s*(?:: |:$|\| )|[\[(|+#>*-]|\d+\.\d\d\.\d{3}|\d{4}[-/]"
+    r"|[A-Z][a-z]+\b|[A-Z]{4,}\b|ROCm|\{|(?:llama|ggml|slot|srv|clip|system|main|print)\w*\b|(?:time|level)="
+    r"|Traceback|File \"|[DIWEF] |\^+|\s\s|$)"
 )
-_WORD = re.compile(r"[a-z0-9_/]")
+# The end of a word that was cut, and no word with which engines and wrappers begin.
+_FRAGMENT = re.compile(
+    r"(?!(?:srv|slot|llama|ggml|clip|load|print|cmn|time|level|main|error|init|build|warning|fatal|note|panic|info|debug|exit|server|worker|ollama|vllm|python|kernel|model"
+    r"|status|caused?|runtime|usage|loading|failed)\b)[a-z][a-z0-9]{0,11}(?:[ :'\"\]).,]|$)"
+)
+_QUOTED = re.compile(r"[> ]+")
+_WORD = re.compile(r"[a-z_/]")
 _RICH = re.compile(
     r"(?:\[[\d/]+ ?[\d:]+(?: [AP]M)?\] | {11}| {20})(?:DEBUG   |INFO    |WARNING |ERROR   |CRITICAL) "
 )
@@ -34,6 +41,7 @@ class Columns:
 
     def __init__(self) -> None:
         self._looked = False
+        self._quoted = ""  # what stands before each row in mail
         self._rich = False
         self._padded = False  # with blanks to the right edge
         self._width = 0  # of the terminal that cut its lines; 0: none did
@@ -44,10 +52,19 @@ class Columns:
         """Whole rows as lines."""
         if not self._looked:
             self._looked = True
-            self._look(_rows(data))
+            rows = _rows(data)
+            self._quoted = _quoting([row for row in rows if row.strip()])
+            self._look(self._bare(rows))
         if self._rich:
-            return _two_columns(_rows(data))
-        return self._joined(_rows(data)) if self._width else data
+            return _two_columns(self._bare(_rows(data)))
+        return self._joined(self._bare(_rows(data))) if self._width else data
+
+    def full(self, row: bytes) -> bool:
+        """Whether a row may go on in the next."""
+        return bool(self._width) and len(row.decode("utf-8", "replace").rstrip("\r")) >= self._width - 1
+
+    def _bare(self, rows: list[str]) -> list[str]:
+        return [row.removeprefix(self._quoted) for row in rows] if self._quoted else rows
 
     def _look(self, rows: list[str]) -> None:
         first = [row for row in rows[:_SAMPLE] if row]
@@ -59,7 +76,7 @@ class Columns:
         if not _LEAST_WIDTH <= width <= _MOST_WIDTH:
             return
         self._begins = {
-            _begin(row) for before, row in zip(["", *rows], rows, strict=False) if len(before) < width
+            _begin(row) for before, row in zip(["", *rows], rows, strict=False) if len(before) < width - 1
         }
         full = [at for at, row in enumerate(rows[:-1]) if len(row) == width and rows[at + 1]]
         fresh = sum(_begin(rows[at + 1]) not in self._begins for at in full)
@@ -74,9 +91,15 @@ class Columns:
         """Whether a row begins a line, where the one before it is full."""
         if _begin(row) in self._begins or self._sure:
             return _begin(row) in self._begins
-        if len(full) in _USUAL_WIDTHS and _WORD.match(row) and _WORD.match(full[-1]):
+        if full[-1].isalnum() and (_WORD if len(full) in _USUAL_WIDTHS else _FRAGMENT).match(row):
             return False  # a word is cut
         return _BEGINS.match(row) is not None
+
+    def _goes_on(self, row: str, after: str) -> bool:
+        """Whether a row goes on in the one after it. A blank in the last column may be lost."""
+        if not after or len(row) < self._width - self._sure or self._new(row, after):
+            return False
+        return len(row) == self._width or (row[-1] != " " and _BEGINS.match(after) is None)
 
     def _joined(self, rows: list[str]) -> bytes:
         """Rows that end at the last column, with those that they go on in."""
@@ -85,15 +108,23 @@ class Columns:
         place = 0
         while place < len(rows):
             end = place
-            while end + 1 < len(rows) and len(rows[end]) == self._width and rows[end + 1]:
-                if self._new(rows[end], rows[end + 1]):
-                    break
+            while end + 1 < len(rows) and self._goes_on(rows[end], rows[end + 1]):
+                rows[end] = rows[end].ljust(self._width)
                 end += 1
             done.append("".join(rows[place : end + 1]))
             # where it may be an accident, the rows are read as they stand too
             done += [""] * (end - place) if self._sure else rows[place + 1 : end + 1]
             place = end + 1
         return "\n".join(done).encode()
+
+
+def _quoting(rows: Sequence[str]) -> str:
+    """What mail, or a list, has put before every row."""
+    found = _QUOTED.match(rows[0]) if rows else None
+    before = found[0] if found else ""
+    while not all(row.startswith(before) for row in rows):
+        before = before[:-1]
+    return before
 
 
 def _rows(data: bytes) -> list[str]:

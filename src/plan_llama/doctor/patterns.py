@@ -18,6 +18,7 @@ from plan_llama.errors import ProfileError
 
 _HOLE = re.compile(r"<([a-z])>")
 _NUMBER = r"[-+]?\d[\d.,]*(?<![.,])"
+_PLAIN = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _KEPT_NUMBERS = frozenset("abcde")
 _KEPT_TEXTS = frozenset("xyz")
 _WORD_BYTES: Final = frozenset(
@@ -146,8 +147,9 @@ class Index:
 
 
 def number(text: str) -> float:
-    """A number of a log: `24,105.5` is 24105.5."""
-    return float(text.replace(",", "") or 0)
+    """A number of a log: `24,105.5` is 24105.5, and of `1.2.3` the beginning."""
+    found = _PLAIN.match(text.replace(",", ""))
+    return float(found[0]) if found else 0.0
 
 
 def distinct(templates: Iterable[str]) -> list[str]:

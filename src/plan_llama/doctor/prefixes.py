@@ -25,7 +25,7 @@ _PREFIXES = (
     r"<\d{1,3}>(?:1 \S+ \S+ \S+ \S+ \S+ (?:-|\[[^\]]*\]) )?",  # syslog's number
     r"[\w.-]+(?:-\d+)?\s+\| ",  # compose
     r"\[pod/[^\]]+\] ",  # kubectl
-    r"\[(?:DEBUG|INFO|WARN|WARNING|ERROR|TRACE)\]\s*(?:\[[^\]]*\]:?\s*)?",
+    r"\[(?:DEBUG|INFO|WARN|WARNING|ERROR|TRACE)\]\s*",
     r"(?:stdout|stderr) [FP] ",  # CRI
     r"\[\d{2,5}\] ",  # the router's child port
     r"\d+\.\d\d\.\d{3}\.\d{3} [DIWE] ",  # llama.cpp since 2026

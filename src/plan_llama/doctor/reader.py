@@ -89,7 +89,7 @@ class LogReader:
         chunk, carry = first, b""
         while chunk:
             data = carry + (decoder.decode(chunk).lstrip("\ufeff").encode() if decoder else chunk)
-            end = data.rfind(b"\n")
+            end = unpacker.end(data)
             carry = data[end + 1 :]
             if end >= 0:
                 self._scan(unpacker.lines(prefixes.undressed(data[:end])), source)
@@ -311,10 +311,10 @@ def _error(start: Start, line: Line) -> None:
 
 def _wide(first: bytes) -> str | None:
     """UTF-16 without a mark: every other byte is empty."""
-    low, high = first[0:400:2], first[1:400:2]
-    if low and high.count(0) > 0.8 * len(high) and low.count(0) < 0.1 * len(low):
+    low, high = first[0:4000:2], first[1:4000:2]
+    if 2 * high.count(0) > len(high) and 20 * low.count(0) < len(low):
         return "utf-16-le"
-    return "utf-16-be" if high and low.count(0) > 0.8 * len(low) and high.count(0) < 0.1 * len(high) else None
+    return "utf-16-be" if 2 * low.count(0) > len(low) and 20 * high.count(0) < len(high) else None
 
 
 def _cut(raw: bytes) -> bytes:

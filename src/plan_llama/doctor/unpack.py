@@ -23,11 +23,12 @@ _ASIDE = frozenset((
     "kubernetes", "docker", "date", "title", "number", "filename", "lineno",
 ))
 # fmt: on
-_STRING = re.compile(rb'(?:[{,\s]"(?:' + "|".join(_MESSAGES).encode() + rb')"\s*:\s*|\A\s*\[?\s*)"')
+_MOST_PARTS = 64  # of one line
+_STRING = re.compile(rb'(?:[{,\s]"(?:' + "|".join(_MESSAGES).encode() + rb')"\s*:\s*|\A\s*\[?\s*)"|\Ab?\'')
 _STRING_FRONT = 4096  # bytes in which such a string begins
-_STRING_END = re.compile(rb'"[\s}\],]*\Z')
-_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|([nrtbf"\\/]))')
-_ESCAPED = {"n": "\n", "r": "", "t": " ", "b": "", "f": "", '"': '"', "\\": "\\", "/": "/"}
+_STRING_END = re.compile(rb'["\'][\s}\],]*\Z')
+_ESCAPE = re.compile(r"""\\(?:u([0-9a-fA-F]{4})|([nrtbf'"\\/]))""")
+_ESCAPED = {"n": "\n", "r": "", "t": " ", "b": "", "f": "", "'": "'", '"': '"', "\\": "\\", "/": "/"}
 _PART = re.compile(rb"\S+ (stdout|stderr) ([PF]) ")
 _BINARY = re.compile(rb"(?s)\nMESSAGE\n.{8}")
 _FIELD = re.compile(rb"(?m)^(?!MESSAGE=)_{0,2}[A-Z][A-Z0-9_]*=.*$")
@@ -47,7 +48,7 @@ class Unpacker:
         self._string = self._string or (self._first and _is_string(data))
         if self._string:
             data = _unescaped(_STRING.sub(b"", data, count=1) if self._first else data)
-        elif data.startswith(b'{"') or b'\n{"' in data:
+        elif data.startswith((b'{"', b"{\n")) or b'\n{"' in data:
             data = _records(data)
         self._first = False
         if b" P " in data:
@@ -57,6 +58,19 @@ class Unpacker:
         if b"<br" in data and data.count(b"<br") > data.count(b"\n"):
             data = _BREAK.sub(b"\n", data)
         return self._columns.lines(data)
+
+    def end(self, data: bytes) -> int:
+        """Where the last line ends that needs nothing of what comes next; -1 where none does."""
+        last = end = data.rfind(b"\n")
+        for _ in range(_MOST_PARTS):
+            row = data[data.rfind(b"\n", 0, max(end, 0)) + 1 : max(end, 0)]
+            if not (
+                self._columns.full(row)
+                or (b" P " in row and (found := _PART.match(row)) and found[2] == b"P")
+            ):
+                return end
+            end = data.rfind(b"\n", 0, end)
+        return last
 
     def cut(self, line: bytes) -> tuple[bytes, bytes]:
         """What can be read of a line that is too long to wait for its end, and what cannot yet."""
@@ -72,9 +86,13 @@ def opened(data: bytes) -> bytes:
 
 
 def _is_string(data: bytes) -> bool:
-    """Whether it is one string of JSON that holds many lines."""
+    """Whether it is one string of JSON, or of Python, that holds many lines."""
     breaks = data.count(b"\\n") - data.count(b"\\\\n")
-    if data[:1] not in (b"{", b"[", b'"') or breaks < _LEAST_BREAKS or breaks <= 2 * data.count(b"\n"):
+    if (
+        data[:1] not in (b"{", b"[", b'"', b"'", b"b")
+        or breaks < _LEAST_BREAKS
+        or breaks <= 2 * data.count(b"\n")
+    ):
         return False
     first, _, more = data.partition(b"\n")
     if more.strip() and message(first.decode("utf-8", "replace")) is not None:
@@ -109,18 +127,17 @@ def _records(data: bytes) -> bytes:
     done: list[str] = []
     open_place: int | None = None
     rows = data.decode("utf-8", "replace").split("\n")
-    alone = sum(map(bool, rows)) == 1
+    alone = sum(map(bool, rows)) == 1 or rows[0] == "{"
     ends = '\\n"' in rows[0] or any('\\n"' in row for row in rows[:_SAMPLE])
     for row in rows:
-        said = message(row) if row.startswith('{"') else None
+        record = "{" + row.strip().rstrip(",") + "}" if rows[0] == "{" and row.startswith(" ") else row
+        said = message(record) if record.startswith('{"') else None
         if said is None:
             open_place = None
             done.append(row)
             continue
         text = said.rstrip("\r\n")
-        if alone:
-            return text.encode("utf-8", "replace")
-        text = text.replace("\n", " ")
+        text = text if alone else text.replace("\n", " ")
         if open_place is not None:
             done[open_place] += text
             done.append("")
@@ -139,7 +156,7 @@ def _unescaped(data: bytes) -> bytes:
     def character(found: re.Match[str]) -> str:
         return chr(int(found[1], 16)) if found[1] else _ESCAPED[found[2]]
 
-    text = _STRING_END.sub(b"", data).decode("utf-8", "replace")
+    text = _STRING_END.sub(b"", b"" if data.strip() in (b"}", b"]") else data).decode("utf-8", "replace")
     return _ESCAPE.sub(character, text).encode("utf-8", "replace")
 
 

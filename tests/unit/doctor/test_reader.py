@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import tracemalloc
 
 import pytest
 
 from plan_llama.doctor import prefixes
+from plan_llama.doctor import reader as reader_module
+from plan_llama.doctor.judge import diagnose
 from plan_llama.doctor.patterns import compiled
 from plan_llama.doctor.reader import LogReader
+from plan_llama.doctor.rules import load
 from plan_llama.errors import InputError, ProfileError
+from tests.unit.doctor.carriers import CARRIERS, WRAPS
 from tests.unit.doctor.logs import book, found, read
 
 OOM = (
@@ -261,3 +266,75 @@ def test_colours_are_no_part_of_a_word(line: str) -> None:
 
 def test_typeset_quotes_are_quotes() -> None:
     assert found("unknown model architecture: \u2018nova\u2019")[0].rule.id == "unknown-architecture"
+
+
+BEFORE = "".join(f"slot print: id 0 | task {number} | prompt done\n" for number in range(5))
+
+
+def first(data: bytes) -> tuple[str, int]:
+    """The first finding and its line."""
+    reader = LogReader(book())
+    reader.read(io.BytesIO(data), "log")
+    item = diagnose(reader.finish(), load())[0]
+    return item.rule.id, item.evidence[0].number
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("CRI in parts", 8), ("docker json-file", 7), ("rich", 8), ("blank lines", 13)]
+)
+def test_lines_keep_their_numbers(name: str, number: int) -> None:
+    assert first(CARRIERS[name](BEFORE + OOM)) == ("gpu-oom-weights", number)
+
+
+def test_a_line_that_docker_cut_is_one() -> None:
+    text = "unable to allocate CUDA0 buffer\n"
+    parts = (text[:18], text[18:])
+    records = "".join(
+        json.dumps({"log": part, "stream": "stderr"}) + "\n" for part in (*BEFORE.splitlines(True), *parts)
+    )
+    assert first(records.encode()) == ("gpu-oom-weights", 6)
+
+
+@pytest.mark.parametrize("name", ["JSON string", "CRI in parts"])
+def test_a_large_log_in_one_string_or_in_parts(name: str) -> None:
+    many = BEFORE * 5000 + "x" * 130 + "\n"
+    assert first(CARRIERS[name](many + OOM))[0] == "gpu-oom-weights"
+
+
+def test_rows_of_a_terminal_go_on_where_a_chunk_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = WRAPS["wrapped at 80"](BEFORE + OOM)
+    for size in range(400, 420):
+        monkeypatch.setattr(reader_module, "_CHUNK", size)
+        assert first(text)[0] == "gpu-oom-weights"
+
+
+def test_what_a_record_says_beside_its_message_is_read() -> None:
+    record = {"level": "error", "msg": "failed to load", "error": "cudaMalloc failed: out of memory"}
+    assert first(json.dumps(record).encode())[0] == "gpu-oom-runtime"
+
+
+def test_a_journal_exports_lines_with_control_characters_as_binary() -> None:
+    said = b"\x1b[31mCUDA error: out of memory\x1b[0m"
+    entry = (
+        b"__CURSOR=s=ab\n__REALTIME_TIMESTAMP=1\nMESSAGE\n"
+        + len(said).to_bytes(8, "little")
+        + said
+        + b"\n_PID=7\n\n"
+    )
+    assert first(entry) == ("gpu-oom-runtime", 3)
+
+
+def test_lines_of_one_length_are_not_put_together() -> None:
+    lines = "".join(
+        f"print_info: n_layer {number} is one of the model's layers, as many others are\n"
+        for number in range(9)
+    )
+    reader = LogReader(book())
+    reader.read(io.BytesIO((lines + "error: done").encode()), "log")
+    assert all(
+        "print_info" not in line.text or line.text.count("layers") == 1 for line in reader.finish().tail
+    )
+
+
+def test_a_shell_of_windows_that_leaves_out_the_mark() -> None:
+    assert first(OOM.replace("\n", "\r\n").encode("utf-16-le"))[0] == "gpu-oom-weights"
