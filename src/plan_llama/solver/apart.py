@@ -20,18 +20,20 @@ Overrides = tuple[Override, ...]
 
 
 def lenders(machine: Machine) -> list[tuple[int, ...]]:
-    """The cards of the slowest kind, of the two slowest and so on, of unequal ones with memory of their own; none where
-    a bandwidth is not known. All of them, because a faster card must not end what was tried with the slower one."""
+    """The cards of the slowest kind, of the two slowest and so on, by bandwidth and by arithmetic, of unequal ones with
+    memory of their own; none where a bandwidth is not known. All of them, because a faster card must not end what was
+    tried with the slower one."""
     cards = machine.gpus
     if machine.unified or any(gpu.integrated or not gpu.bandwidth_bytes_per_s for gpu in cards):
         return []
-    by_speed = sorted(
-        firsts(machine),
-        key=lambda i: (cards[i].bandwidth_bytes_per_s or 0.0, cards[i].fp16_flops_per_s or 0.0),
-    )
-    kinds = [kind_of_card(machine, i) for i in by_speed]
-    every = range(len(cards))
-    return [tuple(i for i in every if kind_of_card(machine, i) in kinds[:n]) for n in range(1, len(kinds))]
+    speeds = [(gpu.bandwidth_bytes_per_s or 0.0, gpu.fp16_flops_per_s or 0.0) for gpu in cards]
+    found: dict[tuple[int, ...], None] = {}
+    for key in (lambda i: speeds[i], lambda i: speeds[i][::-1]):
+        kinds = [kind_of_card(machine, i) for i in sorted(firsts(machine), key=key)]
+        for count in range(1, len(kinds)):
+            slow = [i for i in range(len(cards)) if kind_of_card(machine, i) in kinds[:count]]
+            found[tuple(slow)] = None
+    return list(found)
 
 
 @dataclass(frozen=True, slots=True)
