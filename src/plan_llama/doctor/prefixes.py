@@ -108,12 +108,13 @@ _TYPESET = {
     "\u200b": "",
     "\ufeff": "",
 }
+_HEAD = 1 << 16  # bytes that tell whether it is JSON
 _JSON_CHARACTER = re.compile(rb"\\u00([2-7][0-9a-fA-F])")
 
 
 def undressed(data: bytes) -> bytes:
     """Lines without the colours of a terminal (in a paste their first character is mostly lost), with plain quotes."""
-    if b"\\u00" in data:
+    if b"\\u00" in data[:_HEAD]:
         data = _JSON_CHARACTER.sub(_character, data)
     if b"\x1b" in data or b"[0m" in data or b"[0;0m" in data:
         data = _COLOURS.sub(b"", data)

@@ -29,6 +29,8 @@ _STRING_FRONT = 4096  # bytes in which such a string begins
 _STRING_END = re.compile(rb'["\'][\s}\],]*\Z')
 _ESCAPE = re.compile(r"""\\(?:u([0-9a-fA-F]{4})|([nrtbf'"\\/]))""")
 _ESCAPED = {"n": "\n", "r": "", "t": " ", "b": "", "f": "", "'": "'", '"': '"', "\\": "\\", "/": "/"}
+_HEAD = 1 << 16
+_CRI = re.compile(rb" std(?:out|err) [PF] ")
 _PART = re.compile(rb"\S+ (stdout|stderr) ([PF]) ")
 _BINARY = re.compile(rb"(?s)\nMESSAGE\n.{8}")
 _FIELD = re.compile(rb"(?m)^(?!MESSAGE=)_{0,2}[A-Z][A-Z0-9_]*=.*$")
@@ -44,18 +46,19 @@ class Unpacker:
         self._columns = Columns()
 
     def lines(self, data: bytes) -> bytes:
-        """Whole lines, unpacked."""
+        """Whole lines, unpacked. The beginning of a chunk tells its form: looking all through it takes long."""
+        head = data[:_HEAD]
         self._string = self._string or (self._first and _is_string(data))
         if self._string:
             data = _unescaped(_STRING.sub(b"", data, count=1) if self._first else data)
-        elif data.startswith((b'{"', b"{\n")) or b'\n{"' in data:
+        elif data.startswith((b'{"', b"{\n")) or b'\n{"' in head:
             data = _records(data)
         self._first = False
-        if b" P " in data:
+        if _CRI.search(head) and b" P " in data:
             data = _whole(data)
-        if b"__REALTIME_TIMESTAMP=" in data:
+        if b"__REALTIME_TIMESTAMP=" in head:
             data = _FIELD.sub(b"", data).replace(b"\nMESSAGE=", b"\n")
-        if b"<br" in data and data.count(b"<br") > data.count(b"\n"):
+        if b"<br" in head and data.count(b"<br") > data.count(b"\n"):
             data = _BREAK.sub(b"\n", data)
         return self._columns.lines(data)
 
