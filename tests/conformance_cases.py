@@ -46,7 +46,16 @@ class Measured:
 
 def measured(kind: Set) -> Iterator[Measured]:
     """The recorded measurements, in the order of the file."""
-    for line in (DATA / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines():
+    yield from _rows(kind)
+
+
+def equal_layers() -> Iterator[Measured]:
+    """Those of headers of real size whose equal layers do not all allocate alike."""
+    yield from _rows("equal_layers")
+
+
+def _rows(name: str) -> Iterator[Measured]:
+    for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
         yield from_row(json.loads(line))
 
 

@@ -1,11 +1,13 @@
 """Measure again what `tests/data/conformance` holds, or measure more.
 
 usage: python -m tests.engine.record_memory real|tiny [--model NAME]... [--out FILE]
+       python -m tests.engine.record_memory equal_layers [--out FILE]
        python -m tests.engine.record_memory headers
 
 Needs PLAN_LLAMA_ENGINE_BIN, and beside that folder the one that `test-llama-archs -o archs` makes. `real` and `tiny`
 write every measurement of every model (of `--model` only, when given) as one JSON line; without `--out` to standard
-output. `headers` writes the stored headers anew: from the catalog, the published configurations and the tiny models.
+output. `equal_layers` asks again what its file holds. `headers` writes the stored headers anew: from the catalog, the
+published configurations and the tiny models.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from plan_llama.memory.types import DeviceBytes
 from plan_llama.models.spec import load
 from plan_llama.models.types import ModelSpec
 from plan_llama.models.writer import write_header
-from tests.conformance_cases import Measured, Set, models, spec, store_spec, to_row
+from tests.conformance_cases import Measured, Set, equal_layers, models, spec, store_spec, to_row
 from tests.engine import processes
 from tests.engine.measure import places
 from tests.engine.real_headers import headers
@@ -140,6 +142,11 @@ def record(found: Meter, kind: Set, names: Sequence[str], archs: Path, scratch: 
             yield found.measure(name, path, asked)
 
 
+def _measured_again(found: Meter, asked: Sequence[Measured], scratch: Path) -> Iterator[Measured]:
+    for case in asked:
+        yield found.measure(case.model, header(spec("real", case.model), scratch), case.asked)
+
+
 def header(model: ModelSpec, folder: Path) -> Path:
     """The model as a file without data. It states the number of tokens and lists none: it loads seven times as fast."""
     path = folder / "model.gguf"
@@ -162,7 +169,7 @@ def store_headers(archs: Path, scratch: Path) -> None:
 def main() -> int:
     """Exit code 0."""
     parser = argparse.ArgumentParser(description="Measure the memory of models with llama.cpp.")
-    parser.add_argument("what", choices=("real", "tiny", "headers"))
+    parser.add_argument("what", choices=("real", "tiny", "equal_layers", "headers"))
     parser.add_argument("--model", action="append")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -173,9 +180,14 @@ def main() -> int:
         if args.what == "headers":
             store_headers(archs, scratch)
             return 0
+        again = tuple(equal_layers())  # before the file is opened for writing
         out = stack.enter_context(args.out.open("w", encoding="utf-8")) if args.out else sys.stdout
         found = stack.enter_context(meter(bin_folder, scratch))
-        for case in record(found, args.what, args.model or models(args.what), archs, scratch):
+        if args.what == "equal_layers":
+            cases = _measured_again(found, again, scratch)
+        else:
+            cases = record(found, args.what, args.model or models(args.what), archs, scratch)
+        for case in cases:
             out.write(json.dumps(to_row(case), separators=(",", ":")) + "\n")
             out.flush()
     return 0

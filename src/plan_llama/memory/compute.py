@@ -225,59 +225,69 @@ def _record(
     pipelined: bool,
     draft: bool,
 ) -> Recording:
-    """Builds the graph and has the scheduler and the allocator go through it."""
-    spec = table.spec
-    guards = Guards(values)
+    """Builds the graph and has the scheduler and the allocator go through it: with every layer, for these values alone,
+    where layers that seem alike do not allocate alike."""
+    options = SchedulerOptions(
+        kinds=(*kinds, CPU_KIND),
+        op_offload=settings.op_offload,
+        copies=PIPELINE_COPIES if pipelined else 1,
+    )
+    for every in (False, True):
+        guards = Guards(values)
+        builder = _builder(table.spec, variables(batch, guards), placement, len(kinds))
+        builder.fixed = repacked.names
+        graph = graph_of(table.spec.architecture)(builder)
+        if draft:
+            # as the modules of graphs: not loaded at the start
+            from plan_llama.memory.graphs import drafting
+
+            drafting.build(graph.drafting()(builder), table.spec.layers)
+            repeats = []
+        else:
+            repeats = _build(graph, builder, placement, guards, every=every)
+        recorded = record(builder.g, options)
+        tapes = (*recorded.tapes, *(recorded.fused or ()))
+        if all(tape.repeat(mark, place) for mark, place in repeats for tape in tapes):
+            break
+    return Recording(guards, recorded.tapes, recorded.fused, recorded.operations)
+
+
+def _builder(spec: ModelSpec, batch: Batch, placement: Placement, cards: int) -> Builder:
     builder = Builder(
         spec,
-        variables(batch, guards),
+        batch,
         {
             tensor.name: device
             for tensor, device in zip(spec.tensors, placement.device_of, strict=True)
             if device is not None
         },
         dict(enumerate(placement.layer_device)),
-        len(kinds),
+        cards,
     )
     builder.output_device = placement.output_device
-    builder.fixed = repacked.names
-    graph = graph_of(spec.architecture)(builder)
-    if draft:
-        # as the modules of graphs: not loaded at the start
-        from plan_llama.memory.graphs import drafting
-
-        drafting.build(graph.drafting()(builder), spec.layers)
-        repeats = []
-    else:
-        repeats = _build(graph, builder, placement, guards)
-    options = SchedulerOptions(
-        kinds=(*kinds, CPU_KIND),
-        op_offload=settings.op_offload,
-        copies=PIPELINE_COPIES if pipelined else 1,
-    )
-    recorded = record(builder.g, options)
-    for mark, place in repeats:
-        for tape in (*recorded.tapes, *(recorded.fused or ())):
-            tape.repeat(mark, place)
-    return Recording(guards, recorded.tapes, recorded.fused, recorded.operations)
+    return builder
 
 
-def _build(graph: Decoder, builder: Builder, placement: Placement, guards: Guards) -> list[tuple[int, int]]:
-    """The whole model without the layers that are like others. For those that are left out: the mark of the last repeat
-    that is built, and the number of the variable that counts them."""
+def _build(
+    graph: Decoder, builder: Builder, placement: Placement, guards: Guards, *, every: bool
+) -> list[tuple[int, int]]:
+    """The whole model without the layers that are like others, unless `every`. For those that are left out: the mark of
+    the last repeat that is built, and the number of the variable that counts them."""
     x = graph.inputs()
     places = count(BATCH)
     last = placement.table.layers - 1
     repeats = []
     for stretch in placement.stretches:
         built = stretch.first + stretch.built
+        if stretch.left_out and every:
+            built += int(guards.variable(next(places))) * stretch.period
         for il in range(stretch.first, built):
             if il == built - stretch.period:
                 builder.constants = []  # those of the last repeat are what the left-out ones have
             if (il - stretch.first) % stretch.period == 0:
                 builder.g.mark += 1
             x = graph.block(x, il, last=il == last)
-        if stretch.left_out:
+        if stretch.left_out and not every:
             place = next(places)
             repeats.append((builder.g.mark, place))
             builder.g.mark += 1

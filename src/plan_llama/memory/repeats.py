@@ -34,10 +34,8 @@ def stretches(layers: Sequence[Hashable]) -> tuple[Stretch, ...]:
     first, last = 0, len(alike) - 1
     while first < last:
         period, repeats = _longest_repeat(alike, first, last)
-        left_out = max(0, repeats - _BUILT)
-        built = period * (repeats - left_out)
-        if not left_out:
-            built = 1
+        left_out = max(0, repeats - _BUILT - 1)  # the last one is where inputs are read for the last time
+        built = period * _BUILT if left_out else 1
         if found and not left_out and not found[-1].left_out:
             found[-1] = Stretch(found[-1].first, found[-1].built + built)
         else:

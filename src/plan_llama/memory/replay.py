@@ -11,33 +11,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from plan_llama.memory.quantity import Polynomial, Quantity, Size, evaluate, terms_of
+from plan_llama.memory.quantity import Polynomial, Size, evaluate, terms_of
 
 _ENDLESS = 1 << 62
 TOKENS, CELLS, WINDOW = 0, 1, 2  # the batch's variables, by number
-MOST_ROUNDS = 6  # of equal layers; what their allocations come to repeats itself after one or two
+MOST_ROUNDS = 6  # of equal layers; what their allocations come to mostly repeats itself after one or two
 BATCH = 3  # from here on: how many layers are left out in one place
 
 _NEAR = 9  # tenths of the peak that count as near it
 
 # (block, number of its size) takes memory; (-1 - block, 0) gives it back; (block, -1 - number) keeps only that size.
+# In a loop (-1 - block, 1) gives back a constant as large as this block, of those held for the loop's layers.
 Step = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
     """One run over a backend's steps: its size, the step that decided it, the last step that came near it, (hashed)
-    what was decided up to there, and whether more equal layers would change nothing but what they hold."""
+    what was decided up to there, and the variables of which more equal layers would change more than what they hold:
+    those where allocations take turns from layer to layer, and those where no state came again yet."""
 
     size_bytes: int
     peak_step: int
     near_step: int
     decisions: int
-    settled: bool
+    in_turns: frozenset[int] = frozenset()
+    unsettled: frozenset[int] = frozenset()
 
 
 def few(count: int) -> int:
-    """As good as so many rounds: where the allocator finds room in turns, it does so every second time."""
+    """As good as so many rounds where the allocator finds room in turns, every second time."""
     return count if count <= MOST_ROUNDS else MOST_ROUNDS - (count - MOST_ROUNDS) % 2
 
 
@@ -54,6 +57,7 @@ class _Loop:
     steps: tuple[Step, ...]
     own: tuple[int, ...]
     carried: tuple[int, ...]
+    held: tuple[int, ...]  # where the constants of its layers begin, if they have any, and one layer's
 
     def state(self, offsets: list[int], lengths: list[int], where: list[int]) -> object:
         """All that the next round depends on."""
@@ -67,14 +71,17 @@ class Tape:
         self.alignment = alignment
         self.steps: list[Step] = []
         self.sizes: list[Polynomial | int] = []
-        # steps that give back what all layers that are left out hold, and how much that is
-        self.held: list[tuple[int, Quantity]] = []
+        # steps that give back what all layers that are left out hold: the allocations of each depend on how many there
+        # were before it
+        self.held: list[int] = []
         self._numbers: dict[object, int] = {}
         # the same by the identity of sizes, which are kept: so none other comes to have it
         self._known: dict[int, tuple[Size, int]] = {}
         self._blocks = 0
         self._sections: dict[int, int] = {}  # where the parts of the graph begin, by mark
         self._loops: list[_Loop] = []
+        # sizes that are as many times another as a variable says
+        self._multiples: dict[int, tuple[int, int]] = {}
 
     def take(self, size: Size) -> int:
         """A new block."""
@@ -84,10 +91,10 @@ class Tape:
         self.steps.append((block, known[1]))
         return block
 
-    def give_back(self, block: int, held: Size = 0) -> None:
-        """The block is free again. `held` is its size where it stands for layers that are left out."""
-        if isinstance(held, Quantity):
-            self.held.append((len(self.steps), held))
+    def give_back(self, block: int, *, held: bool = False) -> None:
+        """The block is free again. `held`: it stands for constants of layers that are left out."""
+        if held:
+            self.held.append(len(self.steps))
         self.steps.append((-1 - block, 0))
 
     def shrink(self, block: int, size: Size) -> None:
@@ -109,14 +116,20 @@ class Tape:
         """From here on the steps are those of the part of the graph with this mark."""
         self._sections[mark] = len(self.steps)
 
-    def repeat(self, mark: int, variable: int) -> None:
+    def repeat(self, mark: int, variable: int) -> bool:
         """The part with this mark is gone through again, as often as the variable says, if it does what the part
-        before it did. To be called when all steps are recorded."""
+        before it did; False if not. To be called when all steps are recorded."""
         parts = [self._part(m) for m in (mark - 2, mark - 1, mark)]
+        if not any(parts):
+            return True
         taken_by = [self._taken(part) for part in parts]
         before = self._pattern(taken_by[0], parts[1], taken_by[1])
         if before is None or before != self._pattern(taken_by[1], parts[2], taken_by[2]):
-            return
+            return False
+        held = self._held_for(mark)
+        ones = sorted({-1 - block for block, _ in parts[2] if self._is_constant(block)})
+        if len(held) != len(ones):
+            return False  # something else of every layer lies before the first part: copies of its inputs
         earlier = taken_by[1]
         own = {number: block for block, number in taken_by[2].items()}
         taken = frozenset(own.values())
@@ -129,12 +142,33 @@ class Tape:
                 carried.add(own[earlier[named]])
                 named = self._blocks + own[earlier[named]]
             elif named not in taken:
-                continue  # a constant: those of layers that are left out are held as one
+                number = 1  # a constant
             steps.append((-1 - named if block < 0 else named, number))
-        if steps:
-            end = self._range(mark)[1]
-            loop = _Loop(end, variable, tuple(steps), tuple(own.values()), tuple(sorted(carried)))
-            self._loops.append(loop)
+        for (step, block), one in zip(held, ones, strict=True):
+            self._multiples[self._size_of[block]] = self._size_of[one], variable
+            # the loop gives it back layer by layer: here it only keeps the size that it has
+            self.steps[step] = block, -1 - self._size_of[block]
+        first = (held[0][1], *ones) if held else ()
+        end = self._range(mark)[1]
+        loop = _Loop(end, variable, tuple(steps), tuple(own.values()), tuple(sorted(carried)), first)
+        self._loops.append(loop)
+        return True
+
+    def _held_for(self, mark: int) -> list[tuple[int, int]]:
+        """The steps after a part that give back the constants of layers that are left out, and their blocks."""
+        first, end = self._range(mark + 1)
+        return sorted(
+            ((step, -1 - self.steps[step][0]) for step in self.held if first <= step < end),
+            key=lambda item: item[1],
+        )
+
+    def _is_constant(self, block: int) -> bool:
+        return block < 0 and -1 - block in self._constants
+
+    @cached_property
+    def _size_of(self) -> dict[int, int]:
+        """The number of each block's size."""
+        return {block: number for block, number in self.steps if block >= 0 and number >= 0}
 
     def _range(self, mark: int) -> tuple[int, int]:
         marks, starts = self._parts
@@ -198,20 +232,33 @@ class Tape:
             -(-(s if isinstance(s, int) else evaluate(s, values)) // alignment) * alignment
             for s in self.sizes
         ]
+        for number, (one, variable) in self._multiples.items():
+            sizes[number] = sizes[one] * values[variable]
         empty = 0 in sizes
         endless = 2 * _ENDLESS
         # the free blocks by address; the last has no end, and is taken where no other fits
         offsets, lengths = [0], [_ENDLESS]
-        peak, peak_step, near, settled = 0, -1, 0, True
+        peak, peak_step, near = 0, -1, 0
+        in_turns: set[int] = set()
+        unsettled: set[int] = set()
         late: list[tuple[int, int, int]] = []
         where = [0] * (2 * self._blocks)
         held = [0] * (2 * self._blocks)
         decisions: list[int] = []
         decide = decisions.append
         for first, steps, loop in self._segments():
-            rounds = 1 if loop is None else few(values[loop.variable])
+            rounds = 1 if loop is None else values[loop.variable]
             states: list[object] = [] if loop is None else [loop.state(offsets, lengths, where)]
-            restless = loop is not None
+            base, each = 0, 0
+            behind: dict[int, int] = {}
+            if loop is not None:
+                unsettled.add(loop.variable)
+                if loop.held:
+                    # the constants of all layers lie in the order of the layers
+                    base = where[loop.held[0]]
+                    for block in loop.held[1:]:
+                        behind[block] = each
+                        each += held[block]
             while rounds:
                 rounds -= 1
                 if loop is not None:
@@ -246,7 +293,8 @@ class Tape:
                         continue
                     if block < 0:
                         block = -1 - block
-                        offset, size = where[block], held[block]
+                        size = held[block]
+                        offset = base + behind[block] if number else where[block]
                     else:
                         kept = sizes[-1 - number]
                         offset, size = where[block] + kept, held[block] - kept
@@ -275,19 +323,24 @@ class Tape:
                         offsets.insert(at, offset)
                         lengths.insert(at, size)
                     decide(at << 2 | joins << 1)
+                base += each
                 if loop is not None:
                     state = loop.state(offsets, lengths, where)
-                    if states[-1] == state:
-                        restless = False
-                        break
-                    if len(states) > 1 and states[-2] == state:
-                        rounds %= 2
+                    if state in states:
+                        # everything from here on goes as it did since then
+                        period = len(states) - states.index(state)
+                        if period <= 2:
+                            unsettled.discard(loop.variable)
+                        if period == 1:
+                            break
+                        in_turns.add(loop.variable)
+                        rounds %= period
                     states.append(state)
-            settled = settled and not restless
         while late and late[-1][1] <= near:
             late.pop()
         near_step, _, decided = late[-1] if late else (-1, 0, 0)
-        return Passed(peak, peak_step, near_step, hash(tuple(decisions[:decided])), settled), where
+        hashed = hash(tuple(decisions[:decided]))
+        return Passed(peak, peak_step, near_step, hashed, frozenset(in_turns), frozenset(unsettled)), where
 
     def _segments(self) -> Iterator[tuple[int, Sequence[Step], _Loop | None]]:
         """The steps between loops, and those of the loops, each with the number of its first step."""

@@ -364,7 +364,7 @@ class _Allocator:
                 if root.allocated and not root.is_output:
                     root.allocated = False
                     if held:
-                        tapes[root.home].give_back(root.block, root.size)
+                        tapes[root.home].give_back(root.block, held=True)
                     else:
                         steps[root.home].append((-1 - root.block, 0))
         return tapes

@@ -26,9 +26,9 @@ def slowness() -> float:
     return max(1.0, min(timeit.repeat("sum(range(1000))", number=20, repeat=5)) / 20 / IDLE_LOOP_S)
 
 
-def pace(asked: list[Settings]) -> tuple[float, float]:
+def pace(name: str, asked: list[Settings]) -> tuple[float, float]:
     """Seconds of processor time: of what is prepared for a model with its first placement, and of the placements."""
-    header = spec("glm-5.1-ud-iq2")
+    header = spec(name)
     start = time.process_time()
     model = ModelTable(header)
     buffers(model, Settings(context=4096, gpu_layers=99, overrides=n_cpu_moe(40)), CARD)
@@ -38,20 +38,24 @@ def pace(asked: list[Settings]) -> tuple[float, float]:
     return prepared - start, time.process_time() - prepared
 
 
-def test_a_thousand_placements_of_79_layers() -> None:
+# 0.4 s and 0.9 s on a machine of two cores; the limits catch what makes it twice as slow. Layers of GLM-5.1 have
+# constants: all are gone through, where of others those that are left out repeat what the last one did.
+@pytest.mark.parametrize(
+    ("model", "on_host", "most_s"),
+    [("gpt-oss-20b-mxfp4", range(7, 17), 0.8), ("glm-5.1-ud-iq2", range(20, 70, 10), 1.8)],
+)
+def test_many_placements_of_one_kind(model: str, on_host: range, most_s: float) -> None:
     asked = [
         Settings(context=context, ubatch=ubatch, gpu_layers=99, overrides=n_cpu_moe(layers))
         for context in (8192, 16384, 32768, 65536, 131072)
         for ubatch in (512, 1024, 2048, 4096)
-        for layers in range(20, 70)
+        for layers in on_host
     ]
-    assert len(set(asked)) == 1000
     before = slowness()
-    rounds = [pace(asked) for _ in range(3)]
+    rounds = [pace(model, asked) for _ in range(3)]
     factor = max(before, slowness())
-    # 0.03 s and 0.17 s on a busy machine of two cores; the limits catch what makes it twice as slow
     assert min(prepared for prepared, _ in rounds) < 0.1 * factor
-    assert min(placed for _, placed in rounds) < 0.4 * factor
+    assert min(placed for _, placed in rounds) < most_s * factor
 
 
 @pytest.mark.slow
