@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 from plan_llama.memory.cuda_pool import Chip, Operations
 from plan_llama.memory.quantity import Guards
 from plan_llama.memory.replay import BATCH, CELLS, Passed, Tape, few
 
 _SETTLED = 4  # rounds after which equal layers mostly allocate alike
+_FAR = 8  # steps that a line goes on where nothing ends it
 
 
 class Recording:
@@ -27,8 +29,8 @@ class Recording:
         operations: Sequence[Operations],
     ) -> None:
         self.guards = guards
-        self.lines = tuple(_Line(tape) for tape in tapes)
-        self.fused = None if fused is None else tuple(_Line(tape) for tape in fused)
+        self.lines = tuple(_Line(tape, guards) for tape in tapes)
+        self.fused = None if fused is None else tuple(_Line(tape, guards) for tape in fused)
         self.operations = tuple(operations)
         self._pools: dict[tuple[tuple[int, ...], int, Chip | None], int] = {}
         self._admitted: dict[tuple[int, ...], bool] = {}
@@ -70,20 +72,53 @@ class _Line:
     run may differ.
     """
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, guards: Guards) -> None:
         self.tape = tape
+        self.guards = guards
+        self._runs: dict[tuple[int, ...], dict[tuple[int, ...], Passed]] = {}  # by batch
         self._known: dict[tuple[int, ...], tuple[list[int], list[Passed]]] = {}
 
     def size(self, values: tuple[int, ...]) -> int:
         """Bytes for these values."""
         if self.tape.held:
-            return self._passed(values).size_bytes
+            return self._held(values)
         less = values[:BATCH] + tuple(min(count, _SETTLED) for count in values[BATCH:])
         passed = self._passed(less)
         while (more := _longer(passed, less, values)) != less:
             less = more
             passed = self._passed(less)
         return passed.size_bytes
+
+    def _held(self, values: tuple[int, ...]) -> int:
+        """Bytes where layers that are left out have constants: each of them allocates otherwise than the one before, in
+        the hole that their constants leave. Their numbers matter only to the sum of the constants where the peak comes
+        before these layers. It is taken to do so everywhere on a line of numbers on which it does at both ends and
+        between them, with sizes that lie on the line."""
+        known = self._runs.setdefault(values[:BATCH], {})
+        if values in known:
+            return known[values].size_bytes
+        if (size := self._on_line(known, values)) is not None:
+            return size
+        if (
+            known
+        ):  # the end and the middle of the line from the last one help with those that are asked for next
+            for other in _ahead(next(reversed(known)), values):
+                if other not in known and self.guards.hold(other):
+                    known[other] = self._passed(other)
+        known[values] = self._passed(values)
+        return known[values].size_bytes
+
+    def _on_line(self, known: Mapping[tuple[int, ...], Passed], values: tuple[int, ...]) -> int | None:
+        early = {v: passed for v, passed in known.items() if passed.peak_step < self.tape.first_loop}
+        for (low, a), (high, b) in combinations(early.items(), 2):
+            if a.peak_step != b.peak_step or (share := _between(low, high, values)) is None:
+                continue
+            inside = [
+                (v, s) for v in known if v not in (low, high) and (s := _between(low, high, v)) is not None
+            ]
+            if inside and all(v in early and early[v].size_bytes == _share_of(a, b, s) for v, s in inside):
+                return _share_of(a, b, share)
+        return None
 
     def _passed(self, values: tuple[int, ...]) -> Passed:
         cells = values[CELLS]
@@ -118,3 +153,28 @@ def _longer(passed: Passed, less: tuple[int, ...], values: tuple[int, ...]) -> t
         else less[place]
         for place, count in enumerate(values[BATCH:], BATCH)
     )
+
+
+def _share_of(low: Passed, high: Passed, share: float) -> int:
+    return low.size_bytes + round((high.size_bytes - low.size_bytes) * share)
+
+
+def _between(low: tuple[int, ...], high: tuple[int, ...], values: tuple[int, ...]) -> float | None:
+    """Where values lie on the line between two others: from 0 to 1; None where they do not."""
+    whole, part = max(
+        ((b - a, v - a) for a, b, v in zip(low, high, values, strict=True)), key=lambda p: abs(p[0])
+    )
+    share = part / whole
+    if not 0 <= share <= 1:
+        return None
+    on = all((v - a) * whole == part * (b - a) for a, b, v in zip(low, high, values, strict=True))
+    return share if on else None
+
+
+def _ahead(first: tuple[int, ...], values: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Values on the line from `first`: the last ones with which a layer is left out everywhere, and half way there."""
+    steps = [v - f for f, v in zip(first, values, strict=True)]
+    room = [(v - 1) // -step for v, step in zip(values, steps, strict=True) if step < 0]
+    far = max(0, min(room, default=_FAR))
+    for count in {far, far // 2} - {0}:
+        yield tuple(v + count * step for v, step in zip(values, steps, strict=True))

@@ -342,6 +342,11 @@ class Tape:
         hashed = hash(tuple(decisions[:decided]))
         return Passed(peak, peak_step, near_step, hashed, frozenset(in_turns), frozenset(unsettled)), where
 
+    @cached_property
+    def first_loop(self) -> int:
+        """The first step of those that are gone through again."""
+        return min((loop.after - len(loop.steps) for loop in self._loops), default=len(self.steps))
+
     def _segments(self) -> Iterator[tuple[int, Sequence[Step], _Loop | None]]:
         """The steps between loops, and those of the loops, each with the number of its first step."""
         done = 0

@@ -10,6 +10,7 @@ import pytest
 
 from plan_llama.memory import repeats
 from plan_llama.memory.estimate import DeviceMemory, buffers
+from plan_llama.memory.patterns import n_cpu_moe
 from plan_llama.memory.table import ModelTable
 from plan_llama.memory.types import HOST, Override, Settings
 from plan_llama.units import GIB
@@ -45,3 +46,19 @@ def test_fused_kernels_hold_what_they_hold_with_every_layer_built(
     made = buffers(ModelTable(spec("real", model)), chosen, devices)
     monkeypatch.setattr(repeats, "_BUILT", 1000)
     assert made == buffers(ModelTable(spec("real", model)), chosen, devices)
+
+
+@pytest.mark.parametrize(
+    ("model", "cards"), [("glm-5.1-ud-iq2", 1), ("glm-5.1-ud-iq2", 2), ("deepseek-v3.2-q4_k_m", 1)]
+)
+def test_one_of_many_is_what_it_is_alone(model: str, cards: int) -> None:
+    """Numbers of layers between others are worked out on the line."""
+    devices = [DeviceMemory(free_bytes=24 * GIB)] * cards
+    many, asked = table("real", model), range(20, 52)
+    found = {
+        count: buffers(many, Settings(context=8192, gpu_layers=99, overrides=n_cpu_moe(count)), devices)
+        for count in asked
+    }
+    for count in asked[2::6]:
+        chosen = Settings(context=8192, gpu_layers=99, overrides=n_cpu_moe(count))
+        assert found[count] == buffers(ModelTable(spec("real", model)), chosen, devices)

@@ -89,7 +89,8 @@ def test_a_small_gain_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_not_with_many_answers_at_once() -> None:
-    for users, drafts in ((4, True), (8, False)):
+    # four answers and their drafts are more tokens than the kernels for vectors take: tiles of experts eat the gain
+    for users, drafts in ((2, True), (4, False), (8, False)):
         plan = plan_of(task_of(8, replace(CHAT, users=users, context=8192)))
         assert plan.chosen.cpu_moe_layers == 0
         assert plan.chosen.settings.draft_layers == drafts
