@@ -2,7 +2,7 @@
 
     python scripts/fit_speed.py            writes profiles/speed/constants.toml and docs/reference/speed.md
     python scripts/fit_speed.py --report   prints the table for the shipped constants, and writes the page's section
-                                           on runs that no constant has seen
+                                           on runs that are in no fit
 
 Needs numpy. The constants are found in log space by iteratively reweighted least squares: a robust loss (a
 run that contradicts the others does not pull), each group of dependent runs counted once, and a pull

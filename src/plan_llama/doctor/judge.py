@@ -123,9 +123,8 @@ def _seen(rule: Rule, sign: Sign, start: Start, observed: Mapping[str, Fact]) ->
     if sign.after:
         earliest = _first_line(start, sign.after)
         if earliest is not None and start.served is not None and earliest == start.served.number:
-            earliest = (
-                start.up.number if start.up is not None else earliest
-            )  # between the two it loaded again
+            # between the two it loaded again
+            earliest = start.up.number if start.up is not None else earliest
         fitting = [hit for hit in fitting if earliest is not None and hit.line.number > earliest]
         if not fitting:
             return None

@@ -86,21 +86,25 @@ class LogReader:
         if decoder is None and b"\0" in first:
             raise InputError(f"{source}: not a text file", hint="give the text that the engine printed")
         unpacker = Unpacker()
+
+        def scan(data: bytes) -> None:
+            self._scan(unpacker.lines(prefixes.undressed(data)), source)
+
         chunk, carry = first, b""
         while chunk:
             data = carry + (decoder.decode(chunk).lstrip("\ufeff").encode() if decoder else chunk)
             end = unpacker.end(data)
             carry = data[end + 1 :]
             if end >= 0:
-                self._scan(unpacker.lines(prefixes.undressed(data[:end])), source)
+                scan(data[:end])
             if len(carry) > _CHUNK:  # a line without an end
                 head, carry = unpacker.cut(carry)
                 if head:
-                    self._scan(unpacker.lines(prefixes.undressed(head)), source)
+                    scan(head)
                 carry = _cut(carry) if len(carry) > _CHUNK else carry
             chunk = opened(stream.read(_CHUNK))
         if carry:
-            self._scan(unpacker.lines(prefixes.undressed(carry)), source)
+            scan(carry)
 
     def feed(self, lines: Sequence[bytes], source: str) -> None:
         """Some whole lines, in order. Every source is a start of its own."""

@@ -99,9 +99,8 @@ class _Line:
             return known[values].size_bytes
         if (size := self._on_line(known, values)) is not None:
             return size
-        if (
-            known
-        ):  # the end and the middle of the line from the last one help with those that are asked for next
+        if known:
+            # the end and the middle of the line from the last one help with those that are asked for next
             for other in _ahead(next(reversed(known)), values):
                 if other not in known and self.guards.hold(other):
                     known[other] = self._passed(other)
